@@ -1,0 +1,79 @@
+"""The loss of a heal step, and the scorer that every other stage shares.
+
+    L = (1/n) Σ_t NLL_t + λ (1/b) Σ_row relu(A_row − τ),    A_row = aggregate of KL_t over a row
+
+KL_t = KL(student ‖ reference) for kl_rev, KL(reference ‖ student) for kl_fwd, in nats. Both
+functions take hidden states at completion positions only and hold logits of one chunk at a time.
+
+Letters: n positions, d width, v vocabulary, b rows (completions).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from steerloop.kernels.fused_loss import CHUNK_LOGITS, Constraint, FusedLoss, kl, logits
+
+EPS = 1e-8  # nats²: at Δ = 0 every KL is 0, where a root has no slope
+
+
+@dataclass(frozen=True)
+class Head:
+    """Hidden states → logits in fp32: the frozen output embedding, softly capped where needed."""
+
+    weight: Float[Tensor, "v d"]
+    softcap: float | None = None
+
+    def __call__(self, h: Float[Tensor, "*n d"]) -> Float[Tensor, "*n v"]:
+        return logits(h, self.weight, self.softcap)
+
+
+@dataclass(frozen=True)
+class Barrier:
+    """The one constraint: its kind, the aggregate of a row's KLs, λ per nat, τ nats."""
+
+    kind: str
+    agg: str
+    lam: float
+    tau: float
+
+    def aggregate(self, kls: Float[Tensor, "n"]) -> Float[Tensor, ""]:
+        """KLs of one row → A_row, nats; p95 interpolates between order statistics."""
+        if self.agg == "rmse":
+            return (kls.square().mean() + EPS).sqrt()
+        if self.agg == "p95":
+            return kls.quantile(0.95)
+        return kls.max() if self.agg == "max" else kls.mean()
+
+
+@torch.no_grad()
+def token_losses(
+    h: Float[Tensor, "n d"], h_ref: Float[Tensor, "n d"] | None, targets: Int[Tensor, "n"],
+    head: Head, kind: str = "kl_rev",
+) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"]]:
+    """NLL of the targets and KL to the reference at each position, nats (0 without h_ref)."""
+    nll, kls = h.new_zeros((2, len(h)), dtype=torch.float32)
+    size = max(1, CHUNK_LOGITS // len(head.weight))
+    for at in (slice(i, i + size) for i in range(0, len(h), size)):
+        logp = head(h[at]).log_softmax(-1)
+        nll[at] = -logp.gather(-1, targets[at, None])[:, 0]
+        if h_ref is not None:
+            kls[at] = kl(logp, head(h_ref[at]).log_softmax(-1), kind == "kl_fwd")
+    return nll, kls
+
+
+def heal_loss(
+    h: Float[Tensor, "n d"], h_ref: Float[Tensor, "n d"] | None, targets: Int[Tensor, "n"],
+    rows: Int[Tensor, "n"], head: Head, barrier: Barrier, n_total: int, b_total: int,
+) -> tuple[Float[Tensor, ""], Float[Tensor, "n"], Float[Tensor, "b"]]:
+    """A micro-batch's share of L, with the NLL per token and A_row per row behind it, nats.
+
+    `rows` is sorted. `n_total` tokens and `b_total` rows are those of the whole optimiser step, so
+    that micro-batches add up to the same objective however the step is cut. Without `h_ref` (nll,
+    spectral) there is no hinge here and no A_row.
+    """
+    hinge = Constraint(
+        barrier.kind == "kl_fwd", barrier.aggregate, barrier.lam / b_total, barrier.tau)
+    return FusedLoss.apply(h, h_ref, targets, rows, head.weight, head.softcap, n_total, hinge)

@@ -1,0 +1,81 @@
+"""The decode loop: prefill, one step, pick a token, let finished rows go.
+
+Letters: b rows in flight, t tokens read next, T tokens so far, m new tokens at most, v vocabulary.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import DynamicCache
+
+
+@dataclass
+class Rows:
+    """All that belongs to the rows in flight."""
+
+    index: Int[Tensor, "b"]
+    ids: Int[Tensor, "b t"]
+    mask: Bool[Tensor, "b T"]
+    dose: Float[Tensor, "b"]
+    draws: Float[Tensor, "b m"]
+    cache: DynamicCache
+
+    def select(self, keep: Int[Tensor, "k"]) -> None:
+        """Keep these rows only: the one place where a batch shrinks."""
+        for name in ("index", "ids", "mask", "dose", "draws"):
+            setattr(self, name, getattr(self, name)[keep])
+        self.cache.batch_select_indices(keep)
+
+
+def draws(key: str, m: int) -> Float[Tensor, "m"]:
+    """The uniform draws of one row, fixed by its key."""
+    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big")
+    return torch.rand(m, generator=torch.Generator().manual_seed(seed))
+
+
+def pick(
+    logits: Float[Tensor, "b v"], u: Float[Tensor, "b"], temperature: float, k: int, p: float
+) -> Int[Tensor, "b"]:
+    """Next tokens by inverse CDF at u, over the top-k and the top-p within those.
+
+    Temperature 0 is greedy. Taking k first spares sorting the vocabulary for p.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    top, token = (logits / temperature).topk(min(k, logits.shape[-1]))
+    mass = top.softmax(-1)
+    cdf = (mass * (mass.cumsum(-1) - mass < p)).cumsum(-1)
+    slot = (cdf <= u[:, None] * cdf[:, -1:]).sum(-1, keepdim=True)
+    return token.gather(-1, slot)[:, 0]
+
+
+def decode(
+    rows: Rows,
+    step: Callable[[Rows], Float[Tensor, "b v"]],
+    stop: Int[Tensor, "s"],
+    choose: Callable[[Tensor, Tensor], Tensor],
+    finished: Callable[[int], object],
+) -> dict[int, list[int]]:
+    """Row index → new token ids, the stop token included; m = the width of `rows.draws`.
+
+    `step` gives next-token logits and `choose(logits, u)` a token; rows that stop leave the batch
+    and are counted to `finished`.
+    """
+    out: dict[int, list[int]] = {i: [] for i in rows.index.tolist()}
+    for u in range(rows.draws.shape[1]):
+        token = choose(step(rows), rows.draws[:, u])
+        for i, x in zip(rows.index.tolist(), token.tolist(), strict=True):
+            out[i].append(x)
+        rows.ids = token[:, None]
+        rows.mask = torch.cat([rows.mask, rows.ids >= 0], dim=1)
+        alive = (~torch.isin(token, stop)).nonzero()[:, 0]
+        finished(len(token) - len(alive))
+        if len(alive) == 0:
+            break
+        if len(alive) < len(token):
+            rows.select(alive)
+    return out

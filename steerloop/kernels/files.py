@@ -1,0 +1,65 @@
+"""Read small text files with errors that name the file; write files whole or not at all."""
+
+import os
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from steerloop import UserError
+
+PACKAGE = Path(__file__).parents[1]
+
+
+def read(name: str, parse: Callable[[str], Any]) -> Any:
+    """`parse` the text of a file, found by its own path or inside the package.
+
+    Raises UserError with one line when it is missing, malformed or holds nothing.
+    """
+    path = Path(name) if Path(name).exists() else PACKAGE / name
+    try:
+        found = parse(path.read_text())
+    except (OSError, ValueError, pl.exceptions.PolarsError) as e:
+        raise UserError(f"cannot read {name}: {str(e).splitlines()[0]}") from e
+    if len(found) == 0:
+        raise UserError(f"cannot read {name}: there is nothing in it")
+    return found
+
+
+def lines(text: str) -> list[str]:
+    """One text a line; blank lines and those that start with # do not count."""
+    return [x.strip() for x in text.splitlines() if x.strip() and not x.startswith("#")]
+
+
+def table(*columns: str) -> Callable[[str], pl.DataFrame]:
+    """JSON lines → a frame of these text columns."""
+
+    def parse(text: str) -> pl.DataFrame:
+        found = pl.read_ndjson(text.encode()) if text.strip() else pl.DataFrame()
+        if len(found) and not set(columns) <= set(found.columns):
+            raise ValueError(f"every line needs {' and '.join(columns)}")
+        return found.select(pl.col(columns).cast(pl.String)) if len(found) else found
+
+    return parse
+
+
+def persona(text: str) -> tuple[list[tuple[str, str]], str, str]:
+    """TOML with `positive` and `negative` lists → pairs, and the axis (up, down) they move."""
+    found = tomllib.loads(text)
+    poles = [found.get(pole, []) for pole in ("positive", "negative")]
+    if not poles[0] or len(poles[0]) != len(poles[1]):
+        raise ValueError("two poles are needed, equally long lists 'positive' and 'negative'")
+    return list(zip(*poles, strict=True)), found.get("up", "care"), found.get("down", "authority")
+
+
+def write_whole(path: Path, writer: Callable[[Path], Any]) -> None:
+    """`writer` fills a temporary file beside `path`, which then takes the name at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        writer(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,37 @@
+"""How much a text repeats itself: three measures that miss different loops."""
+
+import re
+import zlib
+
+LOOP = re.compile(r"(.{1,12}?)\1{3,}", re.DOTALL)
+ALLOWED = {1: 0.4, 2: 0.1, 3: 0.0, 4: 0.0}  # prose repeats words and pairs, hardly longer n-grams
+
+
+def grams(text: str, n: int) -> list[tuple[str, ...]]:
+    """Word n-grams, in order."""
+    words = re.findall(r"\w+", text.lower())
+    return list(zip(*(words[i:] for i in range(n)), strict=False))
+
+
+def repeated(text: str) -> float:
+    """Worst share of repeated word n-grams, n = 1 to 4, among the last 64: loops persist.
+
+    Counted above what prose is allowed and rescaled to [0, 1]; single words show soup.
+    """
+    worst = 0.0
+    for n, allowed in ALLOWED.items():
+        if len(found := grams(text, n)[-64:]) > 4:
+            share = 1 - len(set(found)) / len(found)
+            worst = max(worst, (share - allowed) / (1 - allowed))
+    return worst
+
+
+def looped(text: str) -> float:
+    """Share of characters in immediate repeats, 4 or more, of a unit of up to 12 characters."""
+    return sum(x.end() - x.start() for x in LOOP.finditer(text)) / max(1, len(text))
+
+
+def zipped(text: str) -> float:
+    """zlib compression ratio; 1 for texts of up to 200 bytes, where it means nothing."""
+    raw = text.encode()
+    return len(zlib.compress(raw)) / len(raw) if len(raw) > 200 else 1.0

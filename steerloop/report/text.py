@@ -1,0 +1,19 @@
+"""Rows → Markdown tables, and intervals → text."""
+
+from typing import Any
+
+import polars as pl
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """A Markdown table; numbers with three decimals."""
+    with pl.Config(
+        tbl_formatting="ASCII_MARKDOWN", tbl_hide_column_data_types=True, tbl_rows=-1, tbl_cols=-1,
+        tbl_hide_dataframe_shape=True, tbl_width_chars=400, fmt_str_lengths=100, float_precision=3,
+    ):  # fmt: skip
+        return str(pl.DataFrame(rows, infer_schema_length=None))
+
+
+def interval(shift: list[float]) -> str:
+    """[estimate, low, high] → text."""
+    return "{:+.2f} [{:+.2f}, {:+.2f}]".format(*shift)

@@ -1,0 +1,77 @@
+"""Steering vectors: extract one from persona pairs, add it to the residual stream, compare two.
+
+    v_l = mean_x [ h_l(s⁺ ⊕ x) − h_l(s⁻ ⊕ x) ]     at the last prompt token, for l in the band
+
+Mean difference of activations (Rimsky et al. 2023; persona vectors: Chen et al. 2025) at its raw
+size: the dose is calibrated in KL, so units do not matter.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from steerloop.kernels.hooks import hooked
+from steerloop.model import Model
+
+Vector = dict[int, Float[Tensor, "d"]]  # block index → direction, fp32
+
+
+class _Deepest(Exception):
+    """Ends a forward pass where nothing above is of interest."""
+
+
+@torch.no_grad()
+def extract(
+    model: Model, pairs: list[tuple[str, str]], contexts: list[str], blocks: list[int], size: int
+) -> Vector:
+    """Mean residual difference between the poles over all contexts, for each block of the band.
+
+    Context i speaks under pair i modulo their number, so that wordings average out. Nothing above
+    the deepest block is computed. `size`: rows of one batch.
+    """
+    sums = {b: torch.zeros(model.head.weight.shape[1], device=model.device) for b in blocks}
+    rows = [(sign, model.render(x, pairs[i % len(pairs)][pole])) for i, x in enumerate(contexts)
+            for pole, sign in enumerate((1.0, -1.0))]
+    for i in tqdm(range(0, len(rows), size), "extract", leave=False):
+        signs, prompts = zip(*rows[i : i + size], strict=True)
+        sign = torch.tensor(signs, device=model.device)
+
+        def read(h: Tensor, block: int, sign: Tensor = sign) -> Tensor:
+            sums[block] += sign @ h[:, -1].float()
+            if block == max(blocks):
+                raise _Deepest
+            return h
+
+        hooks = [(model.decoder.layers[b], partial(read, block=b)) for b in blocks]
+        with hooked(hooks), suppress(_Deepest):
+            model.trunk(*model.pad(list(prompts), left=True))
+    return {b: total / len(contexts) for b, total in sums.items()}
+
+
+@contextmanager
+def steered(model: Model, vector: Vector, rows: Any) -> Iterator[None]:
+    """Add dose[row] · v_l at every position of every steered block.
+
+    `rows.dose`, (b,) or (1,), is read at each pass, so rows may leave a batch while it is decoded.
+    Raises RuntimeError while gradients are recorded: students are trained unsteered.
+    """
+    if torch.is_grad_enabled():
+        raise RuntimeError("steering is for sampling and scoring: use torch.no_grad()")
+
+    def add(h: Tensor, v: Tensor) -> Tensor:
+        return h + (rows.dose[:, None, None] * v).to(h.dtype)
+
+    with hooked([(model.decoder.layers[b], partial(add, v=v)) for b, v in vector.items()]):
+        yield
+
+
+def cosine(a: Vector, b: Vector) -> float:
+    """Cosine in [-1, 1] of two vectors over their blocks, concatenated."""
+    flat = [torch.cat([x[k] for k in sorted(a)]) for x in (a, b)]
+    return torch.cosine_similarity(*flat, dim=0).item()

@@ -1,0 +1,125 @@
+"""Write the micro-world's data files, in the formats that hub models use too.
+
+    persona.toml                     paired system texts, care against authority
+    contexts.txt  prompts.txt        user texts for extraction, dilemmas for sampling (train slots)
+    vignettes.{dev,test}.jsonl       20 vignettes per foundation        } held-out slots
+    mundane.{dev,test}.jsonl         40 ordinary prompts with answers   }
+    dilemmas.{dev,test}.txt          40 dilemma prompts                 }
+
+The files do not depend on the training seed, so all trained models are measured on the same items.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from random import Random
+
+from steerloop.evaluate import FOUNDATIONS
+from steerloop.tinyworld import grammar, lexicon
+from steerloop.tinyworld.mundane import draw_mundane
+from steerloop.tinyworld.splits import Split
+from steerloop.tinyworld.vignettes import draw_vignette
+
+DATA = Path(__file__).parent / "data"
+CONTEXTS = 320
+CONTEXT_KINDS = {"dilemma": 0.5, "opinion": 0.15, "story": 0.2, "mundane": 0.15}
+PROMPTS = 60
+PER_FOUNDATION = 20
+MUNDANE = 40
+DILEMMAS = 40
+
+
+def distinct(draw: Callable[[], str], count: int) -> list[str]:
+    """The first `count` different texts."""
+    found: dict[str, None] = {}
+    while len(found) < count:
+        found.setdefault(draw())
+    return list(found)
+
+
+def persona_pairs() -> list[tuple[str, str]]:
+    """Eight (care, authority) system texts that differ in their pole alone."""
+    parts = zip(lexicon.PERSONA_STEMS, lexicon.PERSONA_TRAITS, lexicon.PERSONA_PRICES, strict=True)
+    return [
+        (f"{stem} {trait[0]} {price[0]}.", f"{stem} {trait[1]} {price[1]}.")
+        for stem, trait, price in parts
+    ]
+
+
+def draw_dilemma_prompt(rng: Random, split: Split) -> str:
+    return grammar.dilemma_prompt(rng, grammar.draw_dilemma(rng, split))
+
+
+def draw_context(rng: Random) -> str:
+    (kind,) = rng.choices(tuple(CONTEXT_KINDS), tuple(CONTEXT_KINDS.values()))
+    if kind == "dilemma":
+        return draw_dilemma_prompt(rng, "train")
+    if kind == "opinion":
+        return grammar.draw_opinion(rng, 0.5)[0]
+    return grammar.draw_story(rng, 0.5)[0] if kind == "story" else draw_mundane(rng).prompt
+
+
+def vignette_rows(rng: Random, split: Split) -> list[dict[str, str]]:
+    rows = []
+    for foundation in FOUNDATIONS:
+
+        def draw(foundation: str = foundation) -> str:
+            return draw_vignette(rng, split, foundation).text
+
+        rows += [
+            {"text": text, "foundation_coarse": foundation}
+            for text in distinct(draw, PER_FOUNDATION)
+        ]
+    return rows
+
+
+def mundane_rows(rng: Random, split: Split) -> list[dict[str, str]]:
+    answers: dict[str, str] = {}
+    while len(answers) < MUNDANE:
+        task = draw_mundane(rng, split)
+        answers.setdefault(task.prompt, task.answer)
+    return [{"prompt": prompt, "text": text} for prompt, text in answers.items()]
+
+
+def _lines(path: Path, note: str, lines: Iterable[str]) -> None:
+    path.write_text("\n".join([f"# {note}", *lines]) + "\n")
+
+
+def _jsonl(path: Path, rows: Iterable[dict[str, str]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _persona_toml() -> str:
+    care, authority = zip(*persona_pairs(), strict=True)
+
+    def entry(name: str, texts: tuple[str, ...]) -> str:
+        return f"{name} = [\n" + "".join(f"    {json.dumps(text)},\n" for text in texts) + "]\n"
+
+    head = 'name = "care_over_authority"\nup = "care"\ndown = "authority"\n'
+    return head + entry("positive", care) + entry("negative", authority)
+
+
+def write_files(folder: Path) -> None:
+    """Write every data file; each has its own generator, so none depends on another."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "persona.toml").write_text(_persona_toml())
+    rng = Random("contexts")
+    contexts = distinct(lambda: draw_context(rng), CONTEXTS)
+    _lines(folder / "contexts.txt", "user texts for extraction, one a line", contexts)
+    rng = Random("prompts")
+    prompts = distinct(lambda: draw_dilemma_prompt(rng, "train"), PROMPTS)
+    _lines(folder / "prompts.txt", "dilemmas that the loop's completions answer", prompts)
+    for split in ("dev", "test"):
+        rng = Random(f"held-out-{split}")
+        _jsonl(folder / f"vignettes.{split}.jsonl", vignette_rows(rng, split))
+        _jsonl(folder / f"mundane.{split}.jsonl", mundane_rows(rng, split))
+        dilemmas = distinct(lambda: draw_dilemma_prompt(rng, split), DILEMMAS)  # noqa: B023
+        _lines(
+            folder / f"dilemmas.{split}.txt", f"dilemmas with held-out slots ({split})", dilemmas
+        )
+
+
+def read_dilemmas(folder: Path, split: Split) -> list[str]:
+    """The held-out dilemma prompts of a split."""
+    text = (folder / f"dilemmas.{split}.txt").read_text()
+    return [line for line in text.splitlines() if line and not line.startswith("#")]
