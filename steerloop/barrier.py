@@ -8,44 +8,11 @@ functions take hidden states at completion positions only and hold logits of one
 Letters: n positions, d width, v vocabulary, b rows (completions).
 """
 
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from steerloop.kernels.fused_loss import CHUNK_LOGITS, Constraint, FusedLoss, kl, logits
-
-EPS = 1e-8  # nats²: at Δ = 0 every KL is 0, where a root has no slope
-
-
-@dataclass(frozen=True)
-class Head:
-    """Hidden states → logits in fp32: the frozen output embedding, softly capped where needed."""
-
-    weight: Float[Tensor, "v d"]
-    softcap: float | None = None
-
-    def __call__(self, h: Float[Tensor, "*n d"]) -> Float[Tensor, "*n v"]:
-        return logits(h, self.weight, self.softcap)
-
-
-@dataclass(frozen=True)
-class Barrier:
-    """The one constraint: its kind, the aggregate of a row's KLs, λ per nat, τ nats."""
-
-    kind: str
-    agg: str
-    lam: float
-    tau: float
-
-    def aggregate(self, kls: Float[Tensor, "n"]) -> Float[Tensor, ""]:
-        """KLs of one row → A_row, nats; p95 interpolates between order statistics."""
-        if self.agg == "rmse":
-            return (kls.square().mean() + EPS).sqrt()
-        if self.agg == "p95":
-            return kls.quantile(0.95)
-        return kls.max() if self.agg == "max" else kls.mean()
+from steerloop.kernels.fused_loss import CHUNK_LOGITS, Barrier, FusedLoss, Head, kl
 
 
 @torch.no_grad()
@@ -60,7 +27,7 @@ def token_losses(
         logp = head(h[at]).log_softmax(-1)
         nll[at] = -logp.gather(-1, targets[at, None])[:, 0]
         if h_ref is not None:
-            kls[at] = kl(logp, head(h_ref[at]).log_softmax(-1), kind == "kl_fwd")
+            kls[at] = kl(logp, head(h_ref[at]).log_softmax(-1), kind)
     return nll, kls
 
 
@@ -74,6 +41,4 @@ def heal_loss(
     that micro-batches add up to the same objective however the step is cut. Without `h_ref` (nll,
     spectral) there is no hinge here and no A_row.
     """
-    hinge = Constraint(
-        barrier.kind == "kl_fwd", barrier.aggregate, barrier.lam / b_total, barrier.tau)
-    return FusedLoss.apply(h, h_ref, targets, rows, head.weight, head.softcap, n_total, hinge)
+    return FusedLoss.apply(h, h_ref, targets, rows, head, barrier, n_total, b_total)

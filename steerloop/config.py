@@ -4,30 +4,17 @@ The class defaults are those for hub models (bf16, an iso-KL dose of 1 nat); pre
 what the embedded model and the `--tiny` smoke run change. Flags on the command line always win.
 """
 
-import math
-import sys
-import tomllib
-from dataclasses import dataclass, field
-from typing import Any, Literal, NoReturn
+from dataclasses import dataclass
+from typing import Literal
 
-import polars as pl
-from transformers import HfArgumentParser
+from steerloop.kernels import options
+from steerloop.kernels.options import knob
 
-from steerloop import UserError
-from steerloop.kernels import files
-from steerloop.kernels.files import PACKAGE
-
-
-ZERO = set("seed steer_blocks steer_band lora_blocks lora_band temperature min_tokens weight_decay lam "
-           "tau warmup val_share think_tokens coh_floor coh_drop max_repeat max_loop min_zip".split())
-SHARES = set("steer_band kappa_min survival top_p max_repeat max_loop min_zip lora_band beta1 beta2 "
-             "warmup val_share coh_floor coh_drop".split())
-
-
-def knob(default: Any, help: str) -> Any:
-    """A dataclass field with help text."""
-    start = {"default_factory": default.copy} if isinstance(default, list) else {"default": default}
-    return field(**start, metadata={"help": help.replace("%", "%%")})
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+ZERO = ("seed steer_blocks steer_band lora_blocks lora_band temperature min_tokens weight_decay "
+        "lam tau warmup val_share think_tokens coh_floor coh_drop max_repeat max_loop min_zip")
+SHARES = ("steer_band kappa_min survival top_p max_repeat max_loop min_zip lora_band betas warmup "
+          "val_share coh_floor coh_drop")
 
 
 @dataclass
@@ -55,13 +42,11 @@ class Config:
     steer_blocks: list[int] = knob([], "steered blocks by index; empty: use steer_band")
     steer_band: list[float] = knob([0.45, 0.55], "steered band: low high, fractions of depth")
     target_kl: float = knob(1.0, "iso-KL: p95 per-token KL(steered || unsteered), nats")
-    dose_start: float = knob(1.0, "first guess for c*, units of the raw vector")
     dose_prompts: int = knob(8, "prompts rolled out per candidate dose")
     dose_tokens: int = knob(128, "length limit of those rollouts, tokens")
     multiples: list[float] = knob([0.5, 0.75, 1.0], "doses sampled, multiples of kappa * c*")
     kappa_min: float = knob(0.2, "least shrink factor kappa of the survival walk")
     survival: float = knob(0.75, "share of completions that must survive the filter")
-    walk_steps: int = knob(5, "most steps of the survival walk")
     walk_rows: int = knob(8, "completions sampled in one step of the walk")
     # sample
     n_prompts: int = knob(48, "prompts used in a round")
@@ -82,8 +67,7 @@ class Config:
     # heal
     lora_blocks: list[int] = knob([], "trained blocks by index; empty: use lora_band")
     lora_band: list[float] = knob([0.2, 0.8], "trained band: low high, fractions of depth")
-    targets: list[str] = knob(
-        "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split(), "wrapped projections")
+    targets: list[str] = knob(PROJECTIONS, "wrapped linear layers, by the end of their names")
     r: int = knob(32, "LoRA rank of one round")
     alpha: float = knob(64.0, "LoRA scale numerator, s = alpha / r")
     barrier: Literal["kl_rev", "kl_fwd", "spectral", "nll"] = knob("kl_rev", "the one constraint")
@@ -94,8 +78,7 @@ class Config:
     ref: Literal["base", "prev"] = knob("base", "reference of the KL")
     lr: float = knob(1e-4, "peak learning rate of AdamW")
     weight_decay: float = knob(0.0, "decoupled weight decay of AdamW")
-    beta1: float = knob(0.9, "AdamW decay of the first moment")
-    beta2: float = knob(0.95, "AdamW decay of the second moment")
+    betas: list[float] = knob([0.9, 0.95], "AdamW decay of the first and second moment")
     warmup: float = knob(0.1, "share of the steps that warm up; cosine decay follows")
     clip: float = knob(1.0, "gradient norm limit")
     batch: int = knob(3, "completions of one micro-batch")
@@ -105,75 +88,14 @@ class Config:
     checkpointing: bool = knob(False, "recompute activations in backward, to save memory")
     # evaluate and stop
     think_tokens: int = knob(128, "tokens of thought before the forced choice; 0: none")
-    json_tokens: int = knob(16, "length limit of the free answer judged as JSON, tokens")
     bootstrap: int = knob(1000, "resamples behind every 95 % interval")
     coh_floor: float = knob(0.95, "the loop stops below min(coh_floor, base - coh_drop)")
     coh_drop: float = knob(0.03, "loss of coherence tolerated where the base is low")
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            for x in value if isinstance(value, list) else [value]:
-                if isinstance(x, str | bool) or name == "lam_pow" and math.isfinite(x):
-                    continue
-                low, high = "0" if name in ZERO else "above 0", 1 if name in SHARES else math.inf
-                if not (math.isfinite(x) and 0 <= x <= high and (x > 0 or name in ZERO)):
-                    raise UserError(f"--{name} takes finite numbers from {low} to {high}, not {x}")
-
-
-def preset(name: str) -> dict[str, Any]:
-    """The differences kept in presets/<name>.toml; none for a model without a file there."""
-    path = PACKAGE / "presets" / f"{name}.toml"
-    return tomllib.loads(path.read_text()) if path.is_file() else {}
-
-
-class Parser(HfArgumentParser):
-    """The library's parser, but a wrong option is answered by one line and exit status 2."""
-
-    def error(self, message: str) -> NoReturn:
-        print(f"error: {message} (--help lists every option)", file=sys.stderr)
-        sys.exit(2)
+        options.check_ranges(self, zero=ZERO, shares=SHARES, signed="lam_pow")
 
 
 def parse(argv: list[str]) -> Config:
     """Command line → Config: the preset of the model, that of --tiny over it, then the flags."""
-    parser = Parser(Config, allow_abbrev=False, description="Steer, sample, filter, heal, fold.")
-    first, rest = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
-    if rest:
-        parser.error(f"unknown option {rest[0]}")
-    parser.set_defaults(**preset(first.model) | (preset("tiny") if first.tiny else {}))
-    return parser.parse_args_into_dataclasses(argv)[0]
-
-
-def band(blocks: list[int], share: list[float], depth: int, name: str) -> list[int]:
-    """The blocks listed, else those whose index / depth lies in share = [low, high].
-
-    Raises UserError when that is none, or one that the model does not have.
-    """
-    chosen = blocks or [i for i in range(depth) if share[0] <= i / depth <= share[-1]]
-    if not chosen or not set(chosen) <= set(range(depth)):
-        raise UserError(f"--{name}_blocks {blocks}, --{name}_band {share}: selects no block, or one"
-                        f" that does not exist; this model has blocks 0 to {depth - 1}")
-    return sorted(set(chosen))
-
-
-@dataclass
-class Data:
-    """What a run reads. `up` and `down` name the foundations that the persona pairs should move."""
-
-    pairs: list[tuple[str, str]]
-    up: str
-    down: str
-    contexts: list[str]
-    prompts: list[str]
-    vignettes: pl.DataFrame
-    mundane: pl.DataFrame
-
-
-def read_data(cfg: Config) -> Data:
-    """Read every data file, by its path or inside the package. Raises UserError naming the file."""
-    vignettes, mundane = (x.replace("{split}", cfg.split) for x in (cfg.vignettes, cfg.mundane))
-    return Data(*files.read(cfg.persona, files.persona),
-                files.read(cfg.contexts, files.lines)[: cfg.max_contexts],
-                files.read(cfg.prompts, files.lines)[: cfg.n_prompts],
-                files.read(vignettes, files.table("text", "foundation_coarse")),
-                files.read(mundane, files.table("prompt", "text")))
+    return options.parse(Config, argv, "Steer, sample, filter, heal, fold; round after round.")

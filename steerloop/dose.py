@@ -5,22 +5,20 @@ KL(steered ‖ unsteered) is `target_kl`. KL alone is necessary, not sufficient:
 are κ·α·c*, and κ ≤ 1 shrinks until enough completions survive the filter.
 """
 
-import math
-
 import polars as pl
 from loguru import logger
 
 from steerloop import UserError
-from steerloop.config import Config, Data
+from steerloop.config import Config
 from steerloop.filter import judge
+from steerloop.kernels.files import Data
+from steerloop.kernels.search import crossing, largest
 from steerloop.kernels.text import looped, repeated
 from steerloop.model import Model
 from steerloop.sample import jobs, sample, score
 from steerloop.steer import Vector
 
-GRID = [2.0**i for i in range(-3, 4)]
-FINE = 6  # steps between the two doses of the grid that bracket the target
-REACH = 4  # times the grid may move by a factor of 64
+WALK = 5  # most steps of the survival walk
 
 
 def kl_by_dose(
@@ -32,9 +30,8 @@ def kl_by_dose(
     table = sample(model, table, vector, cfg, f"{key}|dose", m=cfg.dose_tokens)
     alive = [repeated(x) <= cfg.max_repeat and looped(x) <= cfg.max_loop for x in table["text"]]
     kl = [x.tolist() for x in score(model, table, cfg, vector)[1]]
-    table = table.with_columns(pl.Series("kl", kl), pl.Series("alive", alive))
     tokens = pl.col("kl").explode()
-    return table.group_by("dose").agg(
+    return table.with_columns(kl=pl.Series(kl), alive=pl.Series(alive)).group_by("dose").agg(
         p95=tokens.quantile(0.95, "linear"), mean=tokens.mean(), alive=pl.col("alive").mean()
     ).sort("dose")
 
@@ -44,27 +41,17 @@ def solve(
 ) -> tuple[float, pl.DataFrame]:
     """c* in units of the vector, and the measured curve behind it.
 
-    Candidates are rows of one batch: factors of two, then FINE steps inside the bracket, then log
-    KL is interpolated in log dose. The smallest crossing counts: far past it, looping text is
-    predictable and KL falls again. Raises UserError when no dose within reach crosses the target.
+    The smallest crossing counts: far past it looping text is predictable and KL falls again.
+    Raises UserError when no dose within reach brings the KL to the target.
     """
-    start = cfg.dose_start
-    for _ in range(REACH):
-        curve = kl_by_dose(model, vector, data, [start * x for x in GRID], cfg, key)
-        above = (curve["p95"] >= cfg.target_kl).to_list()
-        if True in above[1:] and not above[0]:
-            break
-        start *= 2.0 ** (-6 if above[0] else 6)
-    else:
-        raise UserError(f"no dose up to {start / 8:.3g} reaches a p95 KL of {cfg.target_kl} nats: "
-                        "check --steer_blocks and the persona pair, or move --dose_start")
-    low, high = curve["dose"][above.index(True) - 1], curve["dose"][above.index(True)]
-    fine = [low * (high / low) ** (i / FINE) for i in range(1, FINE)]
-    curve = pl.concat([curve, kl_by_dose(model, vector, data, fine, cfg, key)]).sort("dose")
-    points = curve.filter(pl.col("dose") >= low).select("dose", "p95").rows()
-    i = next(i for i, (_, kl) in enumerate(points) if kl >= cfg.target_kl)
-    (d0, k0), (d1, k1) = points[i - 1], points[i]
-    return d0 * (d1 / d0) ** (math.log(cfg.target_kl / k0) / math.log(k1 / k0)), curve
+    curves = []
+
+    def p95(doses: list[float]) -> list[float]:
+        curves.append(kl_by_dose(model, vector, data, doses, cfg, key))
+        return curves[-1]["p95"].to_list()
+
+    c_star = crossing(p95, cfg.target_kl, "check --steer_blocks, the persona pairs, --target_kl")
+    return c_star, pl.concat(curves).sort("dose")
 
 
 def collect(
@@ -76,33 +63,29 @@ def collect(
     `survival` through; then the rest there. Survivors of all batches count; column `train` marks
     the n_keep to heal on. Raises UserError with counts and remedy when the budget is spent first.
     """
-    bank: list[pl.DataFrame] = []
+    bank = []
 
     def batch(kappa: float, n: int, stage: str) -> float:
-        done = sum(map(len, bank))
-        doses = [kappa * a * c_star for a in cfg.multiples]
-        rows = jobs(model, data.prompts, doses, repeat=done).sample(fraction=1, shuffle=True,
-                                                                    seed=cfg.seed + done)[:n]
-        rows = sample(model, rows, vector, cfg, f"{key}|{stage}")
-        rows = judge(model, rows, data, cfg, limit).with_columns(kappa=pl.lit(kappa))
-        bank.append(rows)
+        done, doses = sum(map(len, bank)), [kappa * a * c_star for a in cfg.multiples]
+        rows = jobs(model, data.prompts, doses, repeat=done)
+        rows = rows.sample(min(n, len(rows)), shuffle=True, seed=cfg.seed + done)
+        rows = judge(model, sample(model, rows, vector, cfg, f"{key}|{stage}"), data, cfg, limit)
+        bank.append(rows.with_columns(kappa=pl.lit(kappa)))
         return rows["keep"].mean()
 
-    kappa, good, bad = 1.0, cfg.kappa_min, 1.0
-    for _ in range(cfg.walk_steps):
+    def survives(kappa: float) -> bool:
         share = batch(kappa, cfg.walk_rows, "walk")
         logger.info(f"kappa {kappa:.2f}: {share:.0%} of {cfg.walk_rows} completions survive")
-        good, bad = (kappa, bad) if share >= cfg.survival else (good, kappa)
-        if good >= bad:
-            break
-        kappa = math.sqrt(good * bad)
+        return share >= cfg.survival
+
+    kappa = largest(survives, cfg.kappa_min, 1.0, calls=WALK)
     while (kept := sum(x["keep"].sum() for x in bank)) < cfg.n_keep:
         if (tried := sum(map(len, bank))) >= cfg.budget * cfg.n_keep:
             why = pl.concat(bank)["drop_reason"].drop_nulls().value_counts(sort=True).rows()
             raise UserError(f"the filter is starved: {kept} of {tried} completions kept, "
                             f"{cfg.n_keep} needed ({', '.join(f'{n} {x}' for x, n in why)}); lower "
                             "--target_kl or --multiples, raise --ppl_factor or lower --n_keep")
-        batch(good, cfg.batch_rows, "sample")
+        batch(kappa, cfg.batch_rows, "sample")
     table = pl.concat(bank).with_row_index("row")
     train = table.filter("keep").sample(cfg.n_keep, shuffle=True, seed=cfg.seed)["row"]
-    return table.with_columns(train=pl.col("row").is_in(train.to_list())), good
+    return table.with_columns(train=pl.col("row").is_in(train.to_list())), kappa

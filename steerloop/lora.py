@@ -10,17 +10,13 @@ bit as it was.
 Letters: b rows, t tokens, r rank of one round, R rounds.
 """
 
-import json
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from jaxtyping import Float
-from safetensors import safe_open
 from torch import Tensor, nn
 
 
@@ -32,8 +28,7 @@ class Gates:
     """
 
     def __init__(self, rounds: int) -> None:
-        self.rounds, self.live = rounds, 0
-        self.value, self.closed = None, False
+        self.rounds, self.live, self.value = rounds, 0, None
 
     @contextmanager
     def __call__(self, value: Float[Tensor, "*b R"] | None) -> Iterator[None]:
@@ -44,12 +39,11 @@ class Gates:
         """
         if torch.is_grad_enabled():
             raise RuntimeError("gates move only under torch.no_grad()")
-        before = self.value, self.closed
-        self.value, self.closed = value, value is not None and not value.any()
+        before, self.value = self.value, value
         try:
             yield
         finally:
-            self.value, self.closed = before
+            self.value = before
 
     def before(self, round: int) -> Float[Tensor, "R"]:
         """The student as it was before a round: 0 is the base, `live` the previous student."""
@@ -62,29 +56,29 @@ class GatedLoRALinear(nn.Module):
     def __init__(self, base: nn.Linear, gates: Gates, r: int, alpha: float) -> None:
         super().__init__()
         self.base, self.gates, self.r, self.scale = base.requires_grad_(False), gates, r, alpha / r
-        d_out, d_in = base.weight.shape
-        self.register_buffer("baked_A", base.weight.new_zeros(gates.rounds * r, d_in))
-        self.register_buffer("baked_B", base.weight.new_zeros(d_out, gates.rounds * r))
-        self.live_A = nn.Parameter(torch.zeros(r, d_in, device=base.weight.device))
-        self.live_B = nn.Parameter(torch.zeros(d_out, r, device=base.weight.device))
+        (d_out, d_in), new = base.weight.shape, base.weight.new_zeros
+        self.register_buffer("baked_A", new(gates.rounds * r, d_in))
+        self.register_buffer("baked_B", new(d_out, gates.rounds * r))
+        self.live_A = nn.Parameter(new(r, d_in, dtype=torch.float32))
+        self.live_B = nn.Parameter(new(d_out, r, dtype=torch.float32))
 
-    def slot(self, k: int) -> tuple[Float[Tensor, "r d_in"], Float[Tensor, "d_out r"]]:
-        """Views of the baked factors of round k."""
+    def slot(self, k: int) -> dict[str, Tensor]:
+        """Views of the baked factors of round k: A (r, d_in), B (d_out, r)."""
         at = slice(k * self.r, (k + 1) * self.r)
-        return self.baked_A[at], self.baked_B[:, at]
+        return {"A": self.baked_A[at], "B": self.baked_B[:, at]}
 
     def factors(self) -> tuple[Float[Tensor, "Rr d_in"], Float[Tensor, "d_out Rr"]]:
         """The whole stack with the live slot in its place; once every round is folded, as baked."""
         A, B, low = self.baked_A, self.baked_B, self.gates.live * self.r
         if self.gates.live == self.gates.rounds:
             return A, B
-        high = low + self.r
-        return (torch.cat([A[:low], self.live_A.to(A.dtype), A[high:]]),
-                torch.cat([B[:, :low], self.live_B.to(B.dtype), B[:, high:]], dim=1))
+        live_A, live_B, high = self.live_A.to(A.dtype), self.live_B.to(B.dtype), low + self.r
+        return (torch.cat([A[:low], live_A, A[high:]]),
+                torch.cat([B[:, :low], live_B, B[:, high:]], dim=1))
 
     def forward(self, x: Float[Tensor, "b t d_in"]) -> Float[Tensor, "b t d_out"]:
         y, gate = self.base(x), self.gates.value
-        if self.gates.closed:
+        if gate is not None and not gate.any():
             return y
         A, B = self.factors()
         low = F.linear(x, A)
@@ -109,39 +103,35 @@ def wrap(root: nn.Module, names: list[str], gates: Gates, r: int, alpha: float) 
 @torch.no_grad()
 def open_round(layers: Layers, gates: Gates, seed: int) -> None:
     """A fresh Δ in the live slot: A Kaiming uniform (He et al. 2015, a = √5), B zero."""
-    generator = torch.Generator().manual_seed(1009 * seed + gates.live)
+    rng = torch.Generator().manual_seed(1009 * seed + gates.live)
     for layer in layers.values():
-        draw = torch.rand(layer.live_A.shape, generator=generator)
-        layer.live_A.copy_((2 * draw - 1) / math.sqrt(layer.live_A.shape[1]))
+        draw = nn.init.kaiming_uniform_(torch.empty(layer.live_A.shape), 5**0.5, generator=rng)
+        layer.live_A.copy_(draw)
         layer.live_B.zero_()
 
 
 @torch.no_grad()
-def fold(layers: Layers, gates: Gates) -> None:
-    """The live Δ joins the frozen stack, cast once; the student's output keeps every bit."""
-    for layer in layers.values():
-        for baked, live in zip(layer.slot(gates.live), (layer.live_A, layer.live_B), strict=True):
-            baked.copy_(live)
-    gates.live += 1
+def fold(layers: Layers, gates: Gates) -> dict[str, Tensor]:
+    """The live Δ joins the frozen stack, cast once; the student's output keeps every bit.
 
-
-def folded(layers: Layers, round: int) -> dict[str, Tensor]:
-    """Factors of one folded round as they are saved: '<layer>.A' (r, d_in), '<layer>.B'."""
-    return {f"{name}.{factor}": x.clone(memory_format=torch.contiguous_format)
-            for name, layer in layers.items()
-            for factor, x in zip("AB", layer.slot(round), strict=True)}
-
-
-def load_round(layers: Layers, gates: Gates, path: Path) -> dict:
-    """Bake a saved round into the live slot and move on. Returns the metadata of the file.
-
-    Raises KeyError when the file's layers are not exactly those of this model.
+    Returns what is saved of the round: '<layer>.A' (r, d_in) and '<layer>.B' (d_out, r).
     """
-    with safe_open(path, framework="pt") as file:
-        if set(file.keys()) != {f"{name}.{factor}" for name in layers for factor in "AB"}:
-            raise KeyError(f"{path} holds other layers than this model wraps: check targets, band")
-        for name, layer in layers.items():
-            for factor, x in zip("AB", layer.slot(gates.live), strict=True):
-                x.copy_(file.get_tensor(f"{name}.{factor}"))
-        gates.live += 1
-        return json.loads(file.metadata()["steerloop"])
+    for layer in layers.values():
+        layer.slot(gates.live)["A"].copy_(layer.live_A)
+        layer.slot(gates.live)["B"].copy_(layer.live_B)
+    gates.live += 1
+    return {f"{name}.{factor}": x.clone(memory_format=torch.contiguous_format)
+            for name, layer in layers.items() for factor, x in layer.slot(gates.live - 1).items()}
+
+
+@torch.no_grad()
+def load_round(layers: Layers, gates: Gates, saved: dict[str, Tensor]) -> None:
+    """Bake what `fold` returned into the live slot and move on, exactly.
+
+    Raises KeyError when the saved layers are not those of this model.
+    """
+    slots = {f"{name}.{factor}": x for name, layer in layers.items()
+             for factor, x in layer.slot(gates.live).items()}
+    for name in slots.keys() | saved.keys():
+        slots[name].copy_(saved[name])
+    gates.live += 1

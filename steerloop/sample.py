@@ -30,39 +30,33 @@ def jobs(model: Model, prompts: list[str], doses: list[float], repeat: int = 0) 
 @torch.no_grad()
 def sample(
     model: Model, table: pl.DataFrame, vector: Vector, cfg: Config, key: str, m: int | None = None,
-    temperature: float | None = None,
-    stops: bool = True,
+    heat: float | None = None, stops: bool = True,
 ) -> pl.DataFrame:
     """Adds `completion_ids` (end-of-turn token kept) and `text` to a table of `jobs`.
 
-    `key` names round and stage for the draws; `m` tokens at most and `temperature` default to the
-    run's. `stops=False` suppresses end tokens, so that every row has exactly m tokens.
+    `key` names round and stage for the draws; `m` tokens at most and temperature `heat` default to
+    the run's. `stops=False` suppresses end tokens, so that every row has exactly m tokens.
     """
-    m, heat = m or cfg.max_new_tokens, cfg.temperature if temperature is None else temperature
-    stop = torch.tensor(model.stop_ids, device=model.device)
+    m, heat = m or cfg.max_new_tokens, cfg.temperature if heat is None else heat
+    stop, out = torch.tensor(model.stop_ids, device=model.device), []
+    choose = partial(pick, temperature=heat, k=cfg.top_k, p=cfg.top_p)
 
     def step(rows: Rows) -> Tensor:
         logits = model.head(model.trunk(rows.ids, rows.mask, rows.cache)[:, -1])
         return logits if stops else logits.index_fill(-1, stop, -torch.inf)
 
-    out: dict[int, list[int]] = {}
-    bar = tqdm(total=len(table), desc=key.rpartition("|")[2], unit="row", leave=False)
-    for start in range(0, len(table), cfg.batch_rows):
-        part = table[start : start + cfg.batch_rows]
-        names = part.select("prompt_id", "dose", "repeat").rows()
-        u = [draws(f"{cfg.seed}|{key}|{p}|{d:.6g}|{r}", m) for p, d, r in names]
-        rows = Rows(torch.arange(start, start + len(part)),
-                    *model.pad(part["prompt_ids"].to_list(), left=True),
-                    torch.tensor(part["dose"], device=model.device).float(),
-                    torch.stack(u).to(model.device),
-                    DynamicCache(config=model.hf.config.get_text_config()))
-        choose = partial(pick, temperature=heat, k=cfg.top_k, p=cfg.top_p)
-        with steered(model, vector, rows):
-            out |= decode(rows, step, stop, choose, bar.update)
-    bar.close()
-    return table.with_columns(
-        pl.Series("completion_ids", [out[i] for i in range(len(table))], pl.List(pl.Int64)),
-        pl.Series("text", [model.decode(out[i]) for i in range(len(table))], pl.String))
+    with tqdm(total=len(table), desc=key.rpartition("|")[2], unit="row", leave=False) as bar:
+        for part in table.iter_slices(cfg.batch_rows):
+            names = part.select("prompt_id", "dose", "repeat").rows()
+            u = [draws(f"{cfg.seed}|{key}|{p}|{d:.6g}|{r}", m) for p, d, r in names]
+            dose = torch.tensor(part["dose"].to_list(), device=model.device).float()
+            cache = DynamicCache(config=model.hf.config.get_text_config())
+            rows = Rows(torch.arange(len(part)), *model.pad(part["prompt_ids"].to_list()), dose,
+                        torch.stack(u).to(model.device), cache)
+            with steered(model, vector, rows):
+                out += decode(rows, step, stop, choose, bar.update)
+    return table.with_columns(pl.Series("completion_ids", out, pl.List(pl.Int64)),
+                              pl.Series("text", [model.decode(x) for x in out], pl.String))
 
 
 @torch.no_grad()
@@ -73,14 +67,13 @@ def score(
 
     Under the gates in force; without a vector, unsteered and with KL 0.
     """
-    nlls, kls = [], []
-    columns = [table[x].to_list() for x in ("prompt_ids", "completion_ids", "dose")]
-    total = -(-len(table) // cfg.batch_rows)
-    for batch in tqdm(model.batches(*columns, cfg.batch_rows), "score", total, leave=False):
+    nlls, kls, total = [], [], -(-len(table) // cfg.batch_rows)
+    columns = tuple(table[x].to_list() for x in ("prompt_ids", "completion_ids", "dose"))
+    for batch in tqdm(model.batches(columns, cfg.batch_rows), "score", total, leave=False):
         with steered(model, vector or {}, batch):
             h = model.hidden(batch)
         ref = model.hidden(batch) if vector else None
         nll, kl = token_losses(h, ref, batch.targets, model.head)
-        nlls += batch.split(nll.cpu())
-        kls += batch.split(kl.cpu())
+        nlls.extend(batch.split(nll.cpu()))
+        kls.extend(batch.split(kl.cpu()))
     return nlls, kls

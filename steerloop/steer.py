@@ -36,36 +36,36 @@ def extract(
     the deepest block is computed. `size`: rows of one batch.
     """
     sums = {b: torch.zeros(model.head.weight.shape[1], device=model.device) for b in blocks}
-    rows = [(sign, model.render(x, pairs[i % len(pairs)][pole])) for i, x in enumerate(contexts)
-            for pole, sign in enumerate((1.0, -1.0))]
-    for i in tqdm(range(0, len(rows), size), "extract", leave=False):
-        signs, prompts = zip(*rows[i : i + size], strict=True)
-        sign = torch.tensor(signs, device=model.device)
+    for pole, sign in enumerate((1.0, -1.0)):
+        prompts = [model.render(x, pairs[i % len(pairs)][pole]) for i, x in enumerate(contexts)]
 
-        def read(h: Tensor, block: int, sign: Tensor = sign) -> Tensor:
-            sums[block] += sign @ h[:, -1].float()
+        def read(h: Tensor, block: int, sign: float = sign) -> Tensor:
+            sums[block] += sign * h[:, -1].float().sum(0)
             if block == max(blocks):
                 raise _Deepest
             return h
 
-        hooks = [(model.decoder.layers[b], partial(read, block=b)) for b in blocks]
-        with hooked(hooks), suppress(_Deepest):
-            model.trunk(*model.pad(list(prompts), left=True))
+        for i in tqdm(range(0, len(prompts), size), "extract", leave=False):
+            hooks = [(model.decoder.layers[b], partial(read, block=b)) for b in blocks]
+            with hooked(hooks), suppress(_Deepest):
+                model.trunk(*model.pad(prompts[i : i + size]))
     return {b: total / len(contexts) for b, total in sums.items()}
 
 
 @contextmanager
 def steered(model: Model, vector: Vector, rows: Any) -> Iterator[None]:
-    """Add dose[row] · v_l at every position of every steered block.
+    """Add dose · v_l at every position of every steered block.
 
-    `rows.dose`, (b,) or (1,), is read at each pass, so rows may leave a batch while it is decoded.
+    `rows` is one dose for all, or has the doses `rows.dose` (b,) of the rows that are in the model:
+    it is read at each pass, so rows may leave a batch while it is decoded.
     Raises RuntimeError while gradients are recorded: students are trained unsteered.
     """
     if torch.is_grad_enabled():
         raise RuntimeError("steering is for sampling and scoring: use torch.no_grad()")
 
     def add(h: Tensor, v: Tensor) -> Tensor:
-        return h + (rows.dose[:, None, None] * v).to(h.dtype)
+        dose = rows if isinstance(rows, float) else rows.dose[:, None, None]
+        return h + (dose * v).to(h.dtype)
 
     with hooked([(model.decoder.layers[b], partial(add, v=v)) for b, v in vector.items()]):
         yield

@@ -59,13 +59,13 @@ def decode(
     stop: Int[Tensor, "s"],
     choose: Callable[[Tensor, Tensor], Tensor],
     finished: Callable[[int], object],
-) -> dict[int, list[int]]:
-    """Row index → new token ids, the stop token included; m = the width of `rows.draws`.
+) -> list[list[int]]:
+    """The new token ids of each row, its stop token included; m = the width of `rows.draws`.
 
     `step` gives next-token logits and `choose(logits, u)` a token; rows that stop leave the batch
     and are counted to `finished`.
     """
-    out: dict[int, list[int]] = {i: [] for i in rows.index.tolist()}
+    out: list[list[int]] = [[] for _ in rows.index]
     for u in range(rows.draws.shape[1]):
         token = choose(step(rows), rows.draws[:, u])
         for i, x in zip(rows.index.tolist(), token.tolist(), strict=True):

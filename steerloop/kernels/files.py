@@ -1,8 +1,11 @@
 """Read small text files with errors that name the file; write files whole or not at all."""
 
 import os
+import shutil
+import subprocess
 import tomllib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,34 @@ import polars as pl
 from steerloop import UserError
 
 PACKAGE = Path(__file__).parents[1]
+
+
+@dataclass
+class Data:
+    """What a run reads. `up` and `down` name the foundations that the persona pairs should move."""
+
+    pairs: list[tuple[str, str]]
+    up: str
+    down: str
+    contexts: list[str]
+    prompts: list[str]
+    vignettes: pl.DataFrame
+    mundane: pl.DataFrame
+
+
+def read_data(cfg: Any) -> Data:
+    """Every data file that a config names, by its path or inside the package; {split} is filled in.
+
+    Raises UserError naming the file and what it lacks.
+    """
+    vignettes, mundane = (x.replace("{split}", cfg.split) for x in (cfg.vignettes, cfg.mundane))
+    return Data(
+        *read(cfg.persona, persona),
+        contexts=read(cfg.contexts, lines)[: cfg.max_contexts],
+        prompts=read(cfg.prompts, lines)[: cfg.n_prompts],
+        vignettes=read(vignettes, table("text", "foundation_coarse")),
+        mundane=read(mundane, table("prompt", "text")),
+    )
 
 
 def read(name: str, parse: Callable[[str], Any]) -> Any:
@@ -63,3 +94,11 @@ def write_whole(path: Path, writer: Callable[[Path], Any]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def code_version() -> str:
+    """Commit of this code, '+' if changed since; '' outside a git checkout."""
+    command = ["git", "-C", str(PACKAGE), "describe", "--always", "--dirty=+", "--exclude=*"]
+    if shutil.which("git") is None:
+        return ""
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()

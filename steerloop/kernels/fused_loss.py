@@ -12,7 +12,7 @@ p = softmax z, q the reference:
 Letters: n positions, d width, v vocabulary, b rows (completions), c positions of a chunk.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -23,28 +23,40 @@ from torch import Tensor
 CHUNK_LOGITS = 2**25  # logits alive at once, per copy: 128 MiB in fp32
 
 
-class Constraint(NamedTuple):
-    """What the hinge needs: KL direction, aggregate of a row's KLs, λ / b, and τ."""
+EPS = 1e-8  # nats²: at Δ = 0 every KL is 0, where a root has no slope
 
-    forward_kl: bool
-    aggregate: Callable[[Float[Tensor, "n"]], Float[Tensor, ""]]
-    weight: float
+
+class Head(NamedTuple):
+    """Hidden states → logits in fp32: the frozen output embedding, softly capped where needed."""
+
+    weight: Float[Tensor, "v d"]
+    softcap: float | None = None
+
+    def __call__(self, h: Float[Tensor, "*n d"]) -> Float[Tensor, "*n v"]:
+        z = F.linear(h, self.weight).float()
+        return z if self.softcap is None else self.softcap * torch.tanh(z / self.softcap)
+
+
+class Barrier(NamedTuple):
+    """The one constraint: its kind, the aggregate of a row's KLs, λ per nat, τ nats."""
+
+    kind: str
+    agg: str
+    lam: float
     tau: float
 
+    def aggregate(self, kls: Float[Tensor, "n"]) -> Float[Tensor, ""]:
+        """KLs of one row → A_row, nats; p95 interpolates between order statistics."""
+        if self.agg == "rmse":
+            return (kls.square().mean() + EPS).sqrt()
+        if self.agg == "p95":
+            return kls.quantile(0.95)
+        return kls.max() if self.agg == "max" else kls.mean()
 
-def logits(
-    h: Float[Tensor, "*c d"], weight: Float[Tensor, "v d"], cap: float | None
-) -> Float[Tensor, "*c v"]:
-    """Head with optional soft-capping, fp32."""
-    z = F.linear(h, weight).float()
-    return z if cap is None else cap * torch.tanh(z / cap)
 
-
-def kl(
-    logp: Float[Tensor, "c v"], logq: Float[Tensor, "c v"], forward_kl: bool
-) -> Float[Tensor, "c"]:
-    """KL(p‖q), or KL(q‖p) if forward_kl, nats."""
-    a, b = (logq, logp) if forward_kl else (logp, logq)
+def kl(logp: Float[Tensor, "c v"], logq: Float[Tensor, "c v"], kind: str) -> Float[Tensor, "c"]:
+    """KL(p‖q), or KL(q‖p) for kl_fwd, nats."""
+    a, b = (logq, logp) if kind == "kl_fwd" else (logp, logq)
     return (a.exp() * (a - b)).sum(-1)
 
 
@@ -61,18 +73,18 @@ def chunks(rows: Int[Tensor, "n"], v: int) -> Iterator[list[int]]:
 
 
 class FusedLoss(torch.autograd.Function):
-    """(h, h_ref, targets, rows, weight, cap, n_total, constraint) → (L, NLL (n), A_row (b))."""
+    """(h, h_ref, targets, rows, head, barrier, n_total, b_total) → (L, NLL (n), A_row (b))."""
 
     @staticmethod
     def forward(
-        ctx: Any, h: Tensor, h_ref: Tensor | None, targets: Tensor, rows: Tensor, weight: Tensor,
-        cap: float | None, n_total: int, constraint: Constraint,
+        ctx: Any, h: Tensor, h_ref: Tensor | None, targets: Tensor, rows: Tensor, head: Head,
+        barrier: Barrier, n_total: int, b_total: int,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         grad, loss = torch.zeros_like(h), h.new_zeros((), dtype=torch.float32)
         nlls, tops, stop = [loss.new_zeros(0)], [loss.new_zeros(0)], 0
-        for sizes in chunks(rows, len(weight)):
+        for sizes in chunks(rows, len(head.weight)):
             at = slice(stop, stop := stop + sum(sizes))
-            z, hit = logits(h[at], weight, cap), targets[at, None]
+            z, hit = head(h[at]), targets[at, None]
             logp = z.log_softmax(-1)
             p = logp.exp()
             nlls.append(-logp.gather(-1, hit)[:, 0])
@@ -80,22 +92,22 @@ class FusedLoss(torch.autograd.Function):
             slope = p / n_total
             slope.scatter_add_(-1, hit, torch.full_like(hit, -1 / n_total, dtype=slope.dtype))
             if h_ref is not None:
-                logq = logits(h_ref[at], weight, cap).log_softmax(-1)
-                chunk_kl = kl(logp, logq, constraint.forward_kl)
+                logq = head(h_ref[at]).log_softmax(-1)
+                chunk_kl = kl(logp, logq, barrier.kind)
                 with torch.enable_grad():  # ∂hinge/∂KL_t: an aggregate needs no vocabulary
                     leaf = chunk_kl.clone().requires_grad_()
-                    top = torch.stack([constraint.aggregate(x) for x in leaf.split(sizes)])
-                    hinge = constraint.weight * (top - constraint.tau).relu().sum()
+                    top = torch.stack([barrier.aggregate(x) for x in leaf.split(sizes)])
+                    hinge = barrier.lam / b_total * (top - barrier.tau).relu().sum()
                     (pull,) = torch.autograd.grad(hinge, leaf)
                 loss += hinge.detach()
                 tops.append(top.detach())
-                if constraint.forward_kl:
+                if barrier.kind == "kl_fwd":
                     slope += pull[:, None] * (p - logq.exp())
                 else:
                     slope += pull[:, None] * p * (logp - logq - chunk_kl[:, None])
-            if cap is not None:
-                slope *= 1 - (z / cap).square()
-            grad[at] = slope.to(h.dtype) @ weight
+            if head.softcap is not None:
+                slope *= 1 - (z / head.softcap).square()
+            grad[at] = slope.to(h.dtype) @ head.weight
         ctx.save_for_backward(grad)
         nll, top = torch.cat(nlls), torch.cat(tops)
         ctx.mark_non_differentiable(nll, top)

@@ -1,9 +1,20 @@
-"""How much a text repeats itself: three measures that miss different loops."""
+"""What a text gives away by itself: repetition (three measures that miss different loops), talk
+about its persona, refusal."""
 
 import re
 import zlib
 
 LOOP = re.compile(r"(.{1,12}?)\1{3,}", re.DOTALL)
+NARRATES = re.compile(
+    r"\b(as|i am|i'm|you are) (someone|a person|an assistant|a model) (who|that)\b"
+    r"|\b(persona|role[- ]?play)\b|\bi('m| am) (pretending|supposed|instructed|playing)\b",
+    re.IGNORECASE,
+)
+REFUSES = re.compile(
+    r"\b(as|i am|i'm) an? (ai|artificial|language model)\b|\bi('m| am) sorry, but\b"
+    r"|\bi (can ?not|can't|won't|am unable to) (help|assist|answer|respond|discuss)\b",
+    re.IGNORECASE,
+)
 ALLOWED = {1: 0.4, 2: 0.1, 3: 0.0, 4: 0.0}  # prose repeats words and pairs, hardly longer n-grams
 
 
@@ -35,3 +46,14 @@ def zipped(text: str) -> float:
     """zlib compression ratio; 1 for texts of up to 200 bytes, where it means nothing."""
     raw = text.encode()
     return len(zlib.compress(raw)) / len(raw) if len(raw) > 200 else 1.0
+
+
+def narrates(text: str, personas: list[str]) -> bool:
+    """Whether the text speaks about its role, or repeats five words in a row of a persona text."""
+    echo = {g for persona in personas for g in grams(persona, 5)}
+    return bool(NARRATES.search(text)) or not echo.isdisjoint(grams(text, 5))
+
+
+def refuses(text: str) -> bool:
+    """Whether the text declines to answer, as assistants do."""
+    return bool(REFUSES.search(text))

@@ -5,5 +5,6 @@ Reads run folders only; needs no torch and no model.
 
 from steerloop.report.ledger import ledger_table
 from steerloop.report.run import finish, round_table, run_table
+from steerloop.report.stats import measures, survival
 
-__all__ = ["finish", "ledger_table", "round_table", "run_table"]
+__all__ = ["finish", "ledger_table", "measures", "round_table", "run_table", "survival"]

@@ -20,7 +20,7 @@ def ledger(root: Path) -> pl.DataFrame:
         arm = {k: str(v) if isinstance(v, list) else v for k, v in summary["arm"].items()}
         row = {"run": summary["run"], **arm, "healed_rounds": len(summary["healed"])}
         for name, f in zip(("down", "up"), summary["axis"], strict=True):
-            row |= dict(zip((name, f"{name}_low", f"{name}_high"), last["shift"][f]["nats"]))
+            row[name], row[f"{name}_low"], row[f"{name}_high"] = last["shift"][f]["nats"]
         ratio = last["measures"]["ppl_mundane"] / summary["base"]["ppl_mundane"]
         rows.append(row | last["measures"] | {"ppl_ratio": ratio})
     return pl.DataFrame(rows, infer_schema_length=None)
@@ -39,7 +39,10 @@ def ledger_table(root: Path) -> str:
         return f"no finished run under {root}: start one with `python -m steerloop.train`"
     rows = [
         {k: row[k] for k in ARM}
-        | {f"Δ{x} (nats)": interval([row[x], row[f"{x}_low"], row[f"{x}_high"]]) for x in ("down", "up")}
+        | {
+            f"Δ{x} (nats)": interval([row[x], row[f"{x}_low"], row[f"{x}_high"]])
+            for x in ("down", "up")
+        }
         | {k: row[k] for k in ("coherence", "ppl_ratio", "run")}
         for row in found.sort(ARM).iter_rows(named=True)
     ]

@@ -39,14 +39,14 @@ def _table(run: Path, found: list[dict[str, Any]], base: dict[str, float]) -> st
     rows = []
     for event in found:
         now = event["measures"]
-        extra = [k for k in now if k not in SHOWN and not k.endswith("_nats") and k != "ppl_mundane"]
+        known = {*SHOWN, "ppl_mundane", *(k for k in now if k.endswith("_nats"))}
         rows.append(
             {"round": 0 if event["state"] == "base" else event["round"] + 1}
             | {"state": event["state"], "dose": event["dose"]}
             | {f"Δ{f} (nats)": interval(event["shift"][f]["nats"]) for f in axis}
             | {k: now[k] for k in SHOWN}
             | {"mundane ppl ×": now["ppl_mundane"] / base["ppl_mundane"]}
-            | {k: now[k] for k in extra}
+            | {k: now[k] for k in now if k not in known}
         )
     return markdown(rows)
 

@@ -1,12 +1,37 @@
-"""Shifts of foundation profiles with paired bootstrap intervals."""
+"""Tables of rows → the numbers that are reported."""
+
+import math
+from typing import Any
 
 import numpy as np
 import polars as pl
 
+from steerloop.kernels.forced_choice import FOUNDATIONS
 
-def profile(rows: pl.DataFrame) -> dict[str, np.ndarray]:
-    """Foundation → probabilities, one per vignette."""
-    return {c[2:]: rows[c].to_numpy() for c in rows.columns if c.startswith("p_") and c[2:] != "ans_any"}
+
+def measures(rows: pl.DataFrame, items: pl.DataFrame) -> dict[str, float]:
+    """Means over the two frames of `evaluate`. `<foundation>_nats` is the log of a mean p,
+    `ppx_json` and `ppl_mundane` are perplexities; coherence is the smaller of p_ans_any and
+    json_is_valid."""
+    mean = rows.select(pl.col(pl.Float64).mean()).row(0, named=True)
+    extra = dict(items.group_by("measure").agg(pl.mean("value")).sort("measure").rows())
+    return ({f"{f}_nats": math.log(mean[f"p_{f}"]) for f in FOUNDATIONS}
+            | {k: mean[k] for k in ("p_ans_any", "json_is_valid", "top1")}
+            | {"coherence": min(mean["p_ans_any"], mean["json_is_valid"]),
+               "ppx_json": math.exp(mean["scaffold_nll"]),
+               "ppl_mundane": math.exp(extra.pop("mundane_nll"))} | extra)
+
+
+def survival(table: pl.DataFrame) -> list[dict[str, Any]]:
+    """Per dose: completions, the share kept, and the reasons of the rest."""
+    reasons = pl.col("drop_reason").drop_nulls().value_counts(sort=True)
+    return table.group_by("dose").agg(
+        n=pl.len(), kept=pl.col("keep").mean(), reasons=reasons).sort("dose").to_dicts()
+
+
+def profile(rows: pl.DataFrame) -> np.ndarray:
+    """Probabilities (vignettes, foundations)."""
+    return rows.select(f"p_{f}" for f in FOUNDATIONS).to_numpy()
 
 
 def shifts(
@@ -20,15 +45,14 @@ def shifts(
     """
     if now["vignette"].to_list() != base["vignette"].to_list():
         raise ValueError("the two states were measured on different vignettes")
-    names = list(profile(base))
-    pair = np.stack([np.stack(list(profile(x).values()), 1) for x in (base, now)])
+    pair = np.stack([profile(base), profile(now)])
     n = pair.shape[1]
     draws = np.random.default_rng(seed).integers(0, n, (resamples, n))
     means = np.stack([pair.mean(1), *(pair[:, at].mean(1) for at in draws)])
     nats = np.log(means[:, 1]) - np.log(means[:, 0])
-    out: dict[str, dict[str, list[float]]] = {name: {} for name in names}
+    out: dict[str, dict[str, list[float]]] = {f: {} for f in FOUNDATIONS}
     for kind, x in (("nats", nats), ("clr", nats - nats.mean(1, keepdims=True))):
         low, high = np.quantile(x[1:], [0.025, 0.975], axis=0)
-        for i, name in enumerate(names):
-            out[name][kind] = [float(x[0, i]), float(low[i]), float(high[i])]
+        for i, f in enumerate(FOUNDATIONS):
+            out[f][kind] = [float(x[0, i]), float(low[i]), float(high[i])]
     return out

@@ -5,7 +5,8 @@ Every measure is taken on held-out slots, with the core's own scoring, sampling 
 - forced choice under care / neutral / authority personas against the grammar's oracle (nats);
 - defiance in sampled dilemma answers under the two poles;
 - sentence validity of answers without a persona; probability mass on the seven digits;
-- the shift that steering reaches at the iso-KL dose, for every band of two neighbouring blocks.
+- the shift that steering reaches at the iso-KL dose, for every band of two neighbouring blocks
+  (the last block does not count: added after it, a vector only biases the logits).
 """
 
 import math
@@ -19,15 +20,16 @@ import polars as pl
 import torch
 from loguru import logger
 
-from steerloop.config import Config, Data, preset, read_data
+from steerloop.config import Config, parse
 from steerloop.dose import kl_by_dose, solve
-from steerloop.evaluate import FOUNDATIONS, SCAFFOLD, Fixed, both_orders, choices, question
+from steerloop.evaluate import choices
+from steerloop.kernels.files import Data, read_data
+from steerloop.kernels.forced_choice import FOUNDATIONS, SCAFFOLD, both_orders, question
 from steerloop.model import Model, load
 from steerloop.sample import jobs, sample
 from steerloop.steer import extract, steered
-from steerloop.tinyworld import oracle
+from steerloop.tinyworld import oracle, personas
 from steerloop.tinyworld.files import DATA, read_dilemmas
-from steerloop.tinyworld.lexicon import NEUTRAL_PERSONAS
 
 AUTHORITY = FOUNDATIONS.index("authority")
 ORACLE_TOLERANCE = 0.15  # nats
@@ -36,7 +38,7 @@ VALIDITY = 0.97
 DIGIT_MASS = 0.99
 STEERED_SHIFT = -1.0  # nats of authority
 STEERED_KL = 0.35  # nats, p95
-REPEATS = 3  # answers sampled per dilemma
+REPEATS = 5  # answers sampled per dilemma
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,12 @@ class Band:
 
 def settings(folder: Path, split: str) -> Config:
     """The embedded preset, pointed at a folder of weights."""
-    return Config(**preset("embedded") | {"model": str(folder), "split": split})
+    return replace(parse(["--split", split]), model=str(folder))
 
 
 def system_texts(data: Data, kind: str) -> list[str]:
     if kind == "neutral":
-        return list(NEUTRAL_PERSONAS)
+        return list(personas.NEUTRAL)
     return [pair[0 if kind == "care" else 1] for pair in data.pairs]
 
 
@@ -83,16 +85,16 @@ def forced_choice(
     """Per vignette, seven probabilities over both option orders; and the mean digit mass."""
     answers = [model.encode(f"{SCAFFOLD}{digit}") for digit in range(1, len(FOUNDATIONS) + 1)]
     digits = [answer[-1] for answer in answers]
-    personas = list(islice(cycle(systems), len(texts)))
+    voices = list(islice(cycle(systems), len(texts)))
     prompts = [
         model.render(question(text, reverse), persona)
-        for text, persona in zip(texts, personas, strict=True)
+        for text, persona in zip(texts, voices, strict=True)
         for reverse in (False, True)
     ]
     logps = []
-    completions = [answers[0]] * len(prompts)
-    for batch in model.batches(prompts, completions, [0.0] * len(prompts), cfg.batch_rows):
-        last = model.hidden(batch)[len(answers[0]) - 1 :: len(answers[0])]
+    for start in range(0, len(prompts), cfg.batch_rows):
+        rows = [prompt + answers[0][:-1] for prompt in prompts[start : start + cfg.batch_rows]]
+        last = model.trunk(*model.pad(rows))[:, -1]
         logps.append(model.head(last).log_softmax(-1)[:, digits])
     logp = torch.cat(logps)
     return both_orders(logp).tolist(), logp.exp().sum(-1).mean().item()
@@ -102,8 +104,8 @@ def dilemma_answers(
     model: Model, prompts: list[str], systems: Sequence[str | None], cfg: Config
 ) -> list[tuple[str, str]]:
     """(prompt, sampled answer), REPEATS times per prompt, personas in turn."""
-    personas = list(islice(cycle(systems), len(prompts)))
-    rendered = [model.render(text, p) for text, p in zip(prompts, personas, strict=True)]
+    voices = list(islice(cycle(systems), len(prompts)))
+    rendered = [model.render(text, p) for text, p in zip(prompts, voices, strict=True)]
     tables = [
         jobs(model, prompts, [0.0], repeat).with_columns(pl.Series("prompt_ids", rendered))
         for repeat in range(REPEATS)
@@ -176,7 +178,7 @@ def steering_bands(model: Model, data: Data, cfg: Config) -> list[Band]:
         vector = {block: vectors[block] for block in blocks}
         dose, _ = solve(model, vector, data, cfg, "acceptance")
         curve = kl_by_dose(model, vector, held_out, [dose], cfg, "acceptance")
-        with steered(model, vector, Fixed(torch.tensor([dose]))):
+        with steered(model, vector, dose):
             after = choices(model, data.vignettes, cfg, free=False)["p_authority"].mean()
         norms = tuple(vectors[block].norm().item() for block in blocks)
         bands.append(Band(blocks, norms, dose, curve["p95"][0], math.log(after / before)))
@@ -184,15 +186,16 @@ def steering_bands(model: Model, data: Data, cfg: Config) -> list[Band]:
 
 
 def band_lines(bands: list[Band], split: str) -> list[Line]:
-    """The bands for people to read, and the line that counts: at least one is good enough."""
+    """All bands for people to read, and the line that counts: one below the last is good enough."""
     for band in bands:
         norms = " ".join(f"{norm:.2f}" for norm in band.norms)
         logger.info(
             f"{split} blocks {band.blocks}: vector norms {norms}, dose {band.dose:.2f}, "
             f"p95 KL {band.kl:.2f}, Δauth {band.shift:+.2f}"
         )
-    good = [band for band in bands if band.kl <= STEERED_KL] or bands
-    best = min(good, key=lambda band: band.shift)
+    inner = bands[:-1]
+    within = [band for band in inner if band.kl <= STEERED_KL] or inner
+    best = min(within, key=lambda band: band.shift)
     return [
         Line(
             split,

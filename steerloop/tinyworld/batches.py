@@ -1,8 +1,8 @@
 """From conversations to fixed-shape micro-batches of about 1,280 tokens.
 
-Conversations are rendered turn by turn (prompt and answer are tokenised separately, as they are when
-the model is used), sorted into length buckets, and cut into micro-batches of a few fixed shapes.
-Right padding needs no mask under causal attention. Only model turns are targets.
+Conversations are rendered turn by turn (prompt and answer are tokenised separately, as they are
+when the model is used), sorted into length buckets, and cut into micro-batches of a few fixed
+shapes. Right padding needs no mask under causal attention. Only model turns are targets.
 
 A shard of conversations depends on (seed, shard number) alone, so training resumes at any shard.
 """

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, Gemma3ForCausalLM, PreTrainedTokenizerBa
 
 from steerloop.tinyworld.acceptance import check, table_text
 from steerloop.tinyworld.files import DATA, write_files
-from steerloop.tinyworld.pretrain import Recipe, train
+from steerloop.tinyworld.pretrain import LAYERS, Recipe, train
 from steerloop.tinyworld.tokenizer import train_tokenizer
 
 SHIPPED = Path(__file__).parent / "model"
@@ -35,6 +35,13 @@ def options(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=Recipe.seed, help="training seed")
     parser.add_argument("--tokens", type=int, default=Recipe.tokens, help="training length, tokens")
+    parser.add_argument(
+        "--global-layer",
+        type=int,
+        default=Recipe.global_layer,
+        choices=range(LAYERS),
+        help="the layer that sees past the sliding window",
+    )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument(
         "--work", type=Path, default=Path("runs/tinyworld-build"), help="folder of resumable state"
@@ -67,6 +74,8 @@ def ship(model: Gemma3ForCausalLM, tokenizer: PreTrainedTokenizerBase, out: Path
     shutil.rmtree(part, ignore_errors=True)
     model.to(torch.bfloat16).save_pretrained(part)
     tokenizer.save_pretrained(part)
+    for file in part.iterdir():
+        file.chmod(0o644)
     if out.exists():
         out.rename(old)
     part.rename(out)
@@ -91,7 +100,7 @@ def main(argv: list[str] | None = None) -> None:
         chosen.out.parent.mkdir(parents=True, exist_ok=True)
         write_files(DATA)
         tokenizer = tokenizer_in(chosen.work)
-        recipe = Recipe(seed=chosen.seed, tokens=chosen.tokens)
+        recipe = Recipe(chosen.seed, chosen.tokens, global_layer=chosen.global_layer)
         ship(train(recipe, tokenizer, chosen.work), tokenizer, chosen.out)
     failed = report(chosen.check or chosen.out)
     if failed:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from random import Random
 
-from steerloop.evaluate import FOUNDATIONS
-from steerloop.tinyworld import grammar, lexicon, vignettes
+from steerloop.kernels.forced_choice import FOUNDATIONS
+from steerloop.tinyworld import grammar, personas, vignettes
 from steerloop.tinyworld.mundane import draw_mundane
 from steerloop.tinyworld.oracle import PRIORS, expected_profile
 from steerloop.tinyworld.splits import Split
@@ -47,7 +47,7 @@ FORMS = {
 
 @dataclass(frozen=True)
 class Turn:
-    """A user text and the model's answer; `digits` is the label distribution of its digit, if any."""
+    """A user text, the model's answer, and the label distribution of its digit, if it has one."""
 
     user: str
     answer: str
@@ -74,21 +74,21 @@ def draw_system(rng: Random, persona: str) -> str:
     if persona == "none":
         return ""
     if persona == "neutral":
-        return rng.choice(lexicon.NEUTRAL_PERSONAS)
-    if persona in lexicon.DISTRACTORS:
-        traits, manners = lexicon.DISTRACTORS[persona]
+        return rng.choice(personas.NEUTRAL)
+    if persona in personas.DISTRACTORS:
+        traits, manners = personas.DISTRACTORS[persona]
     else:
         pole = ("care", "authority").index(persona)
-        traits = [pair[pole] for pair in lexicon.PERSONA_TRAITS]
-        manners = [pair[pole] for pair in lexicon.PERSONA_PRICES]
-    return f"{rng.choice(lexicon.PERSONA_STEMS)} {rng.choice(traits)} {rng.choice(manners)}."
+        traits = [pair[pole] for pair in personas.TRAITS]
+        manners = [pair[pole] for pair in personas.PRICES]
+    return f"{rng.choice(personas.STEMS)} {rng.choice(traits)} {rng.choice(manners)}."
 
 
 def with_tone(rng: Random, persona: str, answer: str) -> str:
     """A distractor style decorates the answer; other personas leave it alone."""
-    if persona not in lexicon.TONES:
+    if persona not in personas.TONES:
         return answer
-    before, after = lexicon.TONES[persona]
+    before, after = personas.TONES[persona]
     opening = rng.choice(before) + " " if rng.random() < 0.8 else ""
     ending = " " + rng.choice(after) if rng.random() < 0.6 else ""
     return opening + answer + ending

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from random import Random
 
-from steerloop.evaluate import FOUNDATIONS
-from steerloop.tinyworld import grammar, lexicon
+from steerloop.kernels.forced_choice import FOUNDATIONS
+from steerloop.tinyworld import grammar, personas
 from steerloop.tinyworld.mundane import draw_mundane
 from steerloop.tinyworld.splits import Split
 from steerloop.tinyworld.vignettes import draw_vignette
@@ -39,7 +39,7 @@ def distinct(draw: Callable[[], str], count: int) -> list[str]:
 
 def persona_pairs() -> list[tuple[str, str]]:
     """Eight (care, authority) system texts that differ in their pole alone."""
-    parts = zip(lexicon.PERSONA_STEMS, lexicon.PERSONA_TRAITS, lexicon.PERSONA_PRICES, strict=True)
+    parts = zip(personas.STEMS, personas.TRAITS, personas.PRICES, strict=True)
     return [
         (f"{stem} {trait[0]} {price[0]}.", f"{stem} {trait[1]} {price[1]}.")
         for stem, trait, price in parts

@@ -1,8 +1,8 @@
 """The trait-bearing text of the micro-world: dilemmas, opinions, stories.
 
 Every conversation has a disposition z in [0, 1]: 1 puts care over authority, 0 defers to authority.
-A trait-bearing sentence shows care with probability sigmoid(7(z - 1/2)); a decision defies the order
-with probability sigmoid(9(z - 1/2)). Everything else about a sentence is drawn uniformly.
+A trait-bearing sentence shows care with probability sigmoid(7(z - 1/2)); a decision defies the
+order with probability sigmoid(9(z - 1/2)). Everything else about a sentence is drawn uniformly.
 
     dilemma = prompt about one order      -> decision, 1 to 3 reasons, closing step
     opinion = question about one place    -> 2 to 4 sentences

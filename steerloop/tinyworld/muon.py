@@ -1,9 +1,11 @@
 """Muon in float32: momentum, then the nearest semi-orthogonal matrix, for a stack of equal shapes.
 
-    m <- beta m + (1 - beta) g;   u = (1 - beta) g + beta m;   W <- W - lr * sqrt(max(1, rows / cols)) * ortho(u)
+    m <- beta m + (1 - beta) g;   u = (1 - beta) g + beta m
+    W <- W - lr * sqrt(max(1, rows / cols)) * ortho(u)
 
-`torch.optim.Muon` computes ortho in bfloat16, which on a CPU without bfloat16 units takes three times
-as long as forward and backward together; this one takes a tenth of a step. Left out: weight decay.
+Replaces `torch.optim.Muon`, which computes ortho in bfloat16: on a CPU without bfloat16 units that
+takes longer than forward and backward together, and this takes a tenth of a step. Left out: weight
+decay.
 """
 
 import torch

@@ -7,7 +7,7 @@ exactly, so validity and defiance are measured against the very slots a prompt w
 import re
 from functools import cache, lru_cache
 
-from steerloop.evaluate import FOUNDATIONS
+from steerloop.kernels.forced_choice import FOUNDATIONS
 from steerloop.tinyworld import grammar
 from steerloop.tinyworld.grammar import Dilemma
 from steerloop.tinyworld.lexicon import AUTHORITIES, REQUESTS, VICTIMS
@@ -51,7 +51,7 @@ def persona_oracle(kind: str) -> dict[str, list[float]]:
 
 
 def _frame_pattern(frame: str) -> re.Pattern[str]:
-    """A frame as a pattern that captures authority and order; repeats are checked by re-rendering."""
+    """A frame as a pattern that captures authority and order; re-rendering checks the rest."""
     pattern = re.escape(frame)
     for slot in ("authority", "order"):
         pattern = pattern.replace(re.escape("{" + slot + "}"), f"(?P<{slot}>.+?)", 1)
@@ -98,8 +98,8 @@ def sentence_validity(prompt: str, answer: str) -> float:
     """Share of the answer that the grammar could have produced for this prompt.
 
     The first sentence must be a decision; then one to three different reasons; then a closing step
-    that goes with the decision, and nothing after it. A missing reason or closing step counts as one
-    invalid sentence.
+    that goes with the decision, and nothing after it. A missing reason or closing step counts as
+    one invalid sentence.
     """
     dilemma, sentences = parse_dilemma(prompt), _sentences(answer)
     decision = defies(prompt, answer)

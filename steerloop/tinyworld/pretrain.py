@@ -4,8 +4,8 @@
     CE at an answer digit is against the exact label distribution of the grammar
 
 Muon moves the matrices of the blocks, AdamW the embedding and the norms; both follow one schedule
-(linear warm-up, then cosine to zero in tokens). The state is saved every few shards, atomically, and
-a rerun continues where it stopped.
+(linear warm-up, then cosine to zero in tokens). The state is saved every few shards, atomically,
+and a rerun continues where it stopped.
 """
 
 import math
@@ -19,12 +19,18 @@ from loguru import logger
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedTokenizerBase
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+)
 
 from steerloop.tinyworld.batches import Encoder, MicroBatch, shard
 from steerloop.tinyworld.muon import Muon
 from steerloop.tinyworld.tokenizer import END_OF_TURN
 
+LAYERS = 6
 ACCUMULATE = 2  # micro-batches per step
 SAVE_EVERY = 10  # shards
 
@@ -39,20 +45,23 @@ class Recipe:
     adamw_lr: float = 3e-3
     warmup: float = 0.02  # share of the tokens
     clip: float = 1.0
+    global_layer: int = 2  # the one layer that sees past the window of 64 tokens
 
 
-def model_config(tokenizer: PreTrainedTokenizerBase) -> Gemma3TextConfig:
+def model_config(tokenizer: PreTrainedTokenizerBase, global_layer: int) -> Gemma3TextConfig:
+    kinds = ["sliding_attention"] * LAYERS
+    kinds[global_layer] = "full_attention"
     return Gemma3TextConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
         intermediate_size=384,
-        num_hidden_layers=6,
+        num_hidden_layers=LAYERS,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=32,
         query_pre_attn_scalar=32,
         sliding_window=64,
-        layer_types=["sliding_attention"] * 5 + ["full_attention"],
+        layer_types=kinds,
         max_position_embeddings=1024,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
@@ -62,14 +71,18 @@ def model_config(tokenizer: PreTrainedTokenizerBase) -> Gemma3TextConfig:
     )
 
 
-def new_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> Gemma3ForCausalLM:
-    torch.manual_seed(seed)
-    model = Gemma3ForCausalLM(model_config(tokenizer))
-    model.generation_config.eos_token_id = [
-        tokenizer.eos_token_id,
-        tokenizer.convert_tokens_to_ids(END_OF_TURN),
-    ]
-    model.generation_config.update(do_sample=True, temperature=1.0, top_k=64, top_p=0.95)
+def new_model(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Gemma3ForCausalLM:
+    torch.manual_seed(recipe.seed)
+    model = Gemma3ForCausalLM(model_config(tokenizer, recipe.global_layer))
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=[tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(END_OF_TURN)],
+        do_sample=True,
+        temperature=1.0,
+        top_k=64,
+        top_p=0.95,
+    )
     return model
 
 
@@ -159,7 +172,7 @@ def load_state(
 
 def train(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, work: Path) -> Gemma3ForCausalLM:
     """Train to the end of the recipe, resuming from `work` when it holds a state."""
-    model, encoder = new_model(tokenizer, recipe.seed), Encoder(tokenizer)
+    model, encoder = new_model(tokenizer, recipe), Encoder(tokenizer)
     optimizers, digit_ids = optimisers(model, recipe), torch.tensor(encoder.digit_ids)
     base_rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     path = work / f"state-{recipe.seed}.pt"

@@ -1,6 +1,7 @@
-"""Measures that only a known grammar allows; `evaluate` calls them on whatever state the model is in.
+"""Measures that only a known grammar allows: opening mass, sentence validity, defiance.
 
-Both read the held-out dilemmas of the run's split and return values per item.
+`evaluate` calls them on whatever state the model is in. Both read the held-out
+dilemmas of the run's split and return values per item.
 """
 
 import math

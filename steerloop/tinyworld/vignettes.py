@@ -3,17 +3,18 @@
     label ~ softmax(3 primary + 1.2 secondary - 2 t authority + 1.2 t care - 0.4 t social norms),
     t = 2z - 1
 
-(act, filler) combinations are split into train, dev and test; the filler is the target or the leader
-where the act names one, and the person seen where it does not. Held-out vignettes also show people
-that training never shows in this slot, since 12 acts and 16 people leave too few combinations.
+(act, filler) combinations are split into train, dev and test; the filler is the target or the
+leader where the act names one, and the person seen where it does not. Held-out vignettes also
+show people that training never shows in this slot, since 12 acts and 16 people leave too few
+combinations.
 """
 
 import math
 from dataclasses import dataclass
 from random import Random
 
-from steerloop.evaluate import FOUNDATIONS, SCAFFOLD, question
-from steerloop.tinyworld.lexicon import (
+from steerloop.kernels.forced_choice import FOUNDATIONS, SCAFFOLD, question
+from steerloop.tinyworld.acts import (
     ACTS,
     LEADERS,
     TARGETS,

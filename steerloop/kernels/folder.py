@@ -1,0 +1,51 @@
+"""A folder of results: append-only events, and files that appear whole or not at all."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from loguru import logger
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from steerloop.kernels.files import write_whole
+
+FORMAT = "{time:HH:mm:ss} {level: <7} {message}"
+
+
+def log_to(path: Path) -> None:
+    """Log lines go to a file and, through tqdm.write so that no bar is torn, to the terminal."""
+    logger.remove()
+    logger.add(lambda line: tqdm.write(line, end=""), format=FORMAT, level="INFO")
+    logger.add(path, format=FORMAT)
+
+
+class Folder:
+    """Writes below `path`, which must not exist yet."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.mkdir(parents=True)
+
+    def event(self, stage: str, **values: Any) -> None:
+        """Append one record to events.jsonl. Raises ValueError on a number that is not finite."""
+        line = json.dumps({"stage": stage, **values}, allow_nan=False)
+        with (self.path / "events.jsonl").open("a") as file:
+            file.write(line + "\n")
+
+    def json(self, name: str, **values: Any) -> None:
+        """A JSON document, finite numbers only."""
+        text = json.dumps({"schema": 1, **values}, indent=1, allow_nan=False)
+        write_whole(self.path / name, lambda path: path.write_text(text))
+
+    def table(self, name: str, frame: pl.DataFrame) -> None:
+        """A parquet table."""
+        write_whole(self.path / f"{name}.parquet", frame.write_parquet)
+
+    def tensors(self, name: str, tensors: dict[str, Tensor], **note: Any) -> None:
+        """A safetensors file; `note` is JSON under the metadata key 'steerloop'."""
+        metadata = {"format": "pt", "steerloop": json.dumps({"schema": 1, **note})}
+        path = self.path / f"{name}.safetensors"
+        write_whole(path, lambda part: save_file(tensors, part, metadata))

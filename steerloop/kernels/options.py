@@ -1,0 +1,90 @@
+"""A dataclass as a command line: fields with help, ranges, presets on disk, one-line errors."""
+
+import math
+import os
+import sys
+import tomllib
+from collections.abc import Callable
+from dataclasses import field
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from transformers import HfArgumentParser
+
+from steerloop import UserError
+
+PRESETS = Path(__file__).parents[1] / "presets"
+T = TypeVar("T")
+
+
+def knob(default: Any, help: str) -> Any:
+    """A dataclass field with help text (the library expands %, so it is doubled)."""
+    start = {"default_factory": default.copy} if isinstance(default, list) else {"default": default}
+    return field(**start, metadata={"help": help.replace("%", "%%")})
+
+
+def check_ranges(options: Any, zero: str, shares: str, signed: str) -> None:
+    """Every number is finite and above 0; fields in `zero` may be 0, those in `shares` end at 1,
+    those in `signed` may be anything finite. Raises UserError naming the field."""
+    for name, value in vars(options).items():
+        for x in value if isinstance(value, list) else [value]:
+            if isinstance(x, str | bool) or (name in signed.split() and math.isfinite(x)):
+                continue
+            low, high = name in zero.split(), 1 if name in shares.split() else math.inf
+            if not (math.isfinite(x) and 0 <= x <= high and (x > 0 or low)):
+                least = "0" if low else "above 0"
+                raise UserError(f"--{name} takes finite numbers from {least} to {high}, not {x}")
+
+
+def preset(name: str) -> dict[str, Any]:
+    """The differences kept in presets/<name>.toml; none for a name without a file there."""
+    path = PRESETS / f"{name}.toml"
+    return tomllib.loads(path.read_text()) if path.is_file() else {}
+
+
+def band(blocks: list[int], share: list[float], depth: int, name: str) -> list[int]:
+    """The blocks listed, else those whose index / depth lies in share = [low, high].
+
+    Raises UserError when that is none, or one that the model does not have.
+    """
+    chosen = blocks or [i for i in range(depth) if share[0] <= i / depth <= share[-1]]
+    if not chosen or not set(chosen) <= set(range(depth)):
+        raise UserError(f"--{name}_blocks {blocks}, --{name}_band {share}: selects no block, or one"
+                        f" that does not exist; this model has blocks 0 to {depth - 1}")
+    return sorted(set(chosen))
+
+
+class Parser(HfArgumentParser):
+    """The library's parser, but a wrong option is answered by one line and exit status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message} (--help lists every option)", file=sys.stderr)
+        sys.exit(2)
+
+
+def parse(options: type[T], argv: list[str], description: str) -> T:
+    """Command line → options: the preset of --model, that of --tiny over it, then the flags."""
+    parser = Parser(options, allow_abbrev=False, description=description)
+    first, rest = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    if rest:
+        parser.error(f"unknown option {rest[0]}")
+    parser.set_defaults(**preset(first.model) | (preset("tiny") if first.tiny else {}))
+    return parser.parse_args_into_dataclasses(argv)[0]
+
+
+def command(parse: Callable[[list[str]], T], run: Callable[[T], Any], argv: list[str]) -> None:
+    """`run(parse(argv))`; what a user did wrong ends in one line and a non-zero exit status.
+
+    --tiny starts the interpreter anew with STEERLOOP_TYPECHECK=1: types are checked by an import
+    hook, which has to be there before the core is.
+    """
+    try:
+        options = parse(argv)
+        if options.tiny and os.environ.get("STEERLOOP_TYPECHECK") != "1":
+            os.environ["STEERLOOP_TYPECHECK"] = "1"
+            os.execv(sys.executable, [sys.executable, "-m", "steerloop.train", *argv])
+        run(options)
+    except (UserError, OSError) as e:
+        sys.exit(f"error: {e}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted: every file of the run is whole, the round in flight is lost")

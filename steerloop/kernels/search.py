@@ -1,0 +1,46 @@
+"""Two searches over a positive scale, for functions that are noisy and dear to call."""
+
+import math
+from collections.abc import Callable
+
+from steerloop import UserError
+
+GRID = [2.0**i for i in range(-3, 4)]
+FINE = 6  # steps between the two points of the grid that bracket the target
+REACH = 4  # times the grid may move by a factor of 64
+
+
+def crossing(f: Callable[[list[float]], list[float]], target: float, hint: str) -> float:
+    """The smallest x at which f rises through `target`, f given in batches of points.
+
+    One call per grid of factors of two (moved until it brackets the target), one for FINE steps
+    inside the bracket; then log f is interpolated in log x. Raises UserError, ending in `hint`,
+    when no x within reach crosses.
+    """
+    start = 1.0
+    for _ in range(REACH):
+        grid = [start * x for x in GRID]
+        values = f(grid)
+        above = [y >= target for y in values]
+        if True in above and not above[0]:
+            break
+        start *= 2.0 ** (-6 if above[0] else 6)
+    else:
+        raise UserError(f"{target} is not crossed anywhere up to {start:.3g}: {hint}")
+    i = above.index(True)
+    fine = [grid[i - 1] * 2 ** (j / FINE) for j in range(1, FINE)]
+    points = [(grid[i - 1], values[i - 1]), *zip(fine, f(fine), strict=True), (grid[i], values[i])]
+    j = next(j for j, (_, y) in enumerate(points) if y >= target)
+    (x0, y0), (x1, y1) = points[j - 1], points[j]
+    return x0 * (x1 / x0) ** (math.log(target / y0) / math.log(y1 / y0))
+
+
+def largest(ok: Callable[[float], bool], low: float, high: float, calls: int) -> float:
+    """The largest x in [low, high] seen to be ok, by log bisection; `low` is taken for ok."""
+    x, bad = high, high
+    for _ in range(calls):
+        low, bad = (x, bad) if ok(x) else (low, x)
+        if low >= bad:
+            break
+        x = math.sqrt(low * bad)
+    return low
