@@ -119,6 +119,7 @@ def fold(layers: Layers, gates: Gates) -> dict[str, Tensor]:
     for layer in layers.values():
         layer.slot(gates.live)["A"].copy_(layer.live_A)
         layer.slot(gates.live)["B"].copy_(layer.live_B)
+        layer.live_B.zero_()
     gates.live += 1
     return {f"{name}.{factor}": x.clone(memory_format=torch.contiguous_format)
             for name, layer in layers.items() for factor, x in layer.slot(gates.live - 1).items()}

@@ -1,0 +1,80 @@
+# steerloop's recipes. They use .venv when it is there, else the python on the path.
+
+python := if path_exists(".venv/bin/python") == "true" { ".venv/bin/python" } else { "python3" }
+
+# list the recipes
+default:
+    @{{ just_executable() }} --list
+
+# a real run on gemma-3-1b-it (one 24 GB GPU); more flags may follow
+run *ARGS:
+    {{ python }} -m steerloop.train --model gemma-3-1b-it {{ ARGS }}
+
+# the embedded model with its default settings: three rounds in minutes on a CPU
+demo *ARGS:
+    {{ python }} -m steerloop.train {{ ARGS }}
+
+# the whole pipeline at the smallest scale, types checked: under a minute
+tiny *ARGS:
+    {{ python }} -m steerloop.train --tiny {{ ARGS }}
+
+alias fast-dev-run := tiny
+
+# lint, line budget, every check: what has to be green before a commit
+gate *ARGS:
+    {{ python }} -m ruff check .
+    {{ python }} -m steerloop.checks.lines
+    {{ python }} -m pytest {{ ARGS }}
+
+# the gate, every mutant, and the acceptance table of the shipped weights
+gate-long: gate mutate
+    {{ python }} -m steerloop.tinyworld.build --check
+
+# apply one-line patches that each break an invariant; the named check has to notice
+mutate *NAMES:
+    {{ python }} -m steerloop.checks.mutate {{ NAMES }}
+
+# clone the public systems that this one learned from into docs/vendor, to read; --install puts the
+# evaluation package among them into .venv, editable
+vendor flag="":
+    #!/usr/bin/env bash
+    set -euo pipefail
+    mkdir -p docs/vendor
+    for repo in wassname/tinymfv wassname/steer-heal-love wassname/steering-lite \
+        wassname/lora-lite wassname/w2schar-mini wassname/isokl_steering_calibration vgel/repeng \
+        karpathy/nanochat; do
+        target=docs/vendor/${repo#*/}
+        [ -d "$target" ] || git clone --depth 1 "https://github.com/$repo" "$target"
+    done
+    case "{{ flag }}" in
+        "") ;;
+        --install) {{ python }} -m pip install -e docs/vendor/tinymfv ;;
+        *) echo "error: vendor takes --install or nothing, not {{ flag }}" >&2; exit 2 ;;
+    esac
+
+# sweeps over loop seeds 0, 1, 2, newest first; `just queue NAME` runs one of them
+queue only="":
+    #!/usr/bin/env bash
+    set -euo pipefail
+    sweep() {
+        [ -z "{{ only }}" ] || [ "{{ only }}" = "$1" ] || return 0
+        for seed in 0 1 2; do {{ python }} -m steerloop.train --seed $seed "${@:2}"; done
+    }
+    dirty="--no_filter --multiples 1 1.75 2.5"
+    # H: over ten rounds a reference that moves along lets drift compound; the base does not
+    sweep long-base --rounds 10 --ref base --coh_floor 0
+    sweep long-prev --rounds 10 --ref prev --coh_floor 0
+    # H: on overdosed, unfiltered data plain distillation breaks the model, the barrier heals it
+    sweep dirty-nll $dirty --barrier nll --coh_floor 0
+    sweep dirty-base $dirty --ref base --coh_floor 0
+    sweep dirty-prev $dirty --ref prev --coh_floor 0
+    # H: with default settings the trait is in the weights after three rounds, coherence kept
+    sweep default
+
+# the ledger of all runs
+results:
+    {{ python }} -m steerloop.report
+
+# sort imports and mend what the linter can
+fmt:
+    {{ python }} -m ruff check --fix .

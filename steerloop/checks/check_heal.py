@@ -1,0 +1,155 @@
+"""How a heal step is cut (micro-batches, checkpointing) does not change its gradient; the barrier
+is measured against the reference that was asked for; the loop does lower its own loss."""
+
+import pytest
+import torch
+
+from steerloop import lora
+from steerloop.checks.small import completions
+from steerloop.checks.twins import dense_aggregate, dense_kl, row_logits
+from steerloop.heal import heal, step_loss
+from steerloop.kernels.fused_loss import Barrier
+from steerloop.kernels.spectral import sigma_max
+
+
+def stirred(small, **fields):
+    """A small model with one folded round and a live one that says something."""
+    s = small(**fields)
+    s.stir(seed=0)
+    lora.fold(s.model.layers, s.model.gates)
+    s.stir(seed=1)
+    return s
+
+
+def step_rows(s, table, state):
+    """What `step_loss` reads, with reference states under the gates `state`."""
+    columns = table["prompt_ids"].to_list(), table["completion_ids"].to_list(), [0.0] * len(table)
+    with torch.no_grad(), s.model.gates(state):
+        (batch,) = s.model.batches(columns, len(table))
+        refs = batch.split(s.model.hidden(batch))
+    return list(zip(*columns[:2], refs, strict=True))
+
+
+def grads(s):
+    """The accumulated gradients of the live factors, taken away."""
+    found = [p.grad.clone() for p in s.live()]
+    s.model.hf.zero_grad()
+    return found
+
+
+def same(one, other, limit=1e-5):
+    """Two lists of gradients agree relative to their size."""
+    return all((a - b).norm() <= limit * b.norm() and b.norm() > 0
+               for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["kl_rev", "kl_fwd", "spectral", "nll"])
+def check_micro_batches_of_1_and_6_give_one_gradient(small, kind):
+    s, barrier = stirred(small), Barrier(kind, "rmse", 0.8, 0.05)
+    rows = step_rows(s, completions(6), s.model.gates.before(0))
+    if kind in ("spectral", "nll"):
+        rows = [(p, c, None) for p, c, _ in rows]
+    found = {}
+    for size in (1, 4, 6):
+        losses = step_loss(s.model, rows, barrier, size)
+        found[size] = (grads(s), losses)
+    for size in (1, 4):
+        assert same(found[size][0], found[6][0])
+        for a, b in zip(found[size][1], found[6][1], strict=True):
+            assert torch.allclose(torch.tensor(a), torch.tensor(b), atol=1e-4)
+
+
+def recorded(monkeypatch):
+    """Collects the gradients that `heal` is about to clip, step by step."""
+    steps, clip = [], torch.nn.utils.clip_grad_norm_
+
+    def spy(parameters, limit):
+        steps.append([p.grad.clone() for p in parameters])
+        return clip(parameters, limit)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", spy)
+    return steps
+
+
+def check_checkpointing_and_cuts_leave_heal_alone(small, monkeypatch):
+    runs, passes = [], []
+    for fields in ({"batch": 6, "accumulate": 1}, {"batch": 1, "accumulate": 6},
+                   {"batch": 6, "accumulate": 1, "checkpointing": True}):
+        s, count = stirred(small, epochs=1, val_share=0.0, tau=0.05, lr=1e-9, **fields), []
+        s.model.decoder.layers[2].mlp.register_forward_hook(lambda *_, c=count: c.append(1))
+        steps = recorded(monkeypatch)
+        monkeypatch.setattr(lora, "open_round", lambda *_: None)  # keep the live Δ that we stirred
+        heal(s.model, completions(6), s.cfg, 1)
+        assert len(steps) == 1
+        assert not s.model.hf.training
+        runs, passes = [*runs, steps[0]], [*passes, len(count)]
+    assert same(runs[1], runs[0]) and same(runs[2], runs[0])
+    assert passes == [2, 7, 3]  # one for the reference; 1, 6, and 1 recomputed for the student
+
+
+def check_operating_kl_is_against_the_reference_asked_for(small):
+    table, found = completions(5), {}
+    for ref in ("base", "prev"):
+        s = small(ref=ref, epochs=1, batch=5, accumulate=1, val_share=0.0, agg="mean")
+        s.stir(seed=0)
+        lora.fold(s.model.layers, s.model.gates)
+        lora.open_round(s.model.layers, s.model.gates, 0)
+        tops, bare = [], s.bare()
+        for p, c in table.select("prompt_ids", "completion_ids").rows():
+            at = slice(len(p) - 1, len(p) + len(c) - 1)
+            student, base = (row_logits(hf, p + c)[at].log_softmax(-1)
+                             for hf in (s.model.hf, bare))
+            tops.append(dense_aggregate(dense_kl(student, base), "mean").item())
+        found[ref] = heal(s.model, table, s.cfg, 1)["operating_kl"]
+    assert found["base"] == pytest.approx(sum(tops) / len(tops), rel=1e-3) and min(tops) > 0.01
+    assert found["prev"] == pytest.approx(0, abs=1e-5)
+
+
+def check_heal_lowers_nll_and_the_barrier_holds_the_kl(small):
+    found = {}
+    for kind in ("nll", "kl_rev", "spectral"):
+        s = small(barrier=kind, epochs=8, lr=1e-2, lam=20.0, lam_pow=0.0, tau=0.01, val_share=0.2)
+        stats = heal(s.model, completions(10), s.cfg, 0)
+        table = completions(10)
+        rows = step_rows(s, table, s.model.gates.before(0))
+        with torch.no_grad():
+            nlls, tops = step_loss(s.model, rows, Barrier("kl_rev", "rmse", 1.0, 0.0), 10)
+        size = max(sigma_max(x.live_A, x.live_B).item() for x in s.model.layers.values())
+        found[kind] = stats["nll_first"] - stats["nll"], sum(tops) / len(tops), size
+        assert stats["steps"] == 8 * 2
+    assert found["nll"][0] > 0.3
+    assert found["kl_rev"][1] < 0.7 * found["nll"][1]
+    assert found["spectral"][2] < 0.7 * found["nll"][2]
+
+
+@pytest.mark.parametrize(("round", "power"), [(0, -0.5), (3, -0.5), (3, 0.0), (1, 2.0)])
+def check_lambda_follows_its_schedule(small, round, power):
+    s = small(lam=0.6, lam_pow=power, epochs=1)
+    assert heal(s.model, completions(3), s.cfg, round)["lam"] == pytest.approx(
+        0.6 * (1 + round) ** power)
+
+
+def check_a_barrier_that_never_fires_is_reported(small, monkeypatch):
+    for tau, silent in ((50.0, True), (0.0, False)):
+        s, lines = small(tau=tau, epochs=1), []
+        monkeypatch.setattr("steerloop.heal.logger.warning", lines.append)
+        s.stir(seed=0)
+        lora.fold(s.model.layers, s.model.gates)
+        stats = heal(s.model, completions(6), s.cfg, 1)
+        assert (stats["active"] == 0) is silent and (len(lines) == 1) is silent
+
+
+def check_a_gradient_that_is_not_finite_stops_the_round(small):
+    s = small(epochs=1)
+    s.model.hf.get_decoder().norm.weight.data[0] = torch.nan
+    with pytest.raises(FloatingPointError):
+        heal(s.model, completions(6), s.cfg, 0)
+
+
+def check_healing_twice_gives_the_same_bits(small):
+    found = []
+    for _ in range(2):
+        s = small(epochs=2)
+        heal(s.model, completions(7), s.cfg, 0)
+        found.append([p.detach().clone() for p in s.live()])
+    assert all(map(torch.equal, *found))
