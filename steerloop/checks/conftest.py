@@ -56,7 +56,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @pytest.fixture
 def small(folders: Callable[..., Path]) -> Callable[..., Small]:
-    """Config fields (and `saved`, options of `save_small`) → a fresh small model with its config."""
+    """Config fields (and `saved`, options of `save_small`) → a fresh small model and its config."""
 
     def load(saved: dict | None = None, **fields: object) -> Small:
         return Small(small_config(folders(**(saved or {})), **fields))

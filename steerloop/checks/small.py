@@ -48,11 +48,13 @@ TEMPLATES = {
     + HAS_SYSTEM
     + "{{ raise_exception('System role not supported') }}{% endif %}"
     + TURNS,
+    "doubles": OPENS + OPENS + TURNS,
+    "none": None,
     "drops": OPENS + HAS_SYSTEM + "{% set messages = messages[1:] %}{% endif %}" + TURNS,
 }
 
 
-def build_tokenizer(template: str) -> PreTrainedTokenizerFast:
+def build_tokenizer(template: str | None) -> PreTrainedTokenizerFast:
     """One token per byte after the special ones; adds BOS by itself, as gemma's does."""
     alphabet = SPECIALS + sorted(pre_tokenizers.ByteLevel.alphabet())
     core = Tokenizer(models.BPE({x: i for i, x in enumerate(alphabet)}, []))

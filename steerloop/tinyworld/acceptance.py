@@ -39,6 +39,7 @@ DIGIT_MASS = 0.99
 STEERED_SHIFT = -1.0  # nats of authority
 STEERED_KL = 0.35  # nats, p95
 REPEATS = 5  # answers sampled per dilemma
+SOLVE_PROMPTS = 20  # dilemmas rolled out to find the iso-KL dose
 
 
 @dataclass(frozen=True)
@@ -167,17 +168,21 @@ def dilemma_lines(model: Model, data: Data, cfg: Config) -> list[Line]:
 
 @torch.no_grad()
 def steering_bands(model: Model, data: Data, cfg: Config) -> list[Band]:
-    """Every band of two neighbouring blocks, steered at the dose that reaches the target KL."""
+    """Every band of two neighbouring blocks, steered at the dose that reaches the target KL.
+
+    The dose is solved on some of the held-out dilemmas; its KL is measured on all, with new draws.
+    """
     depth = len(model.decoder.layers)
     vectors = extract(model, data.pairs, data.contexts, list(range(depth)), cfg.batch_rows)
     before = choices(model, data.vignettes, cfg, free=False)["p_authority"].mean()
     held_out, bands = replace(data, prompts=read_dilemmas(DATA, cfg.split)), []
-    cfg = replace(cfg, dose_prompts=len(held_out.prompts))
+    some = replace(cfg, dose_prompts=SOLVE_PROMPTS)
+    every = replace(cfg, dose_prompts=len(held_out.prompts))
     for first in range(depth - 1):
         blocks = (first, first + 1)
         vector = {block: vectors[block] for block in blocks}
-        dose, _ = solve(model, vector, data, cfg, "acceptance")
-        curve = kl_by_dose(model, vector, held_out, [dose], cfg, "acceptance")
+        dose, _ = solve(model, vector, held_out, some, "solve")
+        curve = kl_by_dose(model, vector, held_out, [dose], every, "measure")
         with steered(model, vector, dose):
             after = choices(model, data.vignettes, cfg, free=False)["p_authority"].mean()
         norms = tuple(vectors[block].norm().item() for block in blocks)
@@ -207,15 +212,14 @@ def band_lines(bands: list[Band], split: str) -> list[Line]:
     ]
 
 
-def check(folder: Path, steering: bool = True) -> list[Line]:
+def check(folder: Path) -> list[Line]:
     """The whole table for the weights in `folder`, on both held-out splits."""
     lines = []
     for split in ("dev", "test"):
         cfg = settings(folder, split)
         model, data = load(cfg), read_data(cfg)
         lines += choice_lines(model, data, cfg) + dilemma_lines(model, data, cfg)
-        if steering:
-            lines += band_lines(steering_bands(model, data, cfg), split)
+        lines += band_lines(steering_bands(model, data, cfg), split)
     return lines
 
 

@@ -4,8 +4,9 @@
     python -m steerloop.tinyworld.build --seed 3 --out DIR  another seed, somewhere else
     python -m steerloop.tinyworld.build --check [DIR]       measure weights again; exit 1 on a FAIL
 
-Half an hour on one core (run two seeds side by side with OMP_NUM_THREADS=1). An interrupted build
-continues where it stopped: its state is in the work folder, and every file is written atomically.
+Half an hour to 40 minutes on one core (run two seeds side by side with OMP_NUM_THREADS=1). An
+interrupted build continues where it stopped: its state is in the work folder, and every file is
+written atomically.
 """
 
 import argparse

@@ -4,29 +4,37 @@
 dilemmas of the run's split and return values per item.
 """
 
-import math
-
-import polars as pl
+import torch
+from einops import rearrange
+from transformers import DynamicCache
 
 from steerloop.config import Config
+from steerloop.kernels.batch import pad
 from steerloop.model import Model
-from steerloop.sample import jobs, sample, score
+from steerloop.sample import jobs, sample
 from steerloop.tinyworld import oracle
 from steerloop.tinyworld.files import DATA, read_dilemmas
 
 
+@torch.no_grad()
 def opening_mass(model: Model, cfg: Config) -> dict[str, list[float]]:
-    """Per dilemma: total probability of the twelve decisions the grammar can open with."""
-    rows = [
-        {"prompt": prompt, "prompt_ids": model.render(prompt), "completion_ids": model.encode(text)}
-        for prompt in read_dilemmas(DATA, cfg.split)
-        for text in oracle.openings(prompt)
-    ]
-    nlls, _ = score(model, pl.DataFrame(rows).with_columns(dose=0.0), cfg)
-    mass: dict[str, float] = {}
-    for row, nll in zip(rows, nlls, strict=True):
-        mass[row["prompt"]] = mass.get(row["prompt"], 0.0) + math.exp(-nll.sum().item())
-    return {"opening_mass": list(mass.values())}
+    """Per dilemma: total probability of the twelve decisions the grammar can open with.
+
+    The prompts are read once; every opening continues a copy of its prompt's cache.
+    """
+    prompts = read_dilemmas(DATA, cfg.split)
+    texts = [model.encode(text) for prompt in prompts for text in oracle.openings(prompt)]
+    copies = len(texts) // len(prompts)
+    ids, mask = model.pad([model.render(prompt) for prompt in prompts])
+    cache = DynamicCache(config=model.hf.config.get_text_config())
+    first = model.trunk(ids, mask, cache)[:, -1:].repeat_interleave(copies, dim=0)
+    cache.batch_repeat_interleave(copies)
+    after, seen = pad(texts, model.stop_ids[0], model.device, left=False)
+    past = mask.repeat_interleave(copies, dim=0)
+    h = model.trunk(after, torch.cat([past, seen], dim=1), cache)
+    logp = model.head(torch.cat([first, h[:, :-1]], dim=1)).log_softmax(-1)
+    each = logp.gather(-1, after[..., None])[..., 0].masked_fill(~seen, 0.0).sum(-1)
+    return {"opening_mass": rearrange(each.exp(), "(p o) -> p o", o=copies).sum(-1).tolist()}
 
 
 def answers(model: Model, cfg: Config) -> dict[str, list[float]]:

@@ -1,0 +1,181 @@
+"""The iso-KL dose is where the dense KL crosses its target; the walk finds the largest scale that
+survives; out of reach or starved, one clear line, and what was written stays."""
+
+import json
+import math
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from steerloop import UserError, train
+from steerloop.checks.small import data_files
+from steerloop.checks.twins import dense_kl, row_logits
+from steerloop.dose import collect, kl_by_dose, solve
+from steerloop.kernels.files import read_data
+from steerloop.kernels.search import crossing, largest
+from steerloop.sample import jobs, sample
+
+CURVES = {
+    "power": lambda x: 0.7 * x**1.7,
+    "saturating": lambda x: 8 * x**2 / (3 + x**2),
+    "falls again": lambda x: 4 * x**2 * math.exp(-x / 2) + 1e-3,
+    "two bumps": lambda x: 2 * x * math.exp(-x) + max(0, x - 6) ** 2 + 1e-6,
+}
+
+
+def first_crossing(f, target):
+    """The smallest x with f(x) ≥ target on a dense grid."""
+    grid = np.geomspace(1e-4, 1e4, 200_001)
+    return next(x for x in grid if f(x) >= target)
+
+
+@pytest.mark.parametrize("name", CURVES)
+@pytest.mark.parametrize("target", [0.05, 0.3, 0.7])
+def check_crossing_is_the_first_of_a_dense_grid(name, target):
+    f, calls = CURVES[name], []
+
+    def batch(points):
+        calls.append(points)
+        return [f(x) for x in points]
+
+    assert crossing(batch, target, "hint") == pytest.approx(first_crossing(f, target), rel=0.01)
+    assert len(calls) <= 4
+
+
+@given(root=st.floats(1e-4, 1e4), target=st.floats(0.01, 100), power=st.floats(0.5, 3))
+def check_crossing_of_a_power_law_is_exact(root, target, power):
+    found = crossing(lambda xs: [target * (x / root) ** power for x in xs], target, "hint")
+    assert found == pytest.approx(root, rel=1e-6)
+
+
+@pytest.mark.parametrize("value", [0.0, 5.0])
+def check_crossing_out_of_reach_says_so(value):
+    with pytest.raises(UserError, match="look here"):
+        crossing(lambda xs: [value] * len(xs), 1.0, "look here")
+
+
+@given(edge=st.floats(0.01, 2), calls=st.integers(1, 12))
+def check_largest_closes_in_on_the_edge_from_below(edge, calls):
+    seen = []
+
+    def ok(x):
+        seen.append(x)
+        return x <= edge
+
+    found = largest(ok, 0.1, 1.0, calls)
+    assert len(seen) <= calls and all(0.1 <= x <= 1 for x in seen)
+    if edge >= 1:
+        assert found == 1.0 and seen == [1.0]
+    elif edge < 0.1:
+        assert found == 0.1
+    else:
+        assert found <= edge and found in (0.1, *seen)
+        gap = 10 ** (0.5 ** (calls - 1))  # the first call looks at 1, each other halves the rest
+        assert edge <= found * gap * (1 + 1e-9)
+
+
+@pytest.fixture
+def case(small, tmp_path):
+    """A small model with its data, a vector, and settings under which a round is quick."""
+    s = small(
+        **data_files(tmp_path), dose_tokens=10, dose_prompts=3, n_keep=6, walk_rows=6,
+        ppl_factor=1e6, max_repeat=1.0, max_loop=1.0, min_zip=0.0, min_tokens=1, filter=False,
+        batch_rows=32, multiples=[0.5, 1.0], runs=str(tmp_path / "runs"), steer_blocks=[2, 3],
+    )
+    return s, read_data(s.cfg), s.vector(size=0.5)
+
+
+def check_kl_by_dose_is_the_dense_kl_of_the_rollouts(case):
+    s, data, vector = case
+    doses = [0.0, 0.5, 2.0]
+    found, bare = kl_by_dose(s.model, vector, data, doses, s.cfg, "0"), s.bare()
+    rollouts = sample(s.model, jobs(s.model, data.prompts, doses), vector, s.cfg, "0|dose", 10)
+    assert found["dose"].to_list() == doses
+    for dose, p95, mean in found.select("dose", "p95", "mean").rows():
+        kls = []
+        for p, c in rollouts.filter(dose=dose).select("prompt_ids", "completion_ids").rows():
+            at = slice(len(p) - 1, len(p) + len(c) - 1)
+            additions = {b: dose * v for b, v in vector.items()}
+            steered, plain = (row_logits(bare, p + c, x)[at].log_softmax(-1)
+                              for x in (additions, None))
+            kls += dense_kl(steered, plain).tolist()
+        assert p95 == pytest.approx(np.quantile(kls, 0.95), rel=1e-3, abs=1e-5)
+        assert mean == pytest.approx(np.mean(kls), rel=1e-3, abs=1e-5)
+        assert (dose == 0) == (p95 < 1e-5)
+
+
+def check_solve_lands_on_the_target(case):
+    s, data, vector = case
+    c_star, curve = solve(s.model, vector, data, s.cfg, "0")
+    assert curve["dose"].is_sorted() and curve["dose"].min() < c_star < curve["dose"].max()
+    below = curve.filter(pl.col("dose") < c_star)["p95"].max()
+    at = kl_by_dose(s.model, vector, data, [c_star], s.cfg, "0")["p95"][0]
+    assert below < s.cfg.target_kl
+    assert at == pytest.approx(s.cfg.target_kl, rel=0.6)  # rollouts move with the dose
+    twice, _ = solve(s.model, {b: 2 * v for b, v in vector.items()}, data, s.cfg, "0")
+    assert twice == pytest.approx(c_star / 2, rel=0.3)  # the unit of the vector does not matter
+
+
+def check_a_vector_that_does_nothing_has_no_dose(case):
+    s, data, vector = case
+    with pytest.raises(UserError) as failure:
+        solve(s.model, {b: 0 * v for b, v in vector.items()}, data, s.cfg, "0")
+    assert "\n" not in str(failure.value) and "--steer_blocks" in str(failure.value)
+
+
+def check_collect_keeps_every_survivor(case):
+    s, data, vector = case
+    table, kappa = collect(s.model, vector, 1.0, data, s.cfg, math.inf, "0")
+    train_rows = table.filter("train")
+    assert kappa == 1.0 and len(train_rows) == s.cfg.n_keep and train_rows["keep"].all()
+    assert table["keep"].sum() >= s.cfg.n_keep
+    assert set(table["dose"]) <= {0.5, 1.0}
+    keys = table.select("prompt_id", "dose", "repeat").rows()
+    assert len(set(keys)) == len(keys)  # no row is sampled twice
+
+
+def check_the_walk_lowers_the_dose_until_enough_survive(case, monkeypatch):
+    s, data, vector = case
+
+    def judged(model, table, *_):
+        keep = (pl.col("dose") <= 0.3).alias("keep")
+        why = pl.when(pl.col("dose") > 0.3).then(pl.lit("improbable")).alias("drop_reason")
+        return table.with_columns(keep, why)
+
+    monkeypatch.setattr("steerloop.dose.judge", judged)
+    table, kappa = collect(s.model, vector, 1.0, data, s.cfg, 1.0, "0")
+    assert 0.2 <= kappa <= 0.3 and kappa > 0.25  # both doses κ/2 and κ survive from .3 down
+    assert table.filter("train")["dose"].max() <= 0.3
+    assert table.filter(pl.col("kappa") < 1)["dose"].max() < 1
+
+
+def check_a_starved_filter_names_counts_and_remedy(case):
+    s, data, vector = case
+    s.cfg.filter, s.cfg.budget = True, 3.0
+    with pytest.raises(UserError) as failure:
+        collect(s.model, vector, 1.0, data, s.cfg, 0.0, "0")
+    said = str(failure.value)
+    assert "\n" not in said and "0 of " in said and "6 needed" in said and "improbable" in said
+    assert "--target_kl" in said and "--n_keep" in said
+
+
+def check_what_a_starved_run_wrote_stays(case, tmp_path, capsys):
+    s, _, _ = case
+    cfg = s.cfg
+    flags = [x for k, v in (vars(cfg) | {"ppl_factor": 1e-9, "target_kl": 0.5}).items()
+             if not isinstance(v, bool) and v != [] and k not in ("lora_blocks", "steer_blocks")
+             for x in (f"--{k}", *(map(str, v) if isinstance(v, list) else [str(v)]))]
+    flags += ["--lora_blocks", "1", "2", "--steer_blocks", "2", "3"]
+    with pytest.raises(SystemExit) as stop:
+        train.main(flags)
+    assert "starved" in str(stop.value.code) and "Traceback" not in capsys.readouterr().err
+    (run,) = (tmp_path / "runs").iterdir()
+    stages = [json.loads(x)["stage"] for x in (run / "events.jsonl").read_text().splitlines()]
+    assert stages == ["evaluate", "start"]
+    assert json.loads((run / "config.json").read_text())["config"]["ppl_factor"] == 1e-9
+    assert len(pl.read_parquet(run / "rounds/00/base.eval.parquet")) == 3
+    assert not list(run.rglob("*.part")) and torch.is_grad_enabled()

@@ -1,0 +1,199 @@
+"""The forced choice reads the right digit of the right menu, and neither a preferred position nor a
+preferred digit can look like a moral profile."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from steerloop.checks.small import data_files
+from steerloop.checks.twins import row_logits
+from steerloop.dose import solve
+from steerloop.evaluate import choices, evaluate, matched_dose
+from steerloop.kernels.files import read_data
+from steerloop.kernels.forced_choice import FOUNDATIONS, SCAFFOLD, both_orders, parses, question
+from steerloop.kernels.fused_loss import Head
+from steerloop.steer import extract, steered
+
+DIGITS = range(1, 8)
+
+
+def menu(text):
+    """Digit → option of a question."""
+    found = [line.partition(": ") for line in text.splitlines()]
+    return {int(d): option for d, sep, option in found if sep and d.isdigit()}
+
+
+def check_the_reversed_menu_maps_back():
+    forward, backward = menu(question("X.", False)), menu(question("X.", True))
+    assert list(forward) == list(backward) == list(DIGITS)
+    assert tuple(forward.values()) == FOUNDATIONS
+    for digit in DIGITS:
+        assert backward[digit] == forward[8 - digit]
+    assert "Think first" in question("X.", False, think=True)
+    assert question("You see x.", True).startswith("You see x.\n")
+
+
+def check_both_orders_is_its_plain_twin():
+    logp = torch.randn(10, 7).log_softmax(-1) - 0.1
+    found = both_orders(logp)
+    for v in range(5):
+        score = []
+        for i, f in enumerate(FOUNDATIONS):
+            digit = {option: d for d, option in menu(question("X.", True)).items()}[f]
+            score.append((logp[2 * v, i].item() + logp[2 * v + 1, digit - 1].item()) / 2)
+        total = sum(map(math.exp, score))
+        assert found[v].tolist() == pytest.approx([math.exp(x) / total for x in score], rel=1e-4)
+
+
+@pytest.mark.parametrize("prior", [[9.0, 0, 0, 0, 0, 0, 0], [1, 2, 3, 4, 5, 6, 7.0]])
+def check_a_position_prior_cancels_where_it_is_all_there_is(prior):
+    """Preferring low digits in one order is preferring the last options in the other."""
+    logp = torch.tensor(prior).log_softmax(-1)
+    p = both_orders(torch.stack([logp, logp]))[0]
+    assert torch.allclose(p, p.flip(-1), atol=1e-6)  # symmetric: no direction is preferred
+    if prior == sorted(prior):  # a prior that falls evenly cancels altogether
+        assert torch.allclose(p, torch.full((7,), 1 / 7), atol=1e-6)
+
+
+@pytest.mark.parametrize(("text", "valid"), [
+    ('{"choice": 4}', True),
+    ('{"choice": 1}', True),
+    ('{"choice": 7} and more', True),
+    ('I think\n{"choice":3}', True),
+    ('{"choice": 3, "why": "rank"}', True),
+    ('{"choice": 0}', False),
+    ('{"choice": 8}', False),
+    ('{"choice": "4"}', False),
+    ('{"choice": 4.0}', False),
+    ('{"choice": true}', False),
+    ('{"choice": null}', False),
+    ('{"choice": }', False),
+    ('{"choice": 4', False),
+    ('{"answer": 4}', False),
+    ("{}", False),
+    ("4", False),
+    ("", False),
+    ('{"other": 1} {"choice": 4}', False),
+])
+def check_parses(text, valid):
+    assert parses(text) is valid
+
+
+@pytest.fixture
+def case(small, tmp_path):
+    """A small model and data; its rows fit one batch."""
+    s = small(**data_files(tmp_path))
+    return s, read_data(s.cfg)
+
+
+def check_choices_are_those_of_single_forwards(case):
+    s, data = case
+    rows, bare = choices(s.model, data.vignettes, s.cfg), s.bare()
+    digits = [s.model.encode(str(d))[0] for d in DIGITS]
+    scaffold = s.model.encode(SCAFFOLD)
+    for row, text in zip(rows.iter_rows(named=True), data.vignettes["text"], strict=True):
+        logps, nlls, masses, valid = [], [], [], []
+        for reverse in (False, True):
+            prompt = s.model.render(question(text, reverse))
+            logp = row_logits(bare, prompt + scaffold).log_softmax(-1)
+            logps.append(logp[-1, digits])
+            masses.append(logp[-1, digits].exp().sum().item())
+            hits = [logp[len(prompt) + i - 1, x].item() for i, x in enumerate(scaffold)]
+            nlls.append(-sum(hits) / len(hits))
+            valid.append(0.0)  # a random model writes no JSON
+        p = both_orders(torch.stack(logps))[0]
+        assert row["vignette"] == text
+        assert [row[f"p_{f}"] for f in FOUNDATIONS] == pytest.approx(p.tolist(), rel=1e-3)
+        assert row["p_ans_any"] == pytest.approx(sum(masses) / 2, rel=1e-3)
+        assert row["scaffold_nll"] == pytest.approx(sum(nlls) / 2, rel=1e-3)
+        assert row["json_is_valid"] == 0
+        assert row["top1"] == float(FOUNDATIONS[p.argmax()] == row["foundation"])
+
+
+def answering(monkeypatch, s, digit_of_row):
+    """The head answers with a digit that depends on the row of the batch alone."""
+    def logits(self, h):
+        z = torch.zeros(*h.shape[:-1], len(self.weight))
+        for i in range(h.shape[0]):
+            z[i, ..., s.model.encode(str(digit_of_row(i)))[0]] = 30.0
+        return z
+
+    monkeypatch.setattr(Head, "__call__", logits)
+
+
+def check_a_model_that_prefers_a_digit_has_no_profile(case, monkeypatch):
+    s, data = case
+    found = {}
+    for digit in DIGITS:
+        answering(monkeypatch, s, lambda i, d=digit: d)
+        rows = choices(s.model, data.vignettes, s.cfg, free=False)
+        found[digit] = [rows[f"p_{f}"].mean() for f in FOUNDATIONS]
+        assert rows["p_ans_any"].min() > 0.99
+        assert found[digit] == pytest.approx(found[digit][::-1], rel=1e-4)
+    mean = [sum(x) / 7 for x in zip(*found.values(), strict=True)]
+    assert mean == pytest.approx([1 / 7] * 7, rel=1e-3)  # no foundation gains from digit priors
+
+
+@pytest.mark.parametrize("foundation", FOUNDATIONS)
+def check_a_model_that_means_a_foundation_gets_it(case, monkeypatch, foundation):
+    s, data = case
+    at = FOUNDATIONS.index(foundation) + 1
+    answering(monkeypatch, s, lambda i: at if i % 2 == 0 else 8 - at)  # forward, reversed in turn
+    rows = choices(s.model, data.vignettes, s.cfg, free=False)
+    assert rows[f"p_{foundation}"].min() > 0.99
+    assert rows["top1"].to_list() == [float(f == foundation) for f in rows["foundation"]]
+
+
+def check_thinking_comes_between_prompt_and_answer(case):
+    """With a thought, the slot is read after it: twin by hand for one row."""
+    s, data = case
+    s.cfg.think_tokens = 6
+    rows, bare = choices(s.model, data.vignettes[:1], s.cfg), s.bare()
+    logps = []
+    for reverse in (False, True):
+        ids = s.model.render(question(data.vignettes["text"][0], reverse, True))
+        for _ in range(6):
+            z = row_logits(bare, ids)[-1]
+            z[s.model.stop_ids] = -torch.inf
+            ids = [*ids, z.argmax().item()]
+        z = row_logits(bare, ids + s.model.encode("\n" + SCAFFOLD))[-1].log_softmax(-1)
+        logps.append(z[[s.model.encode(str(d))[0] for d in DIGITS]])
+    p = both_orders(torch.stack(logps))[0].tolist()
+    assert [rows[f"p_{f}"][0] for f in FOUNDATIONS] == pytest.approx(p, rel=1e-3)
+
+
+def check_evaluate_hands_on_probes_and_mundane_text(case):
+    s, data = case
+    rows, items = evaluate(s.model, data, s.cfg, [lambda model, cfg: {"extra": [1.0, 2.0]}])
+    assert len(rows) == len(data.vignettes)
+    assert items.filter(measure="extra")["value"].to_list() == [1.0, 2.0]
+    (prompt, text), bare = data.mundane.row(0), s.bare()
+    ids, tokens = s.model.render(prompt), s.model.encode(text)
+    logp = row_logits(bare, ids + tokens).log_softmax(-1)
+    wanted = sum(-logp[len(ids) + i - 1, x].item() for i, x in enumerate(tokens)) / len(tokens)
+    (found,) = items.filter(measure="mundane_nll")["value"]
+    assert found == pytest.approx(wanted, rel=1e-4)
+
+
+def check_embedded_model_answers_and_steering_moves_authority(world):
+    """The embedded model knows its task; its persona vector, at the iso-KL dose, moves authority
+    down and negated up; the matched dose brings steering to a given shift."""
+    data = replace(world.data, vignettes=world.data.vignettes[::7])
+    cfg = replace(world.cfg, dose_prompts=8, dose_tokens=24)
+    base = choices(world.model, data.vignettes, cfg)
+    assert base["p_ans_any"].min() > 0.9 and base["json_is_valid"].mean() > 0.9
+    assert base["top1"].mean() > 0.6
+    start = math.log(base["p_authority"].mean())
+    vector = extract(world.model, data.pairs, data.contexts[:48], cfg.steer_blocks, 64)
+    dose, _ = solve(world.model, vector, data, cfg, "check")
+
+    def shift(dose):
+        with torch.no_grad(), steered(world.model, vector, dose):
+            rows = choices(world.model, data.vignettes, cfg, free=False)
+        return math.log(rows["p_authority"].mean()) - start
+
+    assert shift(dose) < -0.5 and shift(-dose) > 0.1
+    found = matched_dose(world.model, vector, data, start + shift(0.7 * dose), 4 * dose, cfg)
+    assert found == pytest.approx(0.7 * dose, rel=0.1)

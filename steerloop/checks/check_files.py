@@ -1,0 +1,90 @@
+"""Files are read with errors that name them, and written whole or not at all."""
+
+import json
+
+import polars as pl
+import pytest
+import torch
+from safetensors import safe_open
+
+from steerloop import UserError
+from steerloop.checks.small import data_files, small_config
+from steerloop.kernels.files import lines, read, read_data, write_whole
+from steerloop.kernels.folder import Folder
+
+
+def check_read_data_reads_what_is_there(tmp_path):
+    cfg = small_config(tmp_path, **data_files(tmp_path), max_contexts=2, n_prompts=2)
+    data = read_data(cfg)
+    assert data.pairs == [("Be kind.", "Obey."), ("Be good to all.", "Follow each order.")]
+    assert (data.up, data.down) == ("care", "authority")
+    assert data.contexts == ["How are you?", "What now?"]  # the comment is none, the limit holds
+    assert data.prompts == ["He told me to lie. Well?", "Must I go?"]
+    assert data.vignettes.columns == ["text", "foundation_coarse"] and len(data.vignettes) == 3
+    assert data.mundane.rows() == [("1 + 1?", "It is 2.")]
+
+
+def check_split_is_filled_in(tmp_path):
+    names = data_files(tmp_path)
+    row = {"text": "You see dev.", "foundation_coarse": "care"}
+    (tmp_path / "v.dev.jsonl").write_text(json.dumps(row) + "\n")
+    names["vignettes"] = str(tmp_path / "v.{split}.jsonl")
+    assert len(read_data(small_config(tmp_path, **names, split="dev")).vignettes) == 1
+    with pytest.raises(UserError, match=r"v\.test\.jsonl"):
+        read_data(small_config(tmp_path, **names, split="test"))
+
+
+def check_an_own_file_wins_over_the_packages(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    packaged = read("tinyworld/data/prompts.txt", lines)
+    (tmp_path / "tinyworld/data").mkdir(parents=True)
+    (tmp_path / "tinyworld/data/prompts.txt").write_text("Mine?\n")
+    assert read("tinyworld/data/prompts.txt", lines) == ["Mine?"] != packaged
+
+
+def check_a_write_that_fails_leaves_the_old_file(tmp_path):
+    path = tmp_path / "deep/file.txt"
+    write_whole(path, lambda part: part.write_text("old"))
+
+    def fails(part):
+        part.write_text("half of")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write_whole(path, fails)
+    assert path.read_text() == "old"
+    assert [x.name for x in path.parent.iterdir()] == ["file.txt"]
+
+
+def check_a_folder_is_never_reused(tmp_path):
+    Folder(tmp_path / "run").event("one", value=1)
+    with pytest.raises(FileExistsError):
+        Folder(tmp_path / "run")
+    assert json.loads((tmp_path / "run/events.jsonl").read_text()) == {"stage": "one", "value": 1}
+
+
+def check_events_are_appended_and_finite(tmp_path):
+    folder = Folder(tmp_path / "run")
+    folder.event("one", value=1)
+    with pytest.raises(ValueError, match="JSON"):
+        folder.event("two", value=float("nan"))
+    folder.event("three", value=[1.5, None])
+    records = [json.loads(x) for x in (tmp_path / "run/events.jsonl").read_text().splitlines()]
+    assert records == [{"stage": "one", "value": 1}, {"stage": "three", "value": [1.5, None]}]
+    with pytest.raises(ValueError, match="JSON"):
+        folder.json("config.json", value=float("inf"))
+    assert not (tmp_path / "run/config.json").exists()
+
+
+def check_tables_and_tensors_come_back(tmp_path):
+    folder, frame = Folder(tmp_path / "run"), pl.DataFrame({"a": [[1, 2], []], "b": ["x", None]})
+    folder.table("rounds/00/rows", frame)
+    assert pl.read_parquet(tmp_path / "run/rounds/00/rows.parquet").equals(frame)
+    tensors = {"x.A": torch.randn(3, 4), "x.B": torch.randn(2, 3).bfloat16()}
+    folder.tensors("rounds/00/adapter", tensors, round=0, targets=["q_proj"])
+    with safe_open(tmp_path / "run/rounds/00/adapter.safetensors", "pt") as file:
+        assert set(file.keys()) == set(tensors)
+        assert all(torch.equal(file.get_tensor(k), x) for k, x in tensors.items())
+        assert file.metadata()["format"] == "pt"
+        assert json.loads(file.metadata()["steerloop"]) == {
+            "schema": 1, "round": 0, "targets": ["q_proj"]}
