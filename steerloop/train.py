@@ -7,7 +7,6 @@ python -m steerloop.train --tiny                   smoke run with types checked,
 
 import sys
 from pathlib import Path
-from pkgutil import resolve_name
 
 import torch
 from loguru import logger
@@ -19,7 +18,7 @@ from steerloop.evaluate import evaluate, matched_dose
 from steerloop.filter import calibrate
 from steerloop.heal import heal
 from steerloop.kernels.files import read_data
-from steerloop.kernels.options import band, command
+from steerloop.kernels.options import band, command, resolve
 from steerloop.model import load
 from steerloop.record import open_run
 from steerloop.steer import Vector, cosine, extract, steered
@@ -33,7 +32,7 @@ def train(cfg: Config) -> Path:
     """
     data, model = read_data(cfg), load(cfg)
     blocks = band(cfg.steer_blocks, cfg.steer_band, len(model.decoder.layers), "steer")
-    probes = [resolve_name(name) for name in cfg.probes]
+    probes = [resolve(name) for name in cfg.probes]
     run = open_run(cfg)
 
     def measure(state: str, round: int, vector: Vector, dose: float = 0.0) -> dict[str, float]:

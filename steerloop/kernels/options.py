@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Callable
 from dataclasses import field
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, NoReturn, TypeVar
 
 from transformers import HfArgumentParser
@@ -68,8 +69,20 @@ def parse(options: type[T], argv: list[str], description: str) -> T:
     first, rest = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     if rest:
         parser.error(f"unknown option {rest[0]}")
-    parser.set_defaults(**preset(first.model) | (preset("tiny") if first.tiny else {}))
+    changes = preset(first.model) | (preset("tiny") if first.tiny else {})
+    for name in ("steer", "lora"):  # a band on the command line beats blocks listed in a preset
+        if any(x.partition("=")[0].replace("-", "_") == f"__{name}_band" for x in argv):
+            changes.pop(f"{name}_blocks", None)
+    parser.set_defaults(**changes)
     return parser.parse_args_into_dataclasses(argv)[0]
+
+
+def resolve(name: str) -> Callable[..., Any]:
+    """'module:function' → the function. Raises UserError when there is none."""
+    try:
+        return resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as e:
+        raise UserError(f"--probes {name}: {e}") from e
 
 
 def command(parse: Callable[[list[str]], T], run: Callable[[T], Any], argv: list[str]) -> None:

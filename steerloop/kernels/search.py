@@ -32,6 +32,7 @@ def crossing(f: Callable[[list[float]], list[float]], target: float, hint: str) 
     points = [(grid[i - 1], values[i - 1]), *zip(fine, f(fine), strict=True), (grid[i], values[i])]
     j = next(j for j, (_, y) in enumerate(points) if y >= target)
     (x0, y0), (x1, y1) = points[j - 1], points[j]
+    y0 = max(y0, 1e-9 * target)  # rounding can leave a KL of 0 just below the crossing
     return x0 * (x1 / x0) ** (math.log(target / y0) / math.log(y1 / y0))
 
 
