@@ -89,4 +89,4 @@ def matched_dose(
             rows = choices(model, data.vignettes, cfg, free=False)
         return math.log(rows[f"p_{data.down}"].mean()) > goal
 
-    return largest(above, top / 32, top, calls=6)
+    return largest(above, top / 32, top, calls=8)
