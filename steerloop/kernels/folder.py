@@ -1,6 +1,7 @@
 """A folder of results: append-only events, and files that appear whole or not at all."""
 
 import json
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,20 @@ def log_to(path: Path) -> None:
     logger.add(path, format=FORMAT)
 
 
+def _made(path: Path) -> bool:
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    return True
+
+
 class Folder:
-    """Writes below `path`, which must not exist yet."""
+    """Writes below a new folder `path`, or `path`-2, -3, … where runs started in one second."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        path.mkdir(parents=True)
+        names = (path.name if i == 1 else f"{path.name}-{i}" for i in count(1))
+        self.path = next(p for p in map(path.with_name, names) if _made(p))
 
     def event(self, stage: str, **values: Any) -> None:
         """Append one record to events.jsonl. Raises ValueError on a number that is not finite."""
