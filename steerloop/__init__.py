@@ -6,6 +6,8 @@ package is checked at run time (jaxtyping + beartype); `--tiny` and the gate do 
 
 import os
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin starve a busy machine
+
 if os.environ.get("STEERLOOP_TYPECHECK") == "1":
     from jaxtyping import install_import_hook
 

@@ -87,6 +87,7 @@ class Config:
     val_share: float = knob(0.125, "share of kept completions held out, to report on")
     checkpointing: bool = knob(False, "recompute activations in backward, to save memory")
     # evaluate and stop
+    every: int = knob(1, "evaluate every n-th vignette; 1: all of them, as reported numbers need")
     think_tokens: int = knob(128, "tokens of thought before the forced choice; 0: none")
     bootstrap: int = knob(1000, "resamples behind every 95 % interval")
     coh_floor: float = knob(0.95, "the loop stops below min(coh_floor, base - coh_drop)")

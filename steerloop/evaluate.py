@@ -53,9 +53,8 @@ def choices(model: Model, vignettes: pl.DataFrame, cfg: Config, free: bool = Tru
     p = both_orders(logp := torch.cat(logps).cpu())
     rows = {"p_ans_any": logp.exp().sum(-1), "scaffold_nll": torch.cat(nlls).cpu()}
     if free:
-        table = sample(model, table.gather_every(2), {}, cfg, "evaluate|json", JSON_TOKENS, 0.0)
-        valid = torch.tensor([float(parses(x)) for x in table["text"]])
-        rows["json_is_valid"] = valid.repeat_interleave(2)  # asked in forward order alone
+        text = sample(model, table[::2], {}, cfg, "evaluate|json", JSON_TOKENS, 0.0)["text"]
+        rows["json_is_valid"] = torch.tensor([parses(x) for x in text]).float().repeat_interleave(2)
     labels = [x.lower() for x in vignettes["foundation_coarse"]]
     return pl.DataFrame(
         {"vignette": texts, "foundation": labels}

@@ -29,14 +29,12 @@ def no_network(*_):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Folder of a finished `--tiny` run, two rounds of all stages."""
-    runs, few = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("data") / "few.jsonl"
-    vignettes = (PACKAGE / "tinyworld/data/vignettes.test.jsonl").read_text().splitlines()
-    few.write_text("\n".join(vignettes[::7]) + "\n")
+    runs = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", no_network)
         patch.setattr(socket, "create_connection", no_network)
         assert os.environ["STEERLOOP_TYPECHECK"] == "1"
-        train.main(["--tiny", "--runs", str(runs), "--device", "cpu", "--vignettes", str(few)])
+        train.main(["--tiny", "--runs", str(runs), "--device", "cpu"])
     (folder,) = (x for x in runs.iterdir() if x.is_dir())
     return folder
 

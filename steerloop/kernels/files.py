@@ -39,7 +39,7 @@ def read_data(cfg: Any) -> Data:
         *read(cfg.persona, persona),
         contexts=read(cfg.contexts, lines)[: cfg.max_contexts],
         prompts=read(cfg.prompts, lines)[: cfg.n_prompts],
-        vignettes=read(vignettes, table("text", "foundation_coarse")),
+        vignettes=read(vignettes, table("text", "foundation_coarse")).gather_every(cfg.every),
         mundane=read(mundane, table("prompt", "text")),
     )
 
