@@ -17,7 +17,7 @@ from steerloop import lora, report, train
 from steerloop.checks.small import data_files, token_batch
 from steerloop.config import Config
 from steerloop.evaluate import choices
-from steerloop.kernels.files import PACKAGE, read_data
+from steerloop.kernels.files import read_data
 from steerloop.kernels.forced_choice import FOUNDATIONS
 from steerloop.model import load
 
