@@ -11,7 +11,7 @@ from steerloop.kernels import options
 from steerloop.kernels.options import knob
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-ZERO = ("seed steer_blocks steer_band lora_blocks lora_band temperature min_tokens weight_decay "
+ZERO = ("seed threads steer_blocks steer_band lora_blocks lora_band temperature min_tokens weight_decay "
         "lam tau warmup val_share think_tokens coh_floor coh_drop max_repeat max_loop min_zip")
 SHARES = ("steer_band kappa_min survival top_p max_repeat max_loop min_zip lora_band betas warmup "
           "val_share coh_floor coh_drop")
@@ -25,6 +25,7 @@ class Config:
     model: str = knob("embedded", "'embedded', a hub id or a local directory")
     tiny: bool = knob(False, "smoke run: all of it real, the scale turned down, types checked")
     device: str = knob("auto", "torch device; auto: cuda if there is one, else cpu")
+    threads: int = knob(0, "CPU threads; 0: as many as torch takes by itself")
     dtype: Literal["float32", "bfloat16"] = knob("bfloat16", "compute dtype of the base")
     attn: Literal["sdpa", "eager"] = knob("sdpa", "attention implementation")
     seed: int = knob(0, "seed of every random draw of the run")

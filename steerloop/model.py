@@ -21,7 +21,7 @@ from steerloop.kernels.batch import Batch, Ids, batches, pad
 from steerloop.kernels.chat import Chat
 from steerloop.kernels.files import PACKAGE
 from steerloop.kernels.fused_loss import Head
-from steerloop.kernels.options import band
+from steerloop.kernels.options import band, hardware
 
 
 @dataclass
@@ -64,8 +64,7 @@ def load(cfg: Config) -> Model:
     Raises UserError when the model is not found or does not fit.
     """
     name = str(PACKAGE / "tinyworld/model") if cfg.model == "embedded" else cfg.model
-    auto = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(auto if cfg.device == "auto" else cfg.device)
+    device = hardware(cfg.device, cfg.threads)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         hf = AutoModelForCausalLM.from_pretrained(

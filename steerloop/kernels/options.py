@@ -10,6 +10,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, NoReturn, TypeVar
 
+import torch
 from transformers import HfArgumentParser
 
 from steerloop import UserError
@@ -41,6 +42,14 @@ def preset(name: str) -> dict[str, Any]:
     """The differences kept in presets/<name>.toml; none for a name without a file there."""
     path = PRESETS / f"{name}.toml"
     return tomllib.loads(path.read_text()) if path.is_file() else {}
+
+
+def hardware(device: str, threads: int) -> torch.device:
+    """The device ('auto': cuda if there is one), and the CPU threads to use (0: torch's choice)."""
+    if threads:
+        torch.set_num_threads(threads)
+    auto = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(auto if device == "auto" else device)
 
 
 def band(blocks: list[int], share: list[float], depth: int, name: str) -> list[int]:
