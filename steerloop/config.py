@@ -11,8 +11,8 @@ from steerloop.kernels import options
 from steerloop.kernels.options import knob
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-ZERO = ("seed threads steer_blocks steer_band lora_blocks lora_band temperature min_tokens weight_decay "
-        "lam tau warmup val_share think_tokens coh_floor coh_drop max_repeat max_loop min_zip")
+ZERO = ("seed threads steer_blocks steer_band lora_blocks lora_band temperature min_tokens lam tau "
+        "weight_decay warmup val_share think_tokens coh_floor coh_drop max_repeat max_loop min_zip")
 SHARES = ("steer_band kappa_min survival top_p max_repeat max_loop min_zip lora_band betas warmup "
           "val_share coh_floor coh_drop")
 
