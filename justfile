@@ -34,11 +34,14 @@ gate-long: gate mutate
 mutate *NAMES:
     {{ python }} -m steerloop.checks.mutate {{ NAMES }}
 
-# clone the public systems that this one learned from into docs/vendor, to read; --install puts the
-# evaluation package among them into .venv, editable
+# clone the public systems this one learned from into docs/vendor; --install adds their evaluation
 vendor flag="":
     #!/usr/bin/env bash
     set -euo pipefail
+    case "{{ flag }}" in
+        "" | --install) ;;
+        *) echo "error: vendor takes --install or nothing, not {{ flag }}" >&2; exit 2 ;;
+    esac
     mkdir -p docs/vendor
     for repo in wassname/tinymfv wassname/steer-heal-love wassname/steering-lite \
         wassname/lora-lite wassname/w2schar-mini wassname/isokl_steering_calibration vgel/repeng \
@@ -46,11 +49,7 @@ vendor flag="":
         target=docs/vendor/${repo#*/}
         [ -d "$target" ] || git clone --depth 1 "https://github.com/$repo" "$target"
     done
-    case "{{ flag }}" in
-        "") ;;
-        --install) {{ python }} -m pip install -e docs/vendor/tinymfv ;;
-        *) echo "error: vendor takes --install or nothing, not {{ flag }}" >&2; exit 2 ;;
-    esac
+    [ -z "{{ flag }}" ] || {{ python }} -m pip install -e docs/vendor/tinymfv
 
 # sweeps over loop seeds 0, 1, 2, newest first; `just queue NAME` runs one of them
 queue only="":
