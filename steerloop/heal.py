@@ -5,19 +5,19 @@ computed once, and the epochs run the student alone.
 """
 
 import random
+from functools import partial
 from statistics import fmean
 
 import polars as pl
 import torch
 from loguru import logger
 from tqdm import tqdm
-from transformers import get_cosine_schedule_with_warmup
 
 from steerloop import lora
 from steerloop.barrier import heal_loss
 from steerloop.config import Config
-from steerloop.kernels.checkpoint import checkpointed
 from steerloop.kernels.fused_loss import Barrier
+from steerloop.kernels.optimise import checkpointed, cosine_rate
 from steerloop.kernels.spectral import mean_sigma_max
 from steerloop.model import Model
 
@@ -67,7 +67,8 @@ def heal(model: Model, table: pl.DataFrame, cfg: Config, round: int) -> dict[str
     steps = cfg.epochs * (per_epoch := -(-len(rows) // size))
     live = [p for layer in model.layers.values() for p in (layer.live_A, layer.live_B)]
     optimiser = torch.optim.AdamW(live, cfg.lr, cfg.betas, weight_decay=cfg.weight_decay)
-    scheduler = get_cosine_schedule_with_warmup(optimiser, int(cfg.warmup * steps), steps)
+    rate = partial(cosine_rate, warmup=int(cfg.warmup * steps), steps=steps)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
     log: list[list[list[float]]] = []
     with checkpointed(model.hf, cfg.checkpointing):
         for step in (bar := tqdm(range(steps), "heal", unit="step", leave=False)):

@@ -12,16 +12,16 @@ import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from steerloop import UserError, lora
 from steerloop.config import Config
 from steerloop.kernels.batch import Batch, Ids, batches, pad
 from steerloop.kernels.chat import Chat
-from steerloop.kernels.files import PACKAGE
 from steerloop.kernels.fused_loss import Head
 from steerloop.kernels.options import band, hardware
+from steerloop.kernels.weights import check_fit, load_weights, stop_ids
 
 
 @dataclass
@@ -34,7 +34,6 @@ class Model(Chat):
     head: Head
     gates: lora.Gates
     layers: lora.Layers
-    stop_ids: list[int]
     device: torch.device
 
     def trunk(
@@ -63,31 +62,18 @@ def load(cfg: Config) -> Model:
 
     Raises UserError when the model is not found or does not fit.
     """
-    name = str(PACKAGE / "tinyworld/model") if cfg.model == "embedded" else cfg.model
     device = hardware(cfg.device, cfg.threads)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        hf = AutoModelForCausalLM.from_pretrained(
-            name, dtype=getattr(torch, cfg.dtype), attn_implementation=cfg.attn,
-            trust_remote_code=False, use_safetensors=True).to(device).eval()
-        decoder, config = hf.get_decoder(), hf.config.get_text_config()
-    except (OSError, ValueError, RuntimeError, AttributeError) as e:
-        raise UserError(f"cannot load --model {cfg.model}: {' '.join(str(e).split())[:300]}") from e
+    tokenizer, hf = load_weights(cfg.model, cfg.dtype, cfg.attn, cfg.quant, device)
+    decoder, config = hf.get_decoder(), hf.config.get_text_config()
     chosen = band(cfg.lora_blocks, cfg.lora_band, len(decoder.layers), "lora")
     linear = {m for i in chosen for m in decoder.layers[i].modules() if isinstance(m, nn.Linear)}
     names = [path for path, m in hf.named_modules()
              if m in linear and path.rpartition(".")[2] in cfg.targets]
-    if missing := set(cfg.targets) - {path.rpartition(".")[2] for path in names}:
-        raise UserError(f"--targets {' '.join(missing)}: no such linear layer in {cfg.model}")
+    if absent := sorted(set(cfg.targets) - {path.rpartition(".")[2] for path in names}):
+        raise UserError(f"--targets {' '.join(absent)}: no such linear layer in {cfg.model}")
     cap = getattr(config, "final_logit_softcapping", None)
     head = Head(hf.get_output_embeddings().weight, cap)
-    gates, stops = lora.Gates(cfg.rounds), hf.generation_config.eos_token_id
-    layers = lora.wrap(hf, names, gates, cfg.r, cfg.alpha)
-    model = Model(tokenizer, hf, decoder, head, gates, layers,
-                  stops if isinstance(stops, list) else [stops], device)
-    with torch.no_grad():
-        ids = torch.tensor([model.render("Hello", "Be brief.")], device=device)
-        ours, theirs = model.head(model.trunk(ids, ids >= 0)), hf(input_ids=ids).logits.float()
-    if not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2):
-        raise UserError(f"--model {cfg.model} does not fit: its logits are not head(trunk(ids))")
+    layers = lora.wrap(hf, names, gates := lora.Gates(cfg.rounds), cfg.r, cfg.alpha)
+    model = Model(tokenizer, stop_ids(hf), hf, decoder, head, gates, layers, device)
+    check_fit(cfg.model, model)
     return model

@@ -3,12 +3,14 @@ is measured against the reference that was asked for; the loop does lower its ow
 
 import pytest
 import torch
+from transformers import get_cosine_schedule_with_warmup
 
 from steerloop import lora
 from steerloop.checks.small import completions
 from steerloop.checks.twins import dense_aggregate, dense_kl, row_logits
 from steerloop.heal import heal, step_loss
 from steerloop.kernels.fused_loss import Barrier
+from steerloop.kernels.optimise import cosine_rate
 from steerloop.kernels.spectral import sigma_max
 
 
@@ -154,3 +156,13 @@ def check_healing_twice_gives_the_same_bits(small):
         heal(s.model, completions(7), s.cfg, 0)
         found.append([p.detach().clone() for p in s.live()])
     assert all(map(torch.equal, *found))
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(0, 1), (0, 7), (3, 20), (20, 20)])
+def check_the_schedule_is_the_librarys(warmup, steps):
+    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 1.0)
+    theirs = get_cosine_schedule_with_warmup(optimiser, warmup, steps)
+    for step in range(steps):
+        assert cosine_rate(step, warmup, steps) == pytest.approx(theirs.get_last_lr()[0])
+        optimiser.step()
+        theirs.step()

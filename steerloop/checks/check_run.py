@@ -5,7 +5,6 @@ import json
 import math
 import os
 import socket
-from dataclasses import replace
 
 import polars as pl
 import pytest
@@ -14,7 +13,7 @@ from jaxtyping import TypeCheckError
 from safetensors.torch import load_file
 
 from steerloop import lora, report, train
-from steerloop.checks.small import data_files, token_batch
+from steerloop.checks.small import short_run, token_batch
 from steerloop.config import Config
 from steerloop.evaluate import choices
 from steerloop.kernels.files import read_data
@@ -157,20 +156,10 @@ def check_reports_read_the_folder(run):
     assert run.name in report.ledger_table(run.parent)
 
 
-def small_run(small, tmp_path, name, **fields):
-    """One short run of the small random model; its folder."""
-    s = small(
-        **data_files(tmp_path), runs=str(tmp_path / name), rounds=2, dose_tokens=8, dose_prompts=2,
-        max_new_tokens=10, n_keep=4, walk_rows=4, epochs=1, filter=False, min_tokens=1, lr=1e-2,
-        steer_blocks=[2, 3], batch_rows=32, target_kl=0.5, **fields)
-    train.train(replace(s.cfg))
-    (folder,) = (x for x in (tmp_path / name).iterdir() if x.is_dir())
-    return folder
-
-
 def check_the_same_seed_gives_the_same_bits(small, tmp_path):
-    runs = [small_run(small, tmp_path, "a"), small_run(small, tmp_path, "b"),
-            small_run(small, tmp_path, "c", seed=1)]
+    cfg = small().cfg
+    runs = [short_run(tmp_path, cfg, runs="a"), short_run(tmp_path, cfg, runs="b"),
+            short_run(tmp_path, cfg, runs="c", seed=1)]
     for round in ("00", "01"):
         for name in ("adapter", "vector"):
             a, b, c = (load_file(x / f"rounds/{round}/{name}.safetensors") for x in runs)
@@ -182,7 +171,7 @@ def check_the_same_seed_gives_the_same_bits(small, tmp_path):
 
 
 def check_losing_coherence_stops_the_loop(small, tmp_path):
-    folder = small_run(small, tmp_path, "a", coh_floor=1.0, coh_drop=0.0, bootstrap=10)
+    folder = short_run(tmp_path, small().cfg, coh_floor=1.0, coh_drop=0.0, bootstrap=10)
     summary = json.loads((folder / "summary.json").read_text())
     base, healed = summary["base"]["coherence"], summary["healed"]
     stopped = healed[0]["measures"]["coherence"] < base

@@ -14,6 +14,7 @@ from steerloop.sample import jobs, sample
 
 PROMPTS = ["Why?", "Must I go to the old town hall today?", "He told me so.", "Go"]
 DOSES = [0.0, 0.6, 1.5]
+LONG = {"max_new_tokens": 60, "temperature": 2.0}  # so that rows stop at different times
 
 
 def by_row(table):
@@ -29,14 +30,14 @@ def sampled(s, table=None, key="0|test", **options):
 
 
 def check_a_row_does_not_depend_on_its_batch(small):
-    s = small(batch_rows=64)
+    s = small(batch_rows=64, **LONG)
     table = jobs(s.model, PROMPTS, DOSES)
     many = sampled(s, table)
     assert len({len(x) for x in many.values()}) > 2  # rows stop at different times
     shuffled = table.sample(fraction=1.0, shuffle=True, seed=3)
     assert sampled(s, shuffled) == many
-    assert sampled(small(batch_rows=5), shuffled) == many
-    for key, ids in sampled(small(batch_rows=1), table[::3]).items():
+    assert sampled(small(batch_rows=5, **LONG), shuffled) == many
+    for key, ids in sampled(small(batch_rows=1, **LONG), table[::3]).items():
         assert ids == many[key]
 
 
@@ -93,7 +94,7 @@ def check_without_stops_every_row_has_m_tokens(small):
 
 
 def check_finished_rows_leave_the_batch(small):
-    s, read = small(batch_rows=64), []
+    s, read = small(batch_rows=64, **LONG), []
     s.model.decoder.layers[0].register_forward_pre_hook(lambda m, a: read.append(a[0].shape[0]))
     found = sampled(s)
     assert sum(read) == sum(map(len, found.values()))

@@ -54,12 +54,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return folder
 
 
-@pytest.fixture
-def small(folders: Callable[..., Path]) -> Callable[..., Small]:
-    """Config fields (and `saved`, options of `save_small`) → a fresh small model and its config."""
+@pytest.fixture(params=["none", "nf4"])
+def small(request: pytest.FixtureRequest, folders: Callable[..., Path]) -> Callable[..., Small]:
+    """Config fields (and `saved`, options of `save_small`) → a fresh small model and its config.
+
+    Every check that asks for it runs on a dense base and on a 4-bit one.
+    """
 
     def load(saved: dict | None = None, **fields: object) -> Small:
-        return Small(small_config(folders(**(saved or {})), **fields))
+        return Small(small_config(folders(**(saved or {})), **{"quant": request.param, **fields}))
 
     return load
 

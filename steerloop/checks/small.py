@@ -5,6 +5,7 @@ is told not to. The weights are drawn wide, so that different inputs give clearl
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -20,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from steerloop import lora
+from steerloop import lora, train
 from steerloop.config import Config
 from steerloop.kernels.forced_choice import FOUNDATIONS
 from steerloop.model import load
@@ -130,9 +131,18 @@ class Small:
         self.cfg, self.model = cfg, load(cfg)
 
     def bare(self) -> torch.nn.Module:
-        """The same weights as the library loads them: nothing wrapped, nothing hooked."""
+        """The same weights in the library's own model: nothing wrapped, nothing hooked, dense.
+
+        Of a 4-bit model those that its layers multiply with.
+        """
         dtype = getattr(torch, self.cfg.dtype)
-        return AutoModelForCausalLM.from_pretrained(self.cfg.model, dtype=dtype).eval()
+        bare = AutoModelForCausalLM.from_pretrained(self.cfg.model, dtype=dtype).eval()
+        with torch.no_grad():
+            for name, dense in bare.model.layers.named_modules():
+                if isinstance(dense, torch.nn.Linear):
+                    ours = self.model.decoder.layers.get_submodule(name)
+                    dense.weight.copy_(getattr(ours, "base", ours).weight)
+        return bare
 
     def stir(self, seed: int, size: float = 0.3) -> None:
         """A live Δ that says something."""
@@ -195,3 +205,19 @@ def data_files(folder: Path) -> dict[str, str]:
     for name, text in texts.items():
         (folder / name).write_text(text)
     return {name.partition(".")[0]: str(folder / name) for name in texts}
+
+
+def short_run(folder: Path, cfg: Config, runs: str = "runs", **fields: object) -> Path:
+    """Two short rounds of the whole method with the model of `cfg`, on the data of `data_files`;
+    everything is written below `folder`. Returns the run folder."""
+    cfg = replace(
+        cfg,
+        **data_files(folder),
+        **{
+            "runs": str(folder / runs), "rounds": 2, "dose_tokens": 8, "dose_prompts": 2,
+            "max_new_tokens": 10, "n_keep": 4, "walk_rows": 4, "epochs": 1, "filter": False,
+            "min_tokens": 1, "lr": 1e-2, "steer_blocks": [2, 3], "batch_rows": 32, "target_kl": 0.5,
+        }
+        | fields,
+    )  # fmt: skip
+    return train.train(cfg)

@@ -1,4 +1,5 @@
-"""Text ↔ ids through a tokenizer's own chat template."""
+"""Text ↔ ids through a tokenizer's own chat template. Where a template can think first (Qwen3), it
+is told not to: `think_tokens` is the one place where thought is asked for."""
 
 from dataclasses import dataclass
 
@@ -12,23 +13,39 @@ from steerloop import UserError
 class Chat:
     """Renders prompts once, as ids. The template alone writes BOS.
 
-    Raises UserError for a tokenizer without a chat template, or with one that doubles BOS.
+    `stop_ids` comes from the generation config; the token that the template writes after an
+    assistant's text joins it, since many a config knows only the end of the whole sequence.
+    Raises UserError for a tokenizer without a chat template, with one that doubles BOS, or where
+    nothing ends a turn.
     """
 
     tokenizer: PreTrainedTokenizerBase
+    stop_ids: list[int]
 
     def __post_init__(self) -> None:
         if not self.tokenizer.chat_template:
             raise UserError("the tokenizer has no chat template: take an instruction-tuned model")
+        user = {"role": "user", "content": "x"}
         try:
-            turns = [{"role": "system", "content": "PROBE"}, {"role": "user", "content": "x"}]
-            text = self.tokenizer.apply_chat_template(turns, tokenize=False)
-            self.system_role = "PROBE" in text
-        except TemplateError:
+            self.system_role = "PROBE" in self._text([{"role": "system", "content": "PROBE"}, user])
+        except UserError:
             self.system_role = False
         bos = self.tokenizer.bos_token_id
         if bos is not None and self.render("x", "y").count(bos) > 1:
             raise UserError("the chat template writes BOS more than once")
+        after = self._text([user, {"role": "assistant", "content": "PROBE"}]).rpartition("PROBE")[2]
+        ends = [x for x in self.encode(after)[:1] if x in self.tokenizer.all_special_ids]
+        self.stop_ids = list(dict.fromkeys([*self.stop_ids, *ends]))
+        if not self.stop_ids:
+            raise UserError("neither generation config nor chat template says what ends a turn")
+
+    def _text(self, turns: list[dict[str, str]], ask: bool = False) -> str:
+        try:
+            return self.tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=ask, enable_thinking=False
+            )
+        except TemplateError as e:
+            raise UserError(f"the chat template refuses such turns: {e}") from e
 
     def render(self, user: str, system: str | None = None) -> list[int]:
         """Chat prompt → ids, up to the assistant tag.
@@ -40,13 +57,7 @@ class Chat:
             turns.insert(0, {"role": "system", "content": system})
         elif system:
             turns[0]["content"] = f"{system}\n\n{user}"
-        try:
-            text = self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True
-            )
-        except TemplateError as e:
-            raise UserError(f"the chat template refuses a user turn: {e}") from e
-        return self.encode(text)
+        return self.encode(self._text(turns, ask=True))
 
     def encode(self, text: str) -> list[int]:
         """Text → ids, no special token added."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from safetensors import SafetensorError
 
 from steerloop import UserError
 
@@ -86,12 +87,17 @@ def persona(text: str) -> tuple[list[tuple[str, str]], str, str]:
 
 
 def write_whole(path: Path, writer: Callable[[Path], Any]) -> None:
-    """`writer` fills a temporary file beside `path`, which then takes the name at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """`writer` fills a temporary file beside `path`, which then takes the name at once.
+
+    Raises UserError when it cannot be written; what was at `path` stays.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         writer(temporary)
         os.replace(temporary, path)
+    except (OSError, SafetensorError, pl.exceptions.PolarsError) as e:
+        raise UserError(f"cannot write {path}: {e}; what was written before it is whole") from e
     finally:
         temporary.unlink(missing_ok=True)
 

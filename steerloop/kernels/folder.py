@@ -20,7 +20,7 @@ def log_to(path: Path) -> None:
     """Log lines go to a file and, through tqdm.write so that no bar is torn, to the terminal."""
     logger.remove()
     logger.add(lambda line: tqdm.write(line, end=""), format=FORMAT, level="INFO")
-    logger.add(path, format=FORMAT)
+    logger.add(path, format=FORMAT, catch=False)  # a full disk ends the run, in one line
 
 
 def _made(path: Path) -> bool:

@@ -1,9 +1,20 @@
-"""Gradient checkpointing for the length of a `with` block."""
+"""Two parts of an optimisation: the schedule of its rate, and gradient checkpointing."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from transformers import PreTrainedModel
+
+
+def cosine_rate(step: int, warmup: int, steps: int) -> float:
+    """Share of the peak rate: linear from 0 over `warmup` steps, then half a cosine down to 0.
+
+    The library's own schedule comes with its trainer, and that with every optional package.
+    """
+    if step < warmup:
+        return step / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
 @contextmanager

@@ -1,0 +1,117 @@
+"""A frozen linear layer in 4 bits: NormalFloat codes with double-quantised scales (QLoRA, Dettmers
+et al. 2023), through `bitsandbytes.functional` and an autograd function of our own.
+
+    y = x Wᵀ + b,   ∂x = ∂y W,   W dequantised anew in both directions and never kept
+
+`bitsandbytes.nn.Linear4bit` is not used: in eval mode on some CPUs it repacks its weight on the
+first no-grad forward pass, after which gradients silently stop. Only 4-bit runs import this module,
+since the import of bitsandbytes prints and takes seconds.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.core_model_loading import ConversionOps
+from transformers.quantizers import HfQuantizer, register_quantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+METHOD = "steerloop_nf4"
+
+
+class _Frozen(torch.autograd.Function):
+    """(x, layer) → x Wᵀ + b; a gradient for x alone, and nothing saved but the layer."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: "NF4") -> Tensor:
+        ctx.layer = layer
+        return F.linear(x, layer.weight, layer.bias)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None]:
+        return outer[0] @ ctx.layer.weight, None
+
+
+class NF4(nn.Linear):
+    """A linear layer whose `weight` is computed when asked for, in the dtype it was made from.
+
+    About 4.13 bits a weight: 4 of code, 8 per block of 64, 32 per 256 blocks.
+    """
+
+    def __init__(self, weight: Float[Tensor, "d_out d_in"], bias: Tensor | None) -> None:
+        nn.Module.__init__(self)  # not that of nn.Linear: there is no dense parameter
+        self.out_features, self.in_features = weight.shape
+        packed, self.state = quantize_4bit(
+            weight.detach().contiguous(), compress_statistics=True, quant_type="nf4"
+        )
+        self.register_buffer("packed", packed)
+        self.register_parameter("bias", bias)
+        self._is_hf_initialized = True  # transformers' loader leaves it alone
+
+    @property
+    def weight(self) -> Float[Tensor, "d_out d_in"]:
+        """The matrix that this layer multiplies with, dequantised."""
+        return dequantize_4bit(self.packed, self.state)
+
+    def forward(self, x: Float[Tensor, "*b d_in"]) -> Float[Tensor, "*b d_out"]:
+        return _Frozen.apply(x, self)
+
+
+class Streamed(QuantizationConfigMixin):
+    """Asks transformers' loader to quantise on arrival, on `device`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.quant_method, self.device = METHOD, device
+
+
+class _Pack(ConversionOps):
+    def convert(
+        self, input_dict: dict[str, Any], model: PreTrainedModel, missing_keys: set[str], **_: Any
+    ) -> dict[str, Tensor]:
+        """One weight as read → an NF4 in the place of its linear layer; nothing left to assign.
+
+        A weight of another shape than its layer is as good as missing, and is reported as that.
+        """
+        ((name, weight),) = input_dict.items()
+        path, dense = name.removesuffix(".weight"), weight[0] if type(weight) is list else weight
+        linear = model.get_submodule(path)
+        if dense.shape == linear.weight.shape:
+            model.set_submodule(path, NF4(dense, linear.bias))
+            missing_keys.discard(name)
+        return {}
+
+
+@register_quantizer(METHOD)
+class Streaming(HfQuantizer):
+    """Quantises each linear layer of the decoder's blocks as its weight comes from the file.
+
+    So one full-precision matrix is on the device at a time; the library reads such checkpoints
+    tensor by tensor.
+    """
+
+    quantized_element_size = 0.5
+
+    def update_device_map(self, device_map: Any) -> dict[str, torch.device]:
+        return {"": self.quantization_config.device}
+
+    def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **_: Any) -> bool:
+        path, _, kind = param_name.rpartition(".")
+        block = any(x.isdigit() for x in path.split("."))  # numbered, unlike head and embedding
+        return kind == "weight" and block and isinstance(model.get_submodule(path), nn.Linear)
+
+    def get_quantize_ops(self) -> ConversionOps:
+        return _Pack()
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
+        self.remove_quantization_config(model)
+
+    def is_serializable(self) -> bool:
+        return False
+
+    @property
+    def is_trainable(self) -> bool:
+        return False
