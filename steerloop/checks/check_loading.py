@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -17,8 +18,10 @@ from safetensors.torch import load_file, save_file
 
 from steerloop import train
 from steerloop.checks.families import save_family
-from steerloop.checks.small import data_files, save_small
+from steerloop.checks.small import data_files, save_small, small_config
+from steerloop.kernels import weights as weights_module
 from steerloop.kernels.weights import SHORT, locate
+from steerloop.model import load
 
 MODEL = "model.safetensors"
 
@@ -73,7 +76,7 @@ BROKEN = {  # sound folder, what is done to it, what the line says
     ),
     "other shape": ("llama3", lambda f: configure(f, intermediate_size=64), "mlp.down_proj.weight"),
     "unknown architecture": ("llama3", lambda f: configure(f, model_type="none"), "architecture"),
-    "no language model": ("llama3", lambda f: configure(f, model_type="t5"), "Unrecognized"),
+    "no language model": ("llama3", lambda f: configure(f, model_type="t5"), "no causal language"),
     "foreign code": (
         "llama3",
         lambda f: configure(f, model_type="x", auto_map={"AutoConfig": "x.C"}),
@@ -129,15 +132,27 @@ def check_what_is_not_on_this_machine_says_where_to_get_it():
     assert "no such directory" in refused("--model", "./nothing/here")
 
 
-def check_short_names(tmp_path, monkeypatch):
-    assert locate("gemma-3-1b-it") == "google/gemma-3-1b-it"
-    assert locate("qwen3-4b") == "Qwen/Qwen3-4B"
-    assert locate("Llama-3.2-1B-Instruct") == "meta-llama/Llama-3.2-1B-Instruct"
-    assert locate("someone/their-model") == "someone/their-model"
+def check_short_names_are_hub_ids():
+    assert SHORT["gemma-3-1b-it"] == "google/gemma-3-1b-it"
+    assert SHORT["qwen3-4b"] == "Qwen/Qwen3-4B"
+    assert SHORT["llama-3.2-1b-instruct"] == "meta-llama/Llama-3.2-1B-Instruct"
     assert all(name == hub.rpartition("/")[2].lower() for name, hub in SHORT.items())
+
+
+def check_where_a_model_is_looked_for(good, tmp_path, monkeypatch):
+    """A directory of that name, else the cache by hub id or short name; offline, as the gate is."""
+    commit, cache = "0" * 40, tmp_path / "cache"
+    kept = cache / "models--google--gemma-3-1b-it"
+    shutil.copytree(good["gemma3"], kept / "snapshots" / commit)
+    (kept / "refs").mkdir()
+    (kept / "refs/main").write_text(commit)
+    monkeypatch.setattr(weights_module, "HF_HUB_CACHE", str(cache))
     monkeypatch.chdir(tmp_path)
-    save_small(tmp_path / "gemma-3-1b-it")
-    assert locate("gemma-3-1b-it") == "gemma-3-1b-it"  # a directory of that name comes first
+    for name in ("gemma-3-1b-it", "Gemma-3-1B-it", "google/gemma-3-1b-it"):
+        assert locate(name) == kept / "snapshots" / commit
+        assert load(small_config(Path(name), quant="nf4")).layers
+    shutil.copytree(good["llama3"], tmp_path / "gemma-3-1b-it")
+    assert locate("gemma-3-1b-it").resolve() == tmp_path / "gemma-3-1b-it"
 
 
 def start(good, tmp_path, **limits):

@@ -8,17 +8,21 @@ first no-grad forward pass, after which gradients silently stop. Only 4-bit runs
 since the import of bitsandbytes prints and takes seconds.
 """
 
+import logging
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers import HfQuantizer, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
+
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels nobody asked for
+
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit  # noqa: E402
 
 METHOD = "steerloop_nf4"
 

@@ -3,24 +3,25 @@
 Every way in which that can go wrong ends in a UserError of one line that names the remedy.
 """
 
+import json
 from contextlib import ExitStack
 from functools import partial
-from logging import getLogger
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from huggingface_hub.constants import HF_HUB_CACHE
-from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import logging as hub_log
 from loguru import logger
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -43,33 +44,65 @@ TEXT = {  # names of a multimodal checkpoint → those of its text decoder alone
     r"^(model\.)?language_model\.(model\.)?": "model.",
 }
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+WANTED = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+UNWANTED = ["original/*", "consolidated*"]  # the same weights again, in other layouts
 FAILURES = (OSError, ValueError, RuntimeError, AttributeError, KeyError, TypeError, ImportError,
-            SafetensorError, HFValidationError)
+            SafetensorError)
 
 
-def locate(model: str) -> str:
-    """--model → what the library loads: the embedded model, a directory, or a hub id.
+def locate(model: str) -> Path:
+    """--model → a folder: that of the embedded model, a directory of this name, or the snapshot of
+    a hub id or short name, fetched unless the cache has it.
 
-    Raises UserError for a path that is not a directory with config, weights and tokenizer.
+    Raises UserError where there is none, or one without configuration, weights or tokenizer.
     """
-    if model == "embedded":
-        return str(PACKAGE / "tinyworld/model")
     folder = Path(model).expanduser()
-    if not folder.is_dir():
+    if model == "embedded":
+        folder = PACKAGE / "tinyworld/model"
+    elif not folder.is_dir():
         if folder.is_absolute() or model.startswith((".", "~")):
             raise UserError(f"--model {model}: there is no such directory")
-        return SHORT.get(model.lower(), model)
+        hub = SHORT.get(model.lower(), model)
+        try:
+            folder = Path(snapshot_download(hub, cache_dir=HF_HUB_CACHE, allow_patterns=WANTED,
+                                            ignore_patterns=UNWANTED))
+        except (OSError, ValueError) as e:  # hub errors are of both kinds
+            raise UserError(
+                f"--model {model}: looked for a directory of that name, in the cache "
+                f"{HF_HUB_CACHE} and on the hub for {hub}; `hf download {hub}` gets it, where it "
+                f"is gated after `hf auth login` and the licence at https://huggingface.co/{hub}; "
+                f"or pass a directory ({shorten(str(e), 160, placeholder=' ...')})") from e
     needed = {"config.json": ["config.json"], "weights (*.safetensors)": ["*.safetensors"],
               f"tokenizer ({' or '.join(TOKENIZERS)})": TOKENIZERS}
     for what, names in needed.items():
         if not any(any(folder.glob(name)) for name in names):
-            raise UserError(f"--model {model}: the directory has no {what}; save model and "
-                            "tokenizer there with save_pretrained")
-    return str(folder)
+            raise UserError(f"--model {model}: {folder} has no {what}; save model and tokenizer "
+                            "there with save_pretrained")
+    return folder
+
+
+def slices(folder: Path) -> dict[str, Any]:
+    """Name → what reads that weight when it is indexed, from every file of a checkpoint.
+
+    Files are read, not mapped: mapped pages would stay resident until the last weight is loaded.
+    """
+    index = folder / "model.safetensors.index.json"
+    names = json.loads(index.read_text())["weight_map"].values() if index.exists() else [
+        x.name for x in folder.glob("*.safetensors")]
+    found = {}
+    for name in sorted(set(names)):
+        try:
+            file = safe_open(folder / name, "pt", backend="pread")
+        except (OSError, SafetensorError) as e:
+            raise ValueError(f"{name}: {e}; download or save it again") from e
+        found.update({key: file.get_slice(key) for key in file.keys()})  # noqa: SIM118
+    return found
 
 
 def refuse(config: PretrainedConfig, dtype: str) -> None:
     """Raise ValueError for a checkpoint that cannot be trained on in this dtype."""
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(f"a {config.model_type} model is no causal language model")
     if getattr(config, "quantization_config", None):
         raise ValueError("its weights are quantised already: take the original, --quant does it")
     if config.model_type.startswith("gemma") and dtype == "float16":
@@ -88,28 +121,30 @@ def load_weights(
     quantised as they come from the file, one full-precision matrix at a time.
     Raises UserError.
     """
-    name, verbosity = locate(model), library_log.get_verbosity()
     hint = "" if attn == "auto" else f"; --attn auto chooses in the place of {attn}"
+    verbosity = library_log.get_verbosity()
     library_log.set_verbosity_error()  # what its report says is raised or logged below
     hub_log.set_verbosity_error()  # as are its retries
+    folder = locate(model)
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         text = config.get_text_config()
         refuse(text, dtype)
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         options = {"key_mapping": TEXT} if text is not config else {}
         if quant == "nf4":
-            getLogger("bitsandbytes").setLevel("ERROR")  # it reports kernels that nobody asked for
             from steerloop.kernels.nf4 import Streamed  # dense runs stay clear of bitsandbytes
 
             options["quantization_config"] = Streamed(device)
-        hf, found = AutoModelForCausalLM.from_pretrained(
-            name, config=text, dtype=getattr(torch, dtype), trust_remote_code=False,
-            attn_implementation=None if attn == "auto" else attn, use_safetensors=True,
+        hf, found = MODEL_FOR_CAUSAL_LM_MAPPING[type(text)].from_pretrained(
+            None, config=text, state_dict=slices(folder), dtype=getattr(torch, dtype),
+            attn_implementation=None if attn == "auto" else attn,
             output_loading_info=True, ignore_mismatched_sizes=True, **options,
         )
+        if (folder / "generation_config.json").exists():
+            hf.generation_config = GenerationConfig.from_pretrained(folder)
     except FAILURES as e:
-        raise UserError(f"cannot load --model {model}: {_where(model, name)}"
+        raise UserError(f"cannot load --model {model}: "
                         f"{shorten(str(e), 300, placeholder=' ...')}{hint}") from e
     finally:
         library_log.set_verbosity(verbosity)
@@ -160,11 +195,3 @@ def check_fit(name: str, model: Any) -> None:
                         "damaged, or --dtype is too narrow for them")
     if not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2):
         raise UserError(f"--model {name} does not fit: its logits are not head(trunk(ids))")
-
-
-def _where(model: str, name: str) -> str:
-    if Path(name).is_dir():
-        return ""
-    return (f"looked for a directory {model}, in the cache {HF_HUB_CACHE} and on the hub for "
-            f"{name}; `hf download {name}` gets it (`hf auth login` first, and the licence at "
-            f"https://huggingface.co/{name}, where it is gated). ")
