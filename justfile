@@ -6,7 +6,7 @@ python := if path_exists(".venv/bin/python") == "true" { ".venv/bin/python" } el
 default:
     @{{ just_executable() }} --list
 
-# a real run on gemma-3-1b-it (one 24 GB GPU; needs the hub support of issue 3); flags may follow
+# a real run on gemma-3-1b-it (one 24 GB GPU); flags may follow
 run *ARGS:
     {{ python }} -m steerloop.train --model gemma-3-1b-it {{ ARGS }}
 

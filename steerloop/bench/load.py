@@ -21,6 +21,7 @@ from steerloop.config import Config
 from steerloop.heal import step_loss
 from steerloop.kernels.fused_loss import Barrier
 from steerloop.kernels.nf4 import NF4
+from steerloop.kernels.weights import load_weights
 from steerloop.model import Model, load
 from steerloop.sample import sample
 
@@ -72,11 +73,13 @@ def run(folder: Path, cfg: Config, rows: int, tokens: int) -> dict[str, Any]:
     """Figures of loading `folder`, of one optimiser step on cfg.batch × cfg.accumulate completions
     of `tokens` tokens, and of `rows` × `tokens` sampled tokens."""
     cuda = cfg.device == "cuda"
-    with watched(cuda) as loading:
+    with watched(cuda) as weights:
+        load_weights(cfg.model, cfg.dtype, cfg.attn, cfg.quant, torch.device(cfg.device))
+    with watched(cuda) as wrapped:
         model = load(cfg)
     shards = [x.stat().st_size / MB for x in folder.glob("*.safetensors")]
-    found = {"load": loading, "base_mb": weight_bytes(model), "files_mb": sum(shards),
-             "largest_shard_mb": max(shards)}
+    found = {"weights": weights, "weights_and_stack": wrapped, "base_mb": weight_bytes(model),
+             "files_mb": sum(shards), "largest_shard_mb": max(shards)}
     rng = Random(0)
 
     def texts(count: int, length: int) -> list[list[int]]:

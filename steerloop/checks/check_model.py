@@ -1,12 +1,15 @@
 """One road from text to probabilities: prompts as the template writes them, no BOS doubled, and the
 logits of the model's own forward pass."""
 
+import json
+import shutil
+
 import polars as pl
 import pytest
 import torch
 
 from steerloop import UserError
-from steerloop.checks.small import BOS, completions, token_batch
+from steerloop.checks.small import BOS, completions, small_config, token_batch
 from steerloop.checks.twins import row_logits
 from steerloop.config import parse
 from steerloop.model import load
@@ -125,3 +128,13 @@ def check_an_unknown_model_is_one_clear_line():
     with pytest.raises(UserError, match="no-such-owner/no-such-model") as failure:
         load(parse(["--model", "no-such-owner/no-such-model", "--device", "cpu"]))
     assert "\n" not in str(failure.value)
+
+
+def check_the_end_of_a_turn_stops_where_the_config_forgot_it(folders, tmp_path):
+    """Generation config without the end-of-turn token, or without any: the template has it."""
+    for eos, wanted in ((1, [1, 5]), (None, [5])):
+        folder = shutil.copytree(folders(), tmp_path / str(eos))
+        for name in ("generation_config.json", "config.json"):
+            found = json.loads((folder / name).read_text()) | {"eos_token_id": eos}
+            (folder / name).write_text(json.dumps(found))
+        assert load(small_config(folder, quant="none")).stop_ids == wanted

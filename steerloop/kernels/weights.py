@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import snapshot_download
@@ -81,21 +81,30 @@ def locate(model: str) -> Path:
     return folder
 
 
-def slices(folder: Path) -> dict[str, Any]:
-    """Name → what reads that weight when it is indexed, from every file of a checkpoint.
+class Stored(NamedTuple):
+    """A weight in a file. Each reading maps the file anew, so that the pages of one weight can go
+    before those of the next come: one mapping for all would keep every page until the end."""
 
-    Files are read, not mapped: mapped pages would stay resident until the last weight is loaded.
-    """
+    file: Path
+    key: str
+
+    def __getitem__(self, part: Any) -> Tensor:
+        with safe_open(self.file, "pt") as file:
+            return file.get_slice(self.key)[part]
+
+
+def stored(folder: Path) -> dict[str, Stored]:
+    """Name → weight, over every file of a checkpoint. Raises ValueError naming a damaged file."""
     index = folder / "model.safetensors.index.json"
     names = json.loads(index.read_text())["weight_map"].values() if index.exists() else [
         x.name for x in folder.glob("*.safetensors")]
     found = {}
     for name in sorted(set(names)):
         try:
-            file = safe_open(folder / name, "pt", backend="pread")
+            with safe_open(folder / name, "pt") as file:
+                found |= {key: Stored(folder / name, key) for key in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as e:
             raise ValueError(f"{name}: {e}; download or save it again") from e
-        found.update({key: file.get_slice(key) for key in file.keys()})  # noqa: SIM118
     return found
 
 
@@ -137,7 +146,7 @@ def load_weights(
 
             options["quantization_config"] = Streamed(device)
         hf, found = MODEL_FOR_CAUSAL_LM_MAPPING[type(text)].from_pretrained(
-            None, config=text, state_dict=slices(folder), dtype=getattr(torch, dtype),
+            None, config=text, state_dict=stored(folder), dtype=getattr(torch, dtype),
             attn_implementation=None if attn == "auto" else attn,
             output_loading_info=True, ignore_mismatched_sizes=True, **options,
         )
