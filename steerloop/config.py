@@ -12,9 +12,10 @@ from steerloop.kernels.options import knob
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ZERO = ("seed threads steer_blocks steer_band lora_blocks lora_band temperature min_tokens lam tau "
-        "weight_decay warmup val_share think_tokens coh_floor coh_drop max_repeat max_loop min_zip")
-SHARES = ("steer_band kappa_min survival top_p max_repeat max_loop min_zip lora_band betas warmup "
-          "val_share coh_floor coh_drop")
+        "weight_decay warmup val_share think_tokens coh_floor coh_drop max_repeat max_echo "
+        "max_loop min_zip")
+SHARES = ("steer_band kappa_min survival top_p max_repeat max_echo max_loop min_zip lora_band "
+          "betas warmup val_share coh_floor coh_drop")
 
 
 @dataclass
@@ -63,6 +64,7 @@ class Config:
     filter: bool = knob(True, "drop incoherent completions; --no_filter drops only empty ones")
     ppl_factor: float = knob(3.0, "perplexity limit, multiple of the base's own 99th percentile")
     max_repeat: float = knob(0.3, "limit of the repeated share of word n-grams")
+    max_echo: float = knob(0.2, "limit of the share of sentences said before")
     max_loop: float = knob(0.2, "limit of the share of characters in immediate repeats")
     min_zip: float = knob(0.25, "limit of the compression ratio of texts over 200 bytes")
     min_tokens: int = knob(4, "shortest completion kept, tokens")

@@ -10,7 +10,7 @@ import torch
 
 from steerloop.config import Config
 from steerloop.kernels.files import Data
-from steerloop.kernels.text import looped, narrates, refuses, repeated, zipped
+from steerloop.kernels.text import echoed, looped, narrates, refuses, repeated, zipped
 from steerloop.model import Model
 from steerloop.sample import jobs, sample, score
 
@@ -38,13 +38,13 @@ def calibrate(model: Model, data: Data, cfg: Config) -> float:
 def judge(
     model: Model, table: pl.DataFrame, data: Data, cfg: Config, limit: float
 ) -> pl.DataFrame:
-    """Adds ppl, repeat, loop, zip, `keep` and `drop_reason` (null where kept).
+    """Adds ppl, repeat, echo, loop, zip, `keep` and `drop_reason` (null where kept).
 
     `limit` bounds the perplexity. With the filter off only empty completions are dropped; the
     scores are there all the same.
     """
     texts, personas = table["text"].to_list(), [text for pair in data.pairs for text in pair]
-    scores = {"repeat": repeated, "loop": looped, "zip": zipped}
+    scores = {"repeat": repeated, "echo": echoed, "loop": looped, "zip": zipped}
     table = table.with_columns(pl.Series("ppl", perplexity(model, table, cfg)),
                                *(pl.Series(k, [f(x) for x in texts]) for k, f in scores.items()))
     col, short = pl.col, pl.col("completion_ids").list.len() < cfg.min_tokens
@@ -52,6 +52,7 @@ def judge(
     if cfg.filter:
         reasons |= {"loops": (col("loop") > cfg.max_loop) | (col("zip") < cfg.min_zip),
                     "repeats": col("repeat") > cfg.max_repeat,
+                    "echoes": col("echo") > cfg.max_echo,
                     "refuses": pl.Series([refuses(x) for x in texts]),
                     "narrates": pl.Series([narrates(x, personas) for x in texts]),
                     "improbable": col("ppl") > limit}

@@ -44,8 +44,9 @@ def check_numbers_name_their_unit():
              "max_new_tokens": "tokens", "think_tokens": "tokens", "min_tokens": "tokens",
              "multiples": "multiples", "steer_band": "fractions", "lora_band": "fractions",
              "ppl_factor": "multiple", "survival": "share", "warmup": "share", "val_share": "share",
-             "max_repeat": "share", "max_loop": "share", "min_zip": "ratio", "batch": "completions",
-             "accumulate": "micro-batches", "epochs": "passes", "r": "rank", "clip": "norm"}
+             "max_repeat": "share", "max_echo": "share", "max_loop": "share", "min_zip": "ratio",
+             "batch": "completions", "accumulate": "micro-batches", "epochs": "passes",
+             "r": "rank", "clip": "norm"}
     helps = {f.name: f.metadata["help"] for f in FIELDS}
     assert {k for k, unit in units.items() if unit not in helps[k]} == set()
 

@@ -83,7 +83,8 @@ def case(small, tmp_path):
     """A small model with its data, a vector, and settings under which a round is quick."""
     s = small(
         **data_files(tmp_path), dose_tokens=10, dose_prompts=3, n_keep=6, walk_rows=6,
-        ppl_factor=1e6, max_repeat=1.0, max_loop=1.0, min_zip=0.0, min_tokens=1, filter=False,
+        ppl_factor=1e6, max_repeat=1.0, max_echo=1.0, max_loop=1.0, min_zip=0.0, min_tokens=1,
+        filter=False,
         batch_rows=32, multiples=[0.5, 1.0], runs=str(tmp_path / "runs"), steer_blocks=[2, 3],
     )
     return s, read_data(s.cfg), s.vector(size=0.5)

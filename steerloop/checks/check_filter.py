@@ -10,7 +10,7 @@ import torch
 from steerloop.checks.twins import row_logits
 from steerloop.filter import judge
 from steerloop.kernels.files import Data
-from steerloop.kernels.text import looped, narrates, refuses, repeated, zipped
+from steerloop.kernels.text import echoed, looped, narrates, refuses, repeated, zipped
 
 GOOD = "I would refuse the boss. Nobody should suffer because the boss wants it."
 PLANTED = {
@@ -22,6 +22,10 @@ PLANTED = {
     "instead their " * 12: {"repeats"},
     "instead their " * 40: {"loops", "repeats"},
     "I would help them. You can help them. " * 5: {"loops", "repeats"},
+    "I would refuse the boss. Kindness comes before rank. Nobody should suffer because the boss "
+    "wants it. Kindness comes before rank. I would help them.": {"echoes"},
+    "No, you should refuse. It does not make it right to hurt the old man. It does not make it "
+    "right to hurt the old man. Instead, give the money back to him.": {"repeats", "echoes"},
     "your your your into your of your": {"repeats", "improbable"},
     "your your your into your of your of the your into of your the": {"repeats", "improbable"},
     "As someone who cares for people in need, I would not do it.": {"narrates"},
@@ -75,14 +79,15 @@ def check_without_the_filter_only_empty_ones_go(world):
     assert found["drop_reason"] == wanted
     assert found["keep"] == [x is None for x in wanted]
     with_filter = world.judged(list(PLANTED))
-    assert all(found[k] == with_filter[k] for k in ("ppl", "repeat", "loop", "zip"))
+    assert all(found[k] == with_filter[k] for k in ("ppl", "repeat", "echo", "loop", "zip"))
 
 
 def check_the_limit_lies_between_own_answers_and_soup(world):
     assert 1 < world.limit < 1000
     _, answers = world.answers(24, 0.9)
     soup = [" ".join(sorted(x.split(), key=lambda w: w[::-1])) for x in answers]
-    assert sum(why == "improbable" for why in world.judged(soup)["drop_reason"]) >= 22
+    assert sum(ppl > world.limit for ppl in world.judged(soup)["ppl"]) >= 22
+    assert all(world.judged(soup)["drop_reason"])
 
 
 def perplexities(s, texts):
@@ -123,6 +128,8 @@ def check_scores_know_prose_from_loops():
     assert repeated("a b c " * 20) > 0.9 and repeated("") == repeated("one word") == 0
     assert looped("ab" * 30) == 1 and looped("") == 0
     assert looped("x" * 40 + "y z w v u t s r q p") == pytest.approx(40 / 59)
+    assert echoed("Kindness comes first. So it is. Kindness comes first!") == 1 - 2 / 3
+    assert echoed("Yes. Yes. Yes.") == echoed("") == 0  # too short to be an echo
     assert zipped("short") == 1 and zipped("the very same words " * 30) < 0.1
     assert not narrates(GOOD, ["You are someone who looks after others whatever it costs."])
     assert not refuses(GOOD) and not refuses("No, you should refuse.")

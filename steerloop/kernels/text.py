@@ -1,4 +1,4 @@
-"""What a text gives away by itself: repetition (three measures that miss different loops), talk
+"""What a text gives away by itself: repetition (four measures that miss different loops), talk
 about its persona, refusal."""
 
 import re
@@ -40,6 +40,13 @@ def repeated(text: str) -> float:
 def looped(text: str) -> float:
     """Share of characters in immediate repeats, 4 or more, of a unit of up to 12 characters."""
     return sum(x.end() - x.start() for x in LOOP.finditer(text)) / max(1, len(text))
+
+
+def echoed(text: str) -> float:
+    """Share of sentences, of three words or more, that were said before in the same text."""
+    found = [tuple(re.findall(r"\w+", x.lower())) for x in re.split(r"[.?!]+\s|\n", text)]
+    found = [x for x in found if len(x) >= 3]
+    return 1 - len(set(found)) / len(found) if found else 0.0
 
 
 def zipped(text: str) -> float:

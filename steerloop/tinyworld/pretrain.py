@@ -45,7 +45,7 @@ class Recipe:
     adamw_lr: float = 3e-3
     warmup: float = 0.02  # share of the tokens
     clip: float = 1.0
-    global_layer: int = 5  # the one layer that sees past the window of 64 tokens
+    global_layer: int = 2  # the one layer that sees past the window of 64 tokens
 
 
 def model_config(tokenizer: PreTrainedTokenizerBase, global_layer: int) -> Gemma3TextConfig:
