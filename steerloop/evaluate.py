@@ -26,8 +26,8 @@ Probe = Callable[[Model, Config], dict[str, list[float]]]
 
 @torch.no_grad()
 def choices(model: Model, vignettes: pl.DataFrame, cfg: Config, free: bool = True) -> pl.DataFrame:
-    """One row per vignette: vignette, foundation, p_<foundation>, p_ans_any, scaffold_nll, top1 and
-    json_is_valid (left out without the `free` greedy answers).
+    """One row per vignette: vignette, foundation, p_<foundation>, p_ans_any, scaffold_nll, top1,
+    json_is_valid (left out without the `free` greedy answers), and human ratings where known.
 
     Raises UserError where the tokenizer does not give the answer digit a token of its own.
     """
@@ -55,12 +55,13 @@ def choices(model: Model, vignettes: pl.DataFrame, cfg: Config, free: bool = Tru
     if free:
         text = sample(model, table[::2], {}, cfg, "evaluate|json", JSON_TOKENS, 0.0)["text"]
         rows["json_is_valid"] = torch.tensor([parses(x) for x in text]).float().repeat_interleave(2)
-    labels = [x.lower() for x in vignettes["foundation_coarse"]]
+    labels = vignettes["label"].to_list()
     return pl.DataFrame(
         {"vignette": texts, "foundation": labels}
         | {f"p_{f}": p[:, i].tolist() for i, f in enumerate(FOUNDATIONS)}
         | {k: rearrange(x, "(v o) -> v o", o=2).mean(1).tolist() for k, x in rows.items()}
-        | {"top1": [float(FOUNDATIONS[i] == f) for i, f in zip(p.argmax(-1), labels, strict=True)]})
+        | {"top1": [float(FOUNDATIONS[i] == f) for i, f in zip(p.argmax(-1), labels, strict=True)]}
+        | vignettes.select("^h_.*$").to_dict())
 
 
 @torch.no_grad()

@@ -2,8 +2,10 @@
 preferred digit can look like a moral profile."""
 
 import math
+import sys
 from dataclasses import replace
 
+import polars as pl
 import pytest
 import torch
 
@@ -11,9 +13,11 @@ from steerloop.checks.small import data_files
 from steerloop.checks.twins import row_logits
 from steerloop.dose import solve
 from steerloop.evaluate import choices, evaluate, matched_dose
+from steerloop.kernels import forced_choice
 from steerloop.kernels.files import read_data
 from steerloop.kernels.forced_choice import FOUNDATIONS, SCAFFOLD, both_orders, parses, question
 from steerloop.kernels.fused_loss import Head
+from steerloop.report import measures
 from steerloop.steer import extract, steered
 
 DIGITS = range(1, 8)
@@ -197,3 +201,37 @@ def check_embedded_model_answers_and_steering_moves_authority(world):
     assert shift(dose) < -0.5 and shift(-dose) > 0.1
     found = matched_dose(world.model, vector, data, start + shift(0.7 * dose), 4 * dose, cfg)
     assert found == pytest.approx(0.7 * dose, rel=0.1)
+
+
+def check_two_evaluations_of_a_state_are_identical(case):
+    s, data = case
+    first, second = (evaluate(s.model, data, s.cfg, []) for _ in range(2))
+    assert all(a.equals(b) for a, b in zip(first, second, strict=True))
+
+
+def check_permuting_vignettes_changes_nothing(case):
+    s, data = case
+    rows = choices(s.model, data.vignettes, s.cfg)
+    mixed = choices(s.model, data.vignettes[[2, 0, 1]], s.cfg).sort("vignette")
+    for a, b in zip(rows.sort("vignette").rows(), mixed.rows(), strict=True):
+        assert a[:2] == b[:2] and a[2:] == pytest.approx(b[2:], rel=1e-5)
+
+
+def check_reversing_all_option_orders_changes_nothing(case, monkeypatch):
+    """Each vignette is asked in both orders, so which of them is called forward is no matter."""
+    s, data = case
+    rows = choices(s.model, data.vignettes, s.cfg, free=False)
+    for module in (forced_choice, sys.modules["steerloop.evaluate"]):
+        monkeypatch.setattr(module, "FOUNDATIONS", FOUNDATIONS[::-1])
+    turned = choices(s.model, data.vignettes, s.cfg, free=False).select(rows.columns)
+    for a, b in zip(rows.rows(), turned.rows(), strict=True):
+        assert a[:2] == b[:2] and a[2:] == pytest.approx(b[2:], rel=1e-4)
+
+
+def check_human_ratings_reach_the_measures(case):
+    s, data = case
+    ratings = {f"h_{f}": [float(f == "loyalty")] * 3 for f in FOUNDATIONS}
+    asked = data.vignettes.with_columns(**{k: pl.Series(x) for k, x in ratings.items()})
+    rows, items = evaluate(s.model, replace(data, vignettes=asked), s.cfg, [])
+    assert measures(rows, items)["overlap"] == pytest.approx(rows["p_loyalty"].mean())
+    assert "overlap" not in measures(*evaluate(s.model, data, s.cfg, []))

@@ -9,8 +9,9 @@ from safetensors import safe_open
 
 from steerloop import UserError
 from steerloop.checks.small import data_files, small_config
-from steerloop.kernels.files import lines, read, read_data, write_whole
+from steerloop.kernels.files import lines, read, read_data, vignettes, write_whole
 from steerloop.kernels.folder import Folder
+from steerloop.kernels.forced_choice import FOUNDATIONS
 
 
 def check_read_data_reads_what_is_there(tmp_path):
@@ -20,7 +21,7 @@ def check_read_data_reads_what_is_there(tmp_path):
     assert (data.up, data.down) == ("care", "authority")
     assert data.contexts == ["How are you?", "What now?"]  # the comment is none, the limit holds
     assert data.prompts == ["He told me to lie. Well?", "Must I go?"]
-    assert data.vignettes.columns == ["text", "foundation_coarse"] and len(data.vignettes) == 3
+    assert data.vignettes.columns == ["text", "label"] and len(data.vignettes) == 3
     assert data.mundane.rows() == [("1 + 1?", "It is 2.")]
 
 
@@ -87,3 +88,31 @@ def check_tables_and_tensors_come_back(tmp_path):
         assert file.metadata()["format"] == "pt"
         assert json.loads(file.metadata()["steerloop"]) == {
             "schema": 1, "round": 0, "targets": ["q_proj"]}
+
+
+def check_published_vignettes_load_as_they_are():
+    """Labels however they are spelt; where people rated them, shares of their ratings."""
+    plain = [{"text": "A", "foundation_coarse": "SocialNorms", "id": 3},
+             {"text": "B", "foundation_coarse": "Authority", "id": 4}]
+    found = vignettes("\n".join(map(json.dumps, plain)))
+    assert found.rows() == [("A", "social norms"), ("B", "authority")]
+    names = ["Care", "Fairness", "Loyalty", "Authority", "Sanctity", "Liberty", "Social Norms"]
+    rated = [x | {f"human_{n}": 10 * i + j for j, n in enumerate(names)} | {"human_Care": 90 * i}
+             for i, x in enumerate(plain)]
+    found = vignettes("\n".join(map(json.dumps, rated)))
+    assert found["label"].to_list() == ["social norms", "care"]
+    assert found.select("^h_.*$").columns == [f"h_{f}" for f in FOUNDATIONS]
+    assert found.select(pl.sum_horizontal("^h_.*$")).to_series().to_list() == pytest.approx([1, 1])
+    assert found["h_care"].to_list() == pytest.approx([0, 90 / (90 + 6 * 10 + 21)])
+
+
+@pytest.mark.parametrize(("changes", "says"), [
+    ({"foundation_coarse": "Honour"}, "Honour"),
+    ({"human_Care": 1.0}, "ratings lack h_authority"),
+    ({"human_Honour": 1.0}, "Honour"),
+])
+def check_vignettes_of_another_kind_are_refused(tmp_path, changes, says):
+    path = tmp_path / "v.jsonl"
+    path.write_text(json.dumps({"text": "A", "foundation_coarse": "Care"} | changes))
+    with pytest.raises(UserError, match=says):
+        read(str(path), vignettes)

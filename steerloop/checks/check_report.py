@@ -11,7 +11,8 @@ import pytest
 from steerloop.kernels.forced_choice import FOUNDATIONS
 from steerloop.report import finish, measures, run_table, survival
 from steerloop.report.ledger import ledger
-from steerloop.report.stats import shifts
+from steerloop.report.run import best_round
+from steerloop.report.stats import OFF_AXIS, compare
 
 
 def rows(n, seed, names=None):
@@ -42,24 +43,45 @@ def check_measures_by_formula():
     assert found["top1"] == pytest.approx(sum(table["top1"]) / 9)
 
 
+AXIS = ["authority", "care"]
+
+
+def shifts(now, base, seed, resamples):
+    return compare(now, base, AXIS, seed, resamples)["shift"]
+
+
 def slow_shifts(now, base, seed, resamples):
-    """Estimate and 95 % interval of every foundation's shift, one resample at a time."""
+    """Estimate and 95 % studentised interval of every shift, one resample and one vignette at a
+    time."""
     n, generator = len(now), np.random.default_rng(seed)
-    draws = generator.integers(0, n, (resamples, n))
+    draws = generator.multinomial(n, [1 / n] * n, resamples)
+    tables = [[[x[f"p_{f}"][i] for f in FOUNDATIONS] for i in range(n)] for x in (base, now)]
 
-    def shift(at):
-        nats = []
-        for f in FOUNDATIONS:
-            mean = [sum(x[f"p_{f}"][int(i)] for i in at) / n for x in (base, now)]
-            nats.append(math.log(mean[1]) - math.log(mean[0]))
-        centre = sum(nats) / 7
-        return nats, [x - centre for x in nats]
+    def shift(counts):
+        """Per kind and foundation, the shift and its standard error."""
+        mean = [[sum(c * row[f] for c, row in zip(counts, t, strict=True)) / n for f in range(7)]
+                for t in tables]
+        nats = [math.log(b / a) for a, b in zip(*mean, strict=True)]
+        pulls = [[tables[1][i][f] / mean[1][f] - tables[0][i][f] / mean[0][f] for f in range(7)]
+                 for i in range(n)]
+        out = {}
+        for kind, centred in (("nats", False), ("clr", True)):
+            for f in range(7):
+                value = nats[f] - centred * sum(nats) / 7
+                pull = [x[f] - centred * sum(x) / 7 for x in pulls]
+                middle = sum(c * x for c, x in zip(counts, pull, strict=True)) / n
+                spread = sum(c * (x - middle) ** 2 for c, x in zip(counts, pull, strict=True)) / n
+                out[kind, f] = value, (spread / n) ** 0.5
+        return out
 
-    first, others, out = shift(range(n)), [shift(at) for at in draws], {}
+    first, others, out = shift([1] * n), [shift(x) for x in draws.tolist()], {}
     for i, f in enumerate(FOUNDATIONS):
-        out[f] = {
-            kind: [first[k][i], *np.quantile([x[k][i] for x in others], [0.025, 0.975])]
-            for k, kind in enumerate(("nats", "clr"))}
+        out[f] = {}
+        for kind in ("nats", "clr"):
+            value, error = first[kind, i]
+            t = [(x[kind, i][0] - value) / x[kind, i][1] for x in others]
+            low, high = np.quantile(t, [0.025, 0.975])
+            out[f][kind] = [value, value - high * error, value - low * error]
     return out
 
 
@@ -84,10 +106,76 @@ def check_pairing_takes_out_what_vignettes_share():
 
 
 def check_other_vignettes_are_refused():
-    base, names = rows(4, 1), ["v0", "v1", "v3", "v2"]
+    base, names = rows(4, 1), ["v0", "v1", "v2", "v4"]
     for now in (rows(4, 2, names), rows(3, 2)):
         with pytest.raises(ValueError, match="vignettes"):
             shifts(now, base, 0, 10)
+
+
+def check_the_order_of_vignettes_plays_no_part():
+    base, now = rows(12, 1), rows(12, 2)
+    mixed = now.sample(fraction=1.0, shuffle=True, seed=0)
+    for again in (compare(mixed, base, AXIS, 0, 60), compare(now, base.reverse(), AXIS, 0, 60)):
+        assert again == compare(now, base, AXIS, 0, 60)
+    a, b = measures(now, ITEMS), measures(mixed, ITEMS)
+    assert a == pytest.approx(b, rel=1e-12)
+
+
+def check_score_flips_and_leaves_by_formula():
+    base, now = rows(11, 3), rows(11, 4)
+    found, nats = compare(now, base, AXIS, 0, 50), {}
+    for f in FOUNDATIONS:
+        nats[f] = math.log(sum(now[f"p_{f}"]) / sum(base[f"p_{f}"]))
+    clr = {f: x - sum(nats.values()) / 7 for f, x in nats.items()}
+    off = sum(abs(clr[f]) for f in FOUNDATIONS if f not in AXIS) / 5
+    coherence = min(sum(now["p_ans_any"]) / 11, sum(now["json_is_valid"]) / 11)
+    wanted = ((clr["care"] - clr["authority"]) / 2 - OFF_AXIS * off) * coherence**2
+    assert found["score"][0] == pytest.approx(wanted)
+    picks = [[max(FOUNDATIONS, key=lambda f, row=row: row[f"p_{f}"])
+              for row in x.iter_rows(named=True)] for x in (base, now)]
+    assert found["flips"][0] == sum(a != b for a, b in zip(*picks, strict=True)) / 11
+    down = [sum(x == "authority" for x in p) for p in picks]
+    assert found["leaves"][0] == pytest.approx((down[0] - down[1]) / 11)
+    for name in ("score", "flips", "leaves"):
+        assert found[name][1] <= found[name][0] <= found[name][2]
+
+
+def check_intervals_cover_a_known_shift():
+    """600 draws of paired data whose true shift is known: the 95 % interval holds it in 92 to 98 %
+    of them, for the log-mean and for the centred log-ratio."""
+    rng, n, truth = np.random.default_rng(0), 140, {}
+
+    def draw(size):
+        z = rng.normal(size=(size, 7)) + np.linspace(0, 1, 7)
+        tilt = np.array([0.5, 0, 0, -0.8, 0, 0, 0]) + 0.4 * rng.normal(size=(size, 7))
+        both = np.exp(np.stack([z, z + tilt]))
+        return both / both.sum(-1, keepdims=True)
+
+    means = draw(2_000_000).mean(1)
+    true = np.log(means[1]) - np.log(means[0])
+    truth = {"nats": true[3], "clr": true[3] - true.mean()}
+    hits = dict.fromkeys(truth, 0)
+    for i in range(600):
+        base, now = (rows(n, 0).with_columns(
+            **{f"p_{f}": pl.Series(p[:, j]) for j, f in enumerate(FOUNDATIONS)}) for p in draw(n))
+        for kind, x in compare(now, base, AXIS, i, 300)["shift"]["authority"].items():
+            hits[kind] += x[1] <= truth[kind] <= x[2]
+    assert all(0.92 <= x / 600 <= 0.98 for x in hits.values()), hits
+
+
+@pytest.mark.parametrize(("rounds", "best"), [
+    # (shift, coherence, score) by round; the floor is .9
+    ([(-0.5, 0.99, 0.4), (-0.9, 0.98, 0.8), (-1.2, 0.97, 1.0)], 2),
+    ([(-0.5, 0.99, 0.4), (-0.9, 0.98, 0.8), (-1.2, 0.91, 0.7)], 1),  # more trait, too dear
+    ([(-0.5, 0.99, 0.4), (-1.2, 0.98, 0.8), (-0.9, 0.95, 0.9)], 1),  # the last is dominated
+    ([(-0.5, 0.99, 0.4), (-2.0, 0.89, 1.9)], 0),  # below the floor
+    ([(-0.5, 0.5, 0.4)], None),
+])
+def check_the_best_round_is_on_the_front(rounds, best):
+    healed = [{"round": i, "shift": {"authority": {"nats": [shift, 0, 0]}},
+               "measures": {"coherence": coherence}, "score": [score, 0, 0]}
+              for i, (shift, coherence, score) in enumerate(rounds)]
+    assert best_round(healed, 0.9, "authority") == best
 
 
 def check_survival_counts_by_dose():

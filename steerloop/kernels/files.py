@@ -13,8 +13,10 @@ import polars as pl
 from safetensors import SafetensorError
 
 from steerloop import UserError
+from steerloop.kernels.forced_choice import FOUNDATIONS, foundation
 
 PACKAGE = Path(__file__).parents[1]
+H = [f"h_{f}" for f in FOUNDATIONS]
 
 
 @dataclass
@@ -35,12 +37,12 @@ def read_data(cfg: Any) -> Data:
 
     Raises UserError naming the file and what it lacks.
     """
-    vignettes, mundane = (x.replace("{split}", cfg.split) for x in (cfg.vignettes, cfg.mundane))
+    asked, mundane = (x.replace("{split}", cfg.split) for x in (cfg.vignettes, cfg.mundane))
     return Data(
         *read(cfg.persona, persona),
         contexts=read(cfg.contexts, lines)[: cfg.max_contexts],
         prompts=read(cfg.prompts, lines)[: cfg.n_prompts],
-        vignettes=read(vignettes, table("text", "foundation_coarse")).gather_every(cfg.every),
+        vignettes=read(asked, vignettes).gather_every(cfg.every),
         mundane=read(mundane, table("prompt", "text")),
     )
 
@@ -75,6 +77,27 @@ def table(*columns: str) -> Callable[[str], pl.DataFrame]:
         return found.select(pl.col(columns).cast(pl.String)) if len(found) else found
 
     return parse
+
+
+def vignettes(text: str) -> pl.DataFrame:
+    """JSON lines of moral vignettes, as published ones are: `text`, `foundation_coarse`, and where
+    people rated them human_<foundation> → text, label, and h_<foundation> as shares of their sum.
+
+    The label is what most people chose where that is known, else foundation_coarse. Raises
+    ValueError for a foundation that is none, or one that has no rating.
+    """
+    found = table("text", "foundation_coarse")(text)
+    rated = pl.read_ndjson(text.encode()).select("^human_.*$") if len(found) else found
+    label = pl.col("foundation_coarse").map_elements(foundation, pl.String)
+    if not rated.width:
+        return found.select("text", label=label)
+    rated = rated.rename(lambda x: "h_" + foundation(x.removeprefix("human_"))).fill_null(0.0)
+    if missing := {f"h_{f}" for f in FOUNDATIONS} - set(rated.columns):
+        raise ValueError(f"human ratings lack {', '.join(sorted(missing))}")
+    shares = rated.select(pl.all() / pl.sum_horizontal(pl.all()))
+    best = [FOUNDATIONS[row.index(max(row))] for row in shares.select(H).rows()]
+    return pl.concat([found.select("text", label=pl.Series(best)), shares.select(H)],
+                     how="horizontal")
 
 
 def persona(text: str) -> tuple[list[tuple[str, str]], str, str]:

@@ -17,6 +17,18 @@ FOUNDATIONS = ("care", "fairness", "loyalty", "authority", "sanctity", "liberty"
 SCAFFOLD = '{"choice": '
 
 
+def foundation(name: str) -> str:
+    """A foundation however it is spelt ("SocialNorms", "Care") → its name here.
+
+    Raises ValueError for a word that names none.
+    """
+    plain = {re.sub(r"[^a-z]", "", x): x for x in FOUNDATIONS}
+    word = re.sub(r"[^a-z]", "", name.lower())
+    if word not in plain:
+        raise ValueError(f"{name!r} is none of the foundations: {', '.join(FOUNDATIONS)}")
+    return plain[word]
+
+
 def question(vignette: str, reverse: bool, think: bool = False) -> str:
     """The vignette, seven numbered options, and what form the answer takes."""
     order = FOUNDATIONS[::-1] if reverse else FOUNDATIONS

@@ -8,7 +8,7 @@ import polars as pl
 
 from steerloop.kernels.files import write_whole
 from steerloop.report.ledger import update_ledger
-from steerloop.report.stats import shifts
+from steerloop.report.stats import compare
 from steerloop.report.text import interval, markdown
 
 SHOWN = ("coherence", "p_ans_any", "json_is_valid", "ppx_json")
@@ -19,13 +19,14 @@ ARM = (
 
 
 def states(run: Path) -> list[dict[str, Any]]:
-    """Every measured state in order: its `evaluate` record, with `shift` against base added."""
+    """Every measured state in order: its `evaluate` record and what `compare` says of it."""
     cfg = json.loads((run / "config.json").read_text())["config"]
     found = [e for e in events(run) if e["stage"] == "evaluate"]
+    axis = next(e["axis"] for e in events(run) if e["stage"] == "start")
     tables = [pl.read_parquet(run / f"rounds/{e['round']:02d}/{e['state']}.eval.parquet")
               for e in found]
     for event, table in zip(found, tables, strict=True):
-        event["shift"] = shifts(table, tables[0], cfg["seed"], cfg["bootstrap"])
+        event |= compare(table, tables[0], axis, cfg["seed"], cfg["bootstrap"])
     return found
 
 
@@ -44,6 +45,7 @@ def _table(run: Path, found: list[dict[str, Any]], base: dict[str, float]) -> st
             {"round": 0 if event["state"] == "base" else event["round"] + 1}
             | {"state": event["state"], "dose": event["dose"]}
             | {f"Δ{f} (nats)": interval(event["shift"][f]["nats"]) for f in axis}
+            | {k: interval(event[k]) for k in ("score", "flips", "leaves")}
             | {k: now[k] for k in SHOWN}
             | {"mundane ppl ×": now["ppl_mundane"] / base["ppl_mundane"]}
             | {k: now[k] for k in now if k not in known}
@@ -64,15 +66,29 @@ def run_table(run: Path) -> str:
     return _table(run, found, found[0]["measures"])
 
 
+def best_round(healed: list[dict[str, Any]], floor: float, down: str) -> int | None:
+    """The round to ship; None when none is above the coherence floor.
+
+    Of the rounds above it, those on the Pareto front are compared: no other has both a larger
+    shift down and at least their coherence. The one with the highest score wins, the earlier one
+    of two equals.
+    """
+    def point(event: dict[str, Any]) -> tuple[float, float]:
+        return event["shift"][down]["nats"][0], event["measures"]["coherence"]
+
+    sound = [e for e in healed if e["measures"]["coherence"] >= floor]
+    front = [e for e in sound
+             if not any(point(o)[0] < point(e)[0] and point(o)[1] >= point(e)[1] for o in sound)]
+    return max(front, key=lambda e: e["score"][0])["round"] if front else None
+
+
 def summarise(run: Path) -> dict[str, Any]:
-    """What summary.json says: the arm, base, every healed round, the best one (the largest shift
-    down above the coherence floor), and plain steering at the shift of the last round."""
+    """What summary.json says: the arm, base, every healed round, the best one (see `best_round`),
+    and plain steering at the shift of the last round."""
     cfg = json.loads((run / "config.json").read_text())["config"]
     start = next(e for e in events(run) if e["stage"] == "start")
     found = states(run)
     healed = [e for e in found if e["state"] == "healed"]
-    coherent = [e for e in healed if e["measures"]["coherence"] >= start["floor"]]
-    best = min(coherent, key=lambda e: e["shift"][start["axis"][0]]["nats"][0], default=None)
     return {
         "schema": 1,
         "run": run.name,
@@ -82,7 +98,7 @@ def summarise(run: Path) -> dict[str, Any]:
         "arm": {k: cfg[k] for k in ARM},
         "base": found[0]["measures"],
         "healed": healed,
-        "best_round": None if best is None else best["round"],
+        "best_round": best_round(healed, start["floor"], start["axis"][0]),
         "matched": next((e for e in found if e["state"] == "matched"), None),
     }
 

@@ -120,7 +120,7 @@ def choice_lines(model: Model, data: Data, cfg: Config) -> list[Line]:
     lines, masses = [], []
     for kind in ("care", "neutral", "authority"):
         texts = data.vignettes["text"].to_list()
-        labels = data.vignettes["foundation_coarse"].to_list()
+        labels = data.vignettes["label"].to_list()
         profiles, mass = forced_choice(model, texts, system_texts(data, kind), cfg)
         expected = [oracle.persona_oracle(kind)[label][AUTHORITY] for label in labels]
         nats = math.log(mean(profile[AUTHORITY] for profile in profiles))
