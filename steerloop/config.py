@@ -40,6 +40,7 @@ class Config:
     mundane: str = knob("data/mundane.jsonl", "ordinary text (JSON lines)")
     split: Literal["dev", "test"] = knob("test", "replaces {split} in data file names")
     probes: list[str] = knob([], "extra measures, module:function, called as f(model, cfg)")
+    eval: Literal["own", "moralmaps"] = knob("own", "moralmaps: that package's measures as well")
     # extract and dose
     max_contexts: int = knob(256, "contexts read by extraction")
     steer_blocks: list[int] = knob([], "steered blocks by index; empty: use steer_band")
@@ -92,6 +93,7 @@ class Config:
     checkpointing: bool = knob(False, "recompute activations in backward, to save memory")
     # evaluate and stop
     every: int = knob(1, "evaluate every n-th vignette; 1: all of them, as reported numbers need")
+    baselines: bool = knob(False, "measure a prompt, steering and plain distillation as well")
     think_tokens: int = knob(128, "tokens of thought before the forced choice; 0: none")
     bootstrap: int = knob(1000, "resamples behind every 95 % interval")
     coh_floor: float = knob(0.95, "the loop stops below min(coh_floor, base - coh_drop)")

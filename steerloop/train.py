@@ -18,8 +18,8 @@ from steerloop.evaluate import evaluate, matched_dose
 from steerloop.filter import calibrate
 from steerloop.heal import heal
 from steerloop.kernels.files import read_data
-from steerloop.kernels.options import band, command, resolve
-from steerloop.model import load
+from steerloop.kernels.options import EVALS, band, command, resolve
+from steerloop.model import Model, load
 from steerloop.record import open_run
 from steerloop.steer import Vector, cosine, extract, steered
 
@@ -32,25 +32,27 @@ def train(cfg: Config) -> Path:
     """
     data, model = read_data(cfg), load(cfg)
     blocks = band(cfg.steer_blocks, cfg.steer_band, len(model.decoder.layers), "steer")
-    probes = [resolve(name) for name in cfg.probes]
+    probes = [resolve(name) for name in cfg.probes + EVALS[cfg.eval]]
     run = open_run(cfg)
 
-    def measure(state: str, round: int, vector: Vector, dose: float = 0.0) -> dict[str, float]:
-        with steered(model, vector, dose):
-            rows, items = evaluate(model, data, cfg, probes)
+    def measure(state: str, round: int, vector: Vector, dose: float = 0.0, who: Model = model
+                ) -> dict[str, float]:
+        with steered(who, vector, dose):
+            rows, items = evaluate(who, data, cfg, probes)
         run.table(f"rounds/{round:02d}/{state}.eval", rows)
         run.table(f"rounds/{round:02d}/{state}.items", items)
         found = report.measures(rows, items)
         run.event("evaluate", round=round, state=state, dose=dose, measures=found)
         return found
 
-    base, vectors = measure("base", 0, {}), []
+    base, vectors, c_stars = measure("base", 0, {}), [], []
     floor = min(cfg.coh_floor, base["coherence"] - cfg.coh_drop)
     limit = calibrate(model, data, cfg)
     run.event("start", axis=[data.down, data.up], floor=floor, ppl_limit=limit)
     for round in range(cfg.rounds):
         vectors.append(extract(model, data.pairs, data.contexts, blocks, cfg.batch_rows))
         c_star, curve = solve(model, vectors[-1], data, cfg, str(round))
+        c_stars.append(c_star)
         table, kappa = collect(model, vectors[-1], c_star, data, cfg, limit, str(round))
         run.tensors(f"rounds/{round:02d}/vector", {f"block.{b}": v for b, v in vectors[-1].items()})
         run.table(f"rounds/{round:02d}/completions", table)
@@ -72,6 +74,9 @@ def train(cfg: Config) -> Path:
         goal = healed[f"{data.down}_nats"]
         dose = matched_dose(model, vectors[0], data, goal, 8 * c_star, cfg)
         measure("matched", round, vectors[0], dose)
+    if cfg.baselines:
+        resolve("steerloop.baselines:measure_all")(
+            model, data, cfg, run, measure, vectors[0], c_stars[0], healed)
     report.finish(run.path)
     logger.info(f"{run.path}\n{report.run_table(run.path)}")
     return run.path

@@ -237,7 +237,7 @@ def check_the_ledger_is_rebuilt_from_all_runs(tmp_path):
 
 def check_the_run_table_has_a_line_for_every_state(tmp_path):
     written_run(tmp_path / "a")
-    table = run_table(tmp_path / "a").splitlines()
+    table = run_table(tmp_path / "a").split("\n\n")[0].splitlines()
     cells = [[x.strip() for x in line.strip("|").split("|")] for line in table[2:]]
     assert [(c[0], c[1]) for c in cells] == [("0", "base"), ("1", "healed"), ("2", "healed")]
     assert cells[0][3].startswith("+0.00") and cells[1][3].startswith("-0.69")

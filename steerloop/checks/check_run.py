@@ -152,7 +152,9 @@ def check_the_vector_is_that_of_the_steered_blocks(run):
 
 
 def check_reports_read_the_folder(run):
-    assert report.run_table(run).count("\n") == 1 + 6  # base, two rounds of two states, matched
+    states, rivals = report.run_table(run).split("\n\n")
+    assert states.count("\n") == 1 + 6  # base, two rounds of two states, matched
+    assert rivals.count("\n") == 2 and "steering" in rivals
     assert run.name in report.ledger_table(run.parent)
 
 

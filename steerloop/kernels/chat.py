@@ -2,6 +2,7 @@
 is told not to: `think_tokens` is the one place where thought is asked for."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -21,6 +22,8 @@ class Chat:
 
     tokenizer: PreTrainedTokenizerBase
     stop_ids: list[int]
+
+    persona: ClassVar[str | None] = None  # the system text of prompts that bring none
 
     def __post_init__(self) -> None:
         if not self.tokenizer.chat_template:
@@ -52,7 +55,7 @@ class Chat:
 
         Where the template has no system role, the system text opens the user's turn.
         """
-        turns = [{"role": "user", "content": user}]
+        turns, system = [{"role": "user", "content": user}], system or self.persona
         if system and self.system_role:
             turns.insert(0, {"role": "system", "content": system})
         elif system:

@@ -16,6 +16,7 @@ from transformers import HfArgumentParser
 from steerloop import UserError
 
 PRESETS = Path(__file__).parents[1] / "presets"
+EVALS = {"own": [], "moralmaps": ["steerloop.bridge:moralmaps"]}  # --eval → probes
 T = TypeVar("T")
 
 

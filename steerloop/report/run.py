@@ -10,6 +10,7 @@ from steerloop.kernels.files import write_whole
 from steerloop.report.ledger import update_ledger
 from steerloop.report.stats import compare
 from steerloop.report.text import interval, markdown
+from steerloop.report.verdicts import verdicts
 
 SHOWN = ("coherence", "p_ans_any", "json_is_valid", "ppx_json")
 ARM = (
@@ -61,9 +62,22 @@ def round_table(run: Path, round: int) -> str:
 
 
 def run_table(run: Path) -> str:
-    """Every measured state of a run, in order."""
+    """Every measured state of a run, in order, and the student against its rivals."""
     found = states(run)
-    return _table(run, found, found[0]["measures"])
+    return f"{_table(run, found, found[0]['measures'])}\n\n{rivals_table(run)}"
+
+
+def last_round(found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The states measured last, by name: the student's, and whatever was measured beside it."""
+    return {e["state"]: e for e in found if e["round"] == found[-1]["round"]}
+
+
+def rivals_table(run: Path) -> str:
+    """Student against rivals at the same shift."""
+    found, axis = states(run), next(e["axis"] for e in events(run) if e["stage"] == "start")
+    rows = verdicts(last_round(found), found[0]["measures"], axis[0])
+    return markdown([{k: " ".join(f"{x:.3f}" for x in v) if isinstance(v, tuple) else v
+                      for k, v in row.items()} for row in rows])
 
 
 def best_round(healed: list[dict[str, Any]], floor: float, down: str) -> int | None:
@@ -100,6 +114,7 @@ def summarise(run: Path) -> dict[str, Any]:
         "healed": healed,
         "best_round": best_round(healed, start["floor"], start["axis"][0]),
         "matched": next((e for e in found if e["state"] == "matched"), None),
+        "rivals": verdicts(last_round(found), found[0]["measures"], start["axis"][0]),
     }
 
 

@@ -1,0 +1,80 @@
+"""What else would have moved the trait: a prompt, plain steering, plain distillation.
+
+    prompted     the untouched model with the first persona text as system prompt
+    calibrated   the untouched model, steered at the iso-KL dose of round 0
+    matched      the same, at the dose that gives the student's shift (measured by every run)
+    nll          the same kept completions, distilled without a barrier, round by round
+
+A comparison counts at the same shift alone. So the larger of student and rival is turned down with
+its gates until both moved the trait alike: `nll_turned` is nll at the student's shift,
+`healed_as_X` the student at the shift of rival X. A prompt has no gates: where it moves more, there
+is no match.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import polars as pl
+import torch
+
+from steerloop import lora
+from steerloop.config import Config
+from steerloop.evaluate import choices
+from steerloop.heal import heal
+from steerloop.kernels.files import Data
+from steerloop.kernels.folder import Folder
+from steerloop.kernels.search import largest
+from steerloop.model import Model, load
+from steerloop.steer import Vector
+
+
+def turned(model: Model, strength: float) -> torch.Tensor:
+    """Gates at one strength for every round."""
+    return torch.full((model.gates.rounds,), strength)
+
+
+@torch.no_grad()
+def strength_for(model: Model, data: Data, cfg: Config, goal: float) -> float:
+    """The strength of all gates at which log mean p of the `down` foundation is `goal` nats."""
+    def above(strength: float) -> bool:
+        with model.gates(turned(model, strength)):
+            rows = choices(model, data.vignettes, cfg, free=False)
+        return math.log(rows[f"p_{data.down}"].mean()) > goal
+
+    return largest(above, 1 / 32, 1.0, calls=8)
+
+
+@torch.no_grad()
+def measure_all(
+    model: Model, data: Data, cfg: Config, run: Folder, measure: Callable[..., dict[str, float]],
+    vector: Vector, c_star: float, healed: dict[str, float],
+) -> None:
+    """Measure every baseline of a finished loop, under the round that was healed last.
+
+    `measure(state, round, vector, dose, who)` evaluates and records; `vector` and `c_star` are
+    those of round 0, `healed` what was measured of the student.
+    """
+    last, key = model.gates.live - 1, f"{data.down}_nats"
+    with model.gates(model.gates.before(0)):
+        measure("calibrated", last, vector, c_star)
+        model.persona = data.pairs[0][0]
+        try:
+            prompted = measure("prompted", last, {})
+        finally:
+            model.persona = None
+
+    rival, plain = load(cfg), replace(cfg, barrier="nll")
+    for round in range(model.gates.live):
+        table = pl.read_parquet(run.path / f"rounds/{round:02d}/completions.parquet")
+        run.event("heal_nll", round=round, **heal(rival, table.filter("train"), plain, round))
+        lora.fold(rival.layers, rival.gates)
+    nll = measure("nll", last, {}, who=rival)
+
+    if nll[key] < healed[key]:
+        with rival.gates(turned(rival, strength_for(rival, data, cfg, healed[key]))):
+            measure("nll_turned", last, {}, who=rival)
+    for name, found in (("nll", nll), ("prompted", prompted)):
+        if healed[key] < found[key]:
+            with model.gates(turned(model, strength_for(model, data, cfg, found[key]))):
+                measure(f"healed_as_{name}", last, {})

@@ -1,0 +1,36 @@
+"""Other people's evaluations of our model, in the state it is in: gated, steered or bare.
+
+`--eval moralmaps` runs the public package `moralmaps` (formerly `tinymfv`) beside our own measures,
+so that a run can be compared with published profiles. `just vendor --install` installs it.
+"""
+
+from importlib import import_module
+from importlib.util import find_spec
+from math import exp
+
+from steerloop import UserError
+from steerloop.config import Config
+from steerloop.kernels.forced_choice import foundation
+from steerloop.model import Model
+
+NAMES = ("moralmaps", "tinymfv")
+FOUND = next((name for name in NAMES if find_spec(name)), None)
+if FOUND is None:
+    raise UserError("--eval moralmaps needs the package moralmaps, which is not installed here: "
+                    "`just vendor --install`, or leave --eval out")
+
+
+def moralmaps(model: Model, cfg: Config) -> dict[str, list[float]]:
+    """Its profile (share per foundation), mass on allowed answers, prefill perplexity and top-1
+    agreement, each as one number."""
+    found = import_module(FOUND).evaluate(
+        model.hf, model.tokenizer, name="classic", n_vignettes=None,
+        conditions=("other_violate",), max_think_tokens=cfg.think_tokens, batch_size=8,
+        return_per_row=True,
+    )  # fmt: skip
+    profile = zip(found["profile"]["foundation"], found["profile"]["model"], strict=True)
+    return {f"moralmaps_{foundation(name)}": [float(share)] for name, share in profile} | {
+        "moralmaps_pmass": [float(found["mean_pmass_allowed"])],
+        "moralmaps_ppl_prefill": [exp(found["mean_nll_prefill"])],
+        "moralmaps_top1": [float(found["top1_acc"])],
+    }

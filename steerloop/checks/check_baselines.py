@@ -1,0 +1,106 @@
+"""Baselines: measured on the same items in the same run, compared at the same shift or not."""
+
+import json
+import math
+
+import polars as pl
+import pytest
+import torch
+
+from steerloop.baselines import strength_for, turned
+from steerloop.checks.small import data_files, short_run
+from steerloop.evaluate import choices
+from steerloop.kernels.files import read_data
+from steerloop.report.verdicts import verdicts
+
+
+@pytest.fixture
+def folder(small, tmp_path):
+    """A short run with `--baselines`."""
+    return short_run(tmp_path, small().cfg, baselines=True)
+
+
+def check_every_baseline_is_measured_on_the_same_vignettes(folder):
+    events = [json.loads(x) for x in (folder / "events.jsonl").read_text().splitlines()]
+    states = {e["state"]: e for e in events if e["stage"] == "evaluate" and e["round"] == 1}
+    assert {"healed", "calibrated", "prompted", "matched", "nll"} <= set(states)
+    first = next(e["c_star"] for e in events if e["stage"] == "sample")
+    assert states["calibrated"]["dose"] == first and states["prompted"]["dose"] == 0
+    base = pl.read_parquet(folder / "rounds/00/base.eval.parquet")
+    for name in states:
+        rows = pl.read_parquet(folder / f"rounds/01/{name}.eval.parquet")
+        assert rows["vignette"].to_list() == base["vignette"].to_list()
+        assert rows["p_care"].to_list() != base["p_care"].to_list()
+    assert [e["round"] for e in events if e["stage"] == "heal_nll"] == [0, 1]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert [x["rival"] for x in summary["rivals"]] == ["steering", "nll", "prompt"]
+
+
+def check_the_persona_is_the_system_prompt(small):
+    model = small().model
+    plain, system = model.render("Why?"), model.render("Why?", "You are kind.")
+    model.persona = "You are kind."
+    assert model.render("Why?") == system != plain
+    assert model.render("Why?", "You are bold.") == small().model.render("Why?", "You are bold.")
+
+
+def check_gates_are_turned_to_a_shift(small, tmp_path):
+    s = small(**data_files(tmp_path))
+    data = read_data(s.cfg)
+
+    def level(strength):
+        with torch.no_grad(), s.model.gates(turned(s.model, strength)):
+            rows = choices(s.model, data.vignettes, s.cfg, free=False)
+        return math.log(rows["p_authority"].mean())
+
+    for seed in range(9):  # a random Δ moves authority either way: take one that moves it down
+        s.stir(seed, size=0.02)
+        if level(1.0) < level(0.5) < level(0.0):
+            break
+    else:
+        raise AssertionError("no seed moves authority down")
+    goal = level(0.4)
+    assert level(strength_for(s.model, data, s.cfg, goal)) == pytest.approx(goal, abs=0.02)
+
+
+BASE = {"ppl_mundane": 2.0}
+
+
+def state(shift, coherence, ppl, **probes):
+    return {"shift": {"authority": {"nats": [shift, 0, 0]}},
+            "measures": {"coherence": coherence, "ppl_mundane": 2 * ppl} | probes}
+
+
+@pytest.mark.parametrize(("ours", "theirs", "word"), [
+    ((0.99, 1.01), (0.95, 1.01), "yes"),
+    ((0.99, 1.01), (0.95, 1.05), "yes"),
+    ((0.95, 1.05), (0.99, 1.01), "no"),
+    ((0.99, 1.05), (0.95, 1.01), "mixed"),
+    ((0.99, 1.01), (0.9905, 1.0105), "tie"),
+])
+def check_verdicts_say_what_the_numbers_say(ours, theirs, word):
+    found = {"healed": state(-1, *ours), "matched": state(-1, *theirs)}
+    (row,) = verdicts(found, BASE, "authority")
+    assert row["beaten"] == word
+    assert row["coherence student, rival"] == (ours[0], theirs[0])
+
+
+def check_only_equal_shifts_are_compared():
+    """A rival that moved less is met by a student turned down; one that cannot be met is said."""
+    found = {"healed": state(-1, 0.9, 1.1), "matched": state(-1, 0.9, 1.1),
+             "nll": state(-0.4, 0.97, 1.0), "healed_as_nll": state(-0.4, 0.99, 1.0),
+             "prompted": state(-2, 1.0, 1.0)}
+    rows = {x["rival"]: x for x in verdicts(found, BASE, "authority")}
+    assert rows["nll"]["beaten"] == "yes"
+    assert rows["nll"]["Δauthority student, rival"] == (-0.4, -0.4)
+    assert rows["prompt"] == {"rival": "prompt", "beaten": "no match"}
+    found["nll_turned"] = state(-1, 0.8, 1.1)
+    rows = {x["rival"]: x for x in verdicts(found, BASE, "authority")}
+    assert rows["nll"]["coherence student, rival"] == (0.9, 0.8)
+
+
+def check_legality_counts_where_it_is_known():
+    found = {"healed": state(-1, 0.99, 1.0, opening_mass=0.99, sentence_validity=0.97),
+             "matched": state(-1, 0.99, 1.0, opening_mass=0.95, sentence_validity=0.98)}
+    (row,) = verdicts(found, BASE, "authority")
+    assert row["beaten"] == "mixed" and row["opening_mass student, rival"] == (0.99, 0.95)

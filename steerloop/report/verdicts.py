@@ -1,0 +1,53 @@
+"""Does the student beat its rivals? Only states that moved the trait alike are compared."""
+
+from typing import Any
+
+MARGIN = {"coherence": 0.002, "mundane ppl ×": 0.002}  # smaller differences are ties
+WIDER = 0.005  # for whatever the probes measure, shares of 1
+LOSS = {"mundane ppl ×"}  # less is better
+
+
+def rivals(found: dict[str, dict[str, Any]]) -> dict[str, tuple[str, str] | None]:
+    """Rival → the names of (student, rival) at the same shift; None where nothing matches.
+
+    `found` are the measured states of the last round by name, as `steerloop.baselines` names them.
+    """
+    pairs: dict[str, tuple[str, str] | None] = {"steering": ("healed", "matched")}
+    if "nll" in found:
+        turned = "nll_turned" in found
+        pairs["nll"] = ("healed", "nll_turned") if turned else ("healed_as_nll", "nll")
+        pairs["prompt"] = ("healed_as_prompted", "prompted")
+    return {k: v if v and set(v) <= found.keys() else None for k, v in pairs.items()}
+
+
+def sides(event: dict[str, Any], base: dict[str, float]) -> dict[str, float]:
+    """What a comparison looks at: coherence, perplexity of ordinary text over base, legality."""
+    now = event["measures"]
+    return {"coherence": now["coherence"],
+            "mundane ppl ×": now["ppl_mundane"] / base["ppl_mundane"]} | {
+        k: now[k] for k in ("opening_mass", "sentence_validity") if k in now}
+
+
+def verdicts(
+    found: dict[str, dict[str, Any]], base: dict[str, float], down: str
+) -> list[dict[str, Any]]:
+    """One row per rival: both shifts, what each costs, and whether the student beats it.
+
+    "yes": better somewhere and worse nowhere, by more than a margin; "no" the other way round;
+    "mixed" or "tie" else; "no match" where no state of the student has the rival's shift.
+    """
+    rows = []
+    for rival, pair in rivals(found).items():
+        if pair is None:
+            rows.append({"rival": rival, "beaten": "no match"})
+            continue
+        ours, theirs = (sides(found[name], base) for name in pair)
+        gains = {k: (theirs[k] - ours[k]) * (1 if k in LOSS else -1) for k in ours}
+        better = [k for k, x in gains.items() if x > MARGIN.get(k, WIDER)]
+        worse = [k for k, x in gains.items() if x < -MARGIN.get(k, WIDER)]
+        word = {(True, False): "yes", (False, True): "no", (False, False): "tie"}
+        rows.append({"rival": rival, "beaten": word.get((bool(better), bool(worse)), "mixed")}
+                    | {f"Δ{down} student, rival": tuple(
+                        found[x]["shift"][down]["nats"][0] for x in pair)}
+                    | {f"{k} student, rival": (ours[k], theirs[k]) for k in ours})
+    return rows
