@@ -65,7 +65,7 @@ queue only="":
     sweep long-prev --rounds 10 --ref prev --coh_floor 0
     # H: on overdosed, unfiltered data plain distillation breaks the model, the barrier heals it
     sweep dirty-nll $dirty --barrier nll --coh_floor 0
-    sweep dirty-base $dirty --ref base --coh_floor 0
+    sweep dirty-base $dirty --ref base --coh_floor 0 --lam 1
     sweep dirty-prev $dirty --ref prev --coh_floor 0
     # H: with default settings the trait is in the weights after three rounds, coherence kept
     sweep default

@@ -28,7 +28,7 @@ class Config:
     device: str = knob("auto", "torch device; auto: cuda if there is one, else cpu")
     threads: int = knob(0, "CPU threads; 0: as many as torch takes by itself")
     quant: Literal["nf4", "none"] = knob("nf4", "4-bit base, or none: dense")
-    dtype: Literal["bfloat16", "float32", "float16"] = knob("bfloat16", "compute dtype of the base")
+    dtype: Literal["bfloat16", "float32"] = knob("bfloat16", "compute dtype of the base")
     attn: Literal["auto", "sdpa", "eager"] = knob("auto", "attention; auto: sdpa where it fits")
     seed: int = knob(0, "seed of every random draw of the run")
     rounds: int = knob(8, "rounds of the loop")

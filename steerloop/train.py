@@ -45,10 +45,11 @@ def train(cfg: Config) -> Path:
         run.event("evaluate", round=round, state=state, dose=dose, measures=found)
         return found
 
+    run.event("axis", axis=[data.down, data.up])
     base, vectors, c_stars = measure("base", 0, {}), [], []
     floor = min(cfg.coh_floor, base["coherence"] - cfg.coh_drop)
     limit = calibrate(model, data, cfg)
-    run.event("start", axis=[data.down, data.up], floor=floor, ppl_limit=limit)
+    run.event("start", floor=floor, ppl_limit=limit)
     for round in range(cfg.rounds):
         vectors.append(extract(model, data.pairs, data.contexts, blocks, cfg.batch_rows))
         c_star, curve = solve(model, vectors[-1], data, cfg, str(round))
@@ -76,7 +77,7 @@ def train(cfg: Config) -> Path:
         measure("matched", round, vectors[0], dose)
     if cfg.baselines:
         resolve("steerloop.baselines:measure_all")(
-            model, data, cfg, run, measure, vectors[0], c_stars[0], healed)
+            model, data, cfg, run, measure, vectors[0], c_stars[0], base, healed)
     report.finish(run.path)
     logger.info(f"{run.path}\n{report.run_table(run.path)}")
     return run.path

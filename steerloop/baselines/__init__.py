@@ -48,12 +48,12 @@ def strength_for(model: Model, data: Data, cfg: Config, goal: float) -> float:
 @torch.no_grad()
 def measure_all(
     model: Model, data: Data, cfg: Config, run: Folder, measure: Callable[..., dict[str, float]],
-    vector: Vector, c_star: float, healed: dict[str, float],
+    vector: Vector, c_star: float, base: dict[str, float], healed: dict[str, float],
 ) -> None:
     """Measure every baseline of a finished loop, under the round that was healed last.
 
     `measure(state, round, vector, dose, who)` evaluates and records; `vector` and `c_star` are
-    those of round 0, `healed` what was measured of the student.
+    those of round 0, `base` and `healed` what was measured of the untouched model and the student.
     """
     last, key = model.gates.live - 1, f"{data.down}_nats"
     with model.gates(model.gates.before(0)):
@@ -64,17 +64,28 @@ def measure_all(
         finally:
             model.persona = None
 
-    rival, plain = load(cfg), replace(cfg, barrier="nll")
-    for round in range(model.gates.live):
+    found = {"prompted": prompted}
+    if cfg.barrier != "nll":
+        found["nll"] = distilled(cfg, data, run, measure, last, base, healed)
+    for name, theirs in found.items():
+        if healed[key] < theirs[key] < base[key]:
+            with model.gates(turned(model, strength_for(model, data, cfg, theirs[key]))):
+                measure(f"healed_as_{name}", last, {})
+
+
+def distilled(
+    cfg: Config, data: Data, run: Folder, measure: Callable[..., dict[str, float]], last: int,
+    base: dict[str, float], healed: dict[str, float],
+) -> dict[str, float]:
+    """Measure plain distillation of every round's kept completions, in a second copy of the model
+    (so accelerator memory has to hold the base twice), turned down where it moved more."""
+    rival, plain, key = load(cfg), replace(cfg, barrier="nll"), f"{data.down}_nats"
+    for round in range(last + 1):
         table = pl.read_parquet(run.path / f"rounds/{round:02d}/completions.parquet")
         run.event("heal_nll", round=round, **heal(rival, table.filter("train"), plain, round))
         lora.fold(rival.layers, rival.gates)
     nll = measure("nll", last, {}, who=rival)
-
-    if nll[key] < healed[key]:
+    if nll[key] < healed[key] < base[key]:
         with rival.gates(turned(rival, strength_for(rival, data, cfg, healed[key]))):
             measure("nll_turned", last, {}, who=rival)
-    for name, found in (("nll", nll), ("prompted", prompted)):
-        if healed[key] < found[key]:
-            with model.gates(turned(model, strength_for(model, data, cfg, found[key]))):
-                measure(f"healed_as_{name}", last, {})
+    return nll

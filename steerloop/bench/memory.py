@@ -17,7 +17,7 @@ from steerloop.kernels.options import band
 
 GB = 1e9
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)  # codes, scales, scales of scales
-COPIES = 5  # of a chunk's logits: student and reference log-probabilities, two temporaries, slope
+COPIES = 8  # of a chunk's logits at the peak of the fused loss, counted: a check repeats it
 
 
 def activations(model: Gemma3ForCausalLM, rows: int, tokens: int) -> int:

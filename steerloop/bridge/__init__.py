@@ -22,7 +22,10 @@ if FOUND is None:
 
 def moralmaps(model: Model, cfg: Config) -> dict[str, list[float]]:
     """Its profile (share per foundation), mass on allowed answers, prefill perplexity and top-1
-    agreement, each as one number."""
+    agreement, each as one number. It writes its own prompts, which a persona would not reach: then
+    it measures nothing."""
+    if model.persona:
+        return {}
     found = import_module(FOUND).evaluate(
         model.hf, model.tokenizer, name="classic", n_vignettes=None,
         conditions=("other_violate",), max_think_tokens=cfg.think_tokens, batch_size=8,

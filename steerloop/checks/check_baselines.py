@@ -2,11 +2,14 @@
 
 import json
 import math
+from dataclasses import replace
 
 import polars as pl
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from steerloop import baselines
 from steerloop.baselines import strength_for, turned
 from steerloop.checks.small import data_files, short_run
 from steerloop.evaluate import choices
@@ -63,6 +66,20 @@ def check_gates_are_turned_to_a_shift(small, tmp_path):
     assert level(strength_for(s.model, data, s.cfg, goal)) == pytest.approx(goal, abs=0.02)
 
 
+def check_the_plain_rival_is_a_run_without_a_barrier(small, tmp_path, monkeypatch):
+    """After its first round it is, bit for bit, what `--barrier nll` heals from the same data."""
+    saved = []
+    fold = baselines.lora.fold
+    monkeypatch.setattr(baselines.lora, "fold", lambda *a: saved.append(fold(*a)) or saved[-1])
+    cfg = replace(small().cfg, coh_floor=0.0, tau=0.0, lam=3.0)
+    short_run(tmp_path, cfg, runs="both", baselines=True, epochs=3)
+    plain = short_run(tmp_path, cfg, runs="plain", barrier="nll", epochs=3)
+    ours, theirs = saved[2], load_file(plain / "rounds/00/adapter.safetensors")  # after two rounds
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[k], theirs[k]) for k in ours)
+    assert any(not torch.equal(saved[0][k], ours[k]) for k in ours)  # the barrier did something
+
+
 BASE = {"ppl_mundane": 2.0}
 
 
@@ -94,6 +111,8 @@ def check_only_equal_shifts_are_compared():
     assert rows["nll"]["beaten"] == "yes"
     assert rows["nll"]["Δauthority student, rival"] == (-0.4, -0.4)
     assert rows["prompt"] == {"rival": "prompt", "beaten": "no match"}
+    far = {"healed": state(-1.2, 0.9, 1.1), "matched": state(-0.02, 1.0, 1.0)}
+    assert [x["beaten"] for x in verdicts(far, BASE, "authority")] == ["no match"]
     found["nll_turned"] = state(-1, 0.8, 1.1)
     rows = {x["rival"]: x for x in verdicts(found, BASE, "authority")}
     assert rows["nll"]["coherence student, rival"] == (0.9, 0.8)

@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 from steerloop import UserError
 from steerloop.checks.small import data_files, small_config
-from steerloop.kernels.files import lines, read, read_data, vignettes, write_whole
+from steerloop.kernels.files import lines, persona, read, read_data, vignettes, write_whole
 from steerloop.kernels.folder import Folder
 from steerloop.kernels.forced_choice import FOUNDATIONS
 
@@ -108,6 +108,7 @@ def check_published_vignettes_load_as_they_are():
 
 @pytest.mark.parametrize(("changes", "says"), [
     ({"foundation_coarse": "Honour"}, "Honour"),
+    ({"text": None}, "every line needs text"),
     ({"human_Care": 1.0}, "ratings lack h_authority"),
     ({"human_Honour": 1.0}, "Honour"),
 ])
@@ -116,3 +117,23 @@ def check_vignettes_of_another_kind_are_refused(tmp_path, changes, says):
     path.write_text(json.dumps({"text": "A", "foundation_coarse": "Care"} | changes))
     with pytest.raises(UserError, match=says):
         read(str(path), vignettes)
+
+
+def check_an_unrated_vignette_keeps_its_label():
+    names = ["Care", "Fairness", "Loyalty", "Authority", "Sanctity", "Liberty", "SocialNorms"]
+    row = {"text": "A", "foundation_coarse": "Loyalty"} | {f"human_{n}": 0.0 for n in names}
+    rated = row | {"text": "B", "human_Care": 3.0}
+    found = vignettes("\n".join(map(json.dumps, [row, rated])))
+    assert found["label"].to_list() == ["loyalty", "care"]
+    assert found.select(pl.sum_horizontal("^h_.*$")).to_series().to_list() == [0, 1]
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    ('positive = "abc"\nnegative = "abd"', "two poles"),
+    ('positive = ["a"]\nnegative = ["b"]\ndown = "Honour"', "Honour"),
+    ('positive = ["a"]\nnegative = ["b"]\nup = "care"\ndown = "Care"', "both care"),
+])
+def check_a_persona_file_without_an_axis_is_refused(tmp_path, text, says):
+    (tmp_path / "p.toml").write_text(text)
+    with pytest.raises(UserError, match=says):
+        read(str(tmp_path / "p.toml"), persona)

@@ -12,7 +12,7 @@ from steerloop.kernels.forced_choice import FOUNDATIONS
 from steerloop.report import finish, measures, run_table, survival
 from steerloop.report.ledger import ledger
 from steerloop.report.run import best_round
-from steerloop.report.stats import OFF_AXIS, compare
+from steerloop.report.stats import OFF_AXIS, agresti_min, compare, wilson
 
 
 def rows(n, seed, names=None):
@@ -136,13 +136,14 @@ def check_score_flips_and_leaves_by_formula():
     assert found["flips"][0] == sum(a != b for a, b in zip(*picks, strict=True)) / 11
     down = [sum(x == "authority" for x in p) for p in picks]
     assert found["leaves"][0] == pytest.approx((down[0] - down[1]) / 11)
+    assert found["flips"][1] > 0 or found["flips"][0] == 0
     for name in ("score", "flips", "leaves"):
         assert found[name][1] <= found[name][0] <= found[name][2]
 
 
 def check_intervals_cover_a_known_shift():
-    """600 draws of paired data whose true shift is known: the 95 % interval holds it in 92 to 98 %
-    of them, for the log-mean and for the centred log-ratio."""
+    """600 draws of skewed paired data whose true shift is known: the 95 % interval holds it in 93
+    to 97 % of them (plain percentiles: in 92.5), for log-mean and centred log-ratio."""
     rng, n, truth = np.random.default_rng(0), 140, {}
 
     def draw(size):
@@ -160,7 +161,21 @@ def check_intervals_cover_a_known_shift():
             **{f"p_{f}": pl.Series(p[:, j]) for j, f in enumerate(FOUNDATIONS)}) for p in draw(n))
         for kind, x in compare(now, base, AXIS, i, 300)["shift"]["authority"].items():
             hits[kind] += x[1] <= truth[kind] <= x[2]
-    assert all(0.92 <= x / 600 <= 0.98 for x in hits.values()), hits
+    assert all(0.93 <= x / 600 <= 0.97 for x in hits.values()), hits
+
+
+@pytest.mark.parametrize("share", [0.01, 0.03, 0.2, 0.6])
+def check_shares_of_rare_events_are_covered(share):
+    """Flips and leaves, with one vignette in a hundred or with most of them."""
+    rng, n, hits = np.random.default_rng(1), 168, [0, 0]
+    for _ in range(1000):
+        flip = rng.random(n) < share
+        gone = np.where(rng.random(n) < share, np.where(rng.random(n) < 0.75, 1, -1), 0)
+        for i, (found, truth) in enumerate((
+                (wilson(flip), share), (agresti_min(gone), share * 0.5))):
+            assert found[1] < found[0] + 1e-9 and found[2] > found[0] - 1e-9
+            hits[i] += found[1] <= truth <= found[2]
+    assert all(x / 1000 >= 0.92 for x in hits), hits
 
 
 @pytest.mark.parametrize(("rounds", "best"), [

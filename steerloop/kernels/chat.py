@@ -34,10 +34,11 @@ class Chat:
         except UserError:
             self.system_role = False
         bos = self.tokenizer.bos_token_id
-        if bos is not None and self.render("x", "y").count(bos) > 1:
+        if bos is not None and self.render("x", "y")[:2] == [bos, bos]:
             raise UserError("the chat template writes BOS more than once")
         after = self._text([user, {"role": "assistant", "content": "PROBE"}]).rpartition("PROBE")[2]
-        ends = [x for x in self.encode(after)[:1] if x in self.tokenizer.all_special_ids]
+        added = self.tokenizer.added_tokens_decoder
+        ends = [x for x in self.encode(after)[:1] if x in added and added[x].special]
         self.stop_ids = list(dict.fromkeys([*self.stop_ids, *ends]))
         if not self.stop_ids:
             raise UserError("neither generation config nor chat template says what ends a turn")

@@ -17,7 +17,7 @@ from transformers import DynamicCache
 class Rows:
     """All that belongs to the rows in flight."""
 
-    index: Int[Tensor, "b"]
+    index: Int[Tensor, "b"]  # on the CPU
     ids: Int[Tensor, "b t"]
     mask: Bool[Tensor, "b T"]
     dose: Float[Tensor, "b"]
@@ -27,7 +27,8 @@ class Rows:
     def select(self, keep: Int[Tensor, "k"]) -> None:
         """Keep these rows only: the one place where a batch shrinks."""
         for name in ("index", "ids", "mask", "dose", "draws"):
-            setattr(self, name, getattr(self, name)[keep])
+            x = getattr(self, name)
+            setattr(self, name, x[keep.to(x.device)])
         self.cache.batch_select_indices(keep)
 
 

@@ -72,9 +72,12 @@ def table(*columns: str) -> Callable[[str], pl.DataFrame]:
 
     def parse(text: str) -> pl.DataFrame:
         found = pl.read_ndjson(text.encode()) if text.strip() else pl.DataFrame()
-        if len(found) and not set(columns) <= set(found.columns):
+        if not len(found):
+            return found
+        if not set(columns) <= set(found.columns) or found.select(columns).null_count().row(0) != (
+                0,) * len(columns):
             raise ValueError(f"every line needs {' and '.join(columns)}")
-        return found.select(pl.col(columns).cast(pl.String)) if len(found) else found
+        return found.select(pl.col(columns).cast(pl.String))
 
     return parse
 
@@ -83,7 +86,8 @@ def vignettes(text: str) -> pl.DataFrame:
     """JSON lines of moral vignettes, as published ones are: `text`, `foundation_coarse`, and where
     people rated them human_<foundation> → text, label, and h_<foundation> as shares of their sum.
 
-    The label is what most people chose where that is known, else foundation_coarse. Raises
+    The label is what most people chose where that is known, else foundation_coarse; a line without
+    any rating has shares of 0. Raises
     ValueError for a foundation that is none, or one that has no rating.
     """
     found = table("text", "foundation_coarse")(text)
@@ -94,19 +98,23 @@ def vignettes(text: str) -> pl.DataFrame:
     rated = rated.rename(lambda x: "h_" + foundation(x.removeprefix("human_"))).fill_null(0.0)
     if missing := {f"h_{f}" for f in FOUNDATIONS} - set(rated.columns):
         raise ValueError(f"human ratings lack {', '.join(sorted(missing))}")
-    shares = rated.select(pl.all() / pl.sum_horizontal(pl.all()))
-    best = [FOUNDATIONS[row.index(max(row))] for row in shares.select(H).rows()]
-    return pl.concat([found.select("text", label=pl.Series(best)), shares.select(H)],
-                     how="horizontal")
+    shares = rated.select(pl.col(H) / pl.max_horizontal(pl.sum_horizontal(H), 1e-9))
+    best = [FOUNDATIONS[row.index(max(row))] if max(row) > 0 else coarse for row, coarse in zip(
+        shares.rows(), found.select(label).to_series(), strict=True)]
+    return pl.concat([found.select("text", label=pl.Series(best)), shares], how="horizontal")
 
 
 def persona(text: str) -> tuple[list[tuple[str, str]], str, str]:
     """TOML with `positive` and `negative` lists → pairs, and the axis (up, down) they move."""
     found = tomllib.loads(text)
     poles = [found.get(pole, []) for pole in ("positive", "negative")]
-    if not poles[0] or len(poles[0]) != len(poles[1]):
+    texts = all(isinstance(x, list) and all(isinstance(t, str) for t in x) for x in poles)
+    if not texts or not poles[0] or len(poles[0]) != len(poles[1]):
         raise ValueError("two poles are needed, equally long lists 'positive' and 'negative'")
-    return list(zip(*poles, strict=True)), found.get("up", "care"), found.get("down", "authority")
+    up, down = (foundation(found.get(*x)) for x in (("up", "care"), ("down", "authority")))
+    if up == down:
+        raise ValueError(f"'up' and 'down' are both {up}")
+    return list(zip(*poles, strict=True)), up, down
 
 
 def write_whole(path: Path, writer: Callable[[Path], Any]) -> None:

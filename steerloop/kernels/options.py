@@ -46,11 +46,16 @@ def preset(name: str) -> dict[str, Any]:
 
 
 def hardware(device: str, threads: int) -> torch.device:
-    """The device ('auto': cuda if there is one), and the CPU threads to use (0: torch's choice)."""
+    """The device ('auto': cuda if there is one), and the CPU threads to use (0: torch's choice).
+
+    Raises UserError for a device that is not there."""
     if threads:
         torch.set_num_threads(threads)
     auto = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(auto if device == "auto" else device)
+    try:
+        return torch.empty(0, device=auto if device == "auto" else device).device
+    except (RuntimeError, AssertionError) as e:
+        raise UserError(f"--device {device}: {str(e).splitlines()[0]}") from e
 
 
 def band(blocks: list[int], share: list[float], depth: int, name: str) -> list[int]:
@@ -107,7 +112,10 @@ def command(parse: Callable[[list[str]], T], run: Callable[[T], Any], argv: list
             os.environ["STEERLOOP_TYPECHECK"] = "1"
             os.execv(sys.executable, [sys.executable, "-m", "steerloop.train", *argv])
         run(options)
-    except (UserError, OSError) as e:
+    except torch.OutOfMemoryError as e:
+        sys.exit(f"error: {str(e).splitlines()[0]}; try --checkpointing, --batch 1 --accumulate 6, "
+                 "a smaller --batch_rows or --max_new_tokens, --quant nf4")
+    except (UserError, OSError, FloatingPointError) as e:
         sys.exit(f"error: {e}")
     except KeyboardInterrupt:
         sys.exit("interrupted: every file of the run is whole, the round in flight is lost")

@@ -108,15 +108,13 @@ def stored(folder: Path) -> dict[str, Stored]:
     return found
 
 
-def refuse(config: PretrainedConfig, dtype: str) -> None:
-    """Raise ValueError for a checkpoint that cannot be trained on in this dtype."""
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ValueError(f"a {config.model_type} model is no causal language model")
-    if getattr(config, "quantization_config", None):
+def refuse(config: PretrainedConfig, text: PretrainedConfig) -> None:
+    """Raise ValueError for a checkpoint that cannot be trained on; `text` is its text decoder's."""
+    if type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(f"a {text.model_type} model is no causal language model")
+    if any(getattr(x, "quantization_config", None) for x in (config, text)):
         raise ValueError("its weights are quantised already: take the original, --quant does it")
-    if config.model_type.startswith("gemma") and dtype == "float16":
-        raise ValueError("gemma overflows in float16: use --dtype bfloat16 or float32")
-    if config.model_type.startswith("gemma") and config.dtype == torch.float16:
+    if text.model_type.startswith("gemma") and torch.float16 in (config.dtype, text.dtype):
         raise ValueError("its gemma weights were stored in float16, where gemma overflows: take "
                          "the bfloat16 original")
 
@@ -131,14 +129,14 @@ def load_weights(
     Raises UserError.
     """
     hint = "" if attn == "auto" else f"; --attn auto chooses in the place of {attn}"
-    verbosity = library_log.get_verbosity()
+    verbosity, hub_verbosity = library_log.get_verbosity(), hub_log.get_verbosity()
     library_log.set_verbosity_error()  # what its report says is raised or logged below
     hub_log.set_verbosity_error()  # as are its retries
     folder = locate(model)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         text = config.get_text_config()
-        refuse(text, dtype)
+        refuse(config, text)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         options = {"key_mapping": TEXT} if text is not config else {}
         if quant == "nf4":
@@ -157,6 +155,7 @@ def load_weights(
                         f"{shorten(str(e), 300, placeholder=' ...')}{hint}") from e
     finally:
         library_log.set_verbosity(verbosity)
+        hub_log.set_verbosity(hub_verbosity)
     if wrong := sorted(found["mismatched_keys"]):
         raise UserError(f"cannot load --model {model}: {wrong[0][0]} is {list(wrong[0][1])} in its "
                         f"files, {list(wrong[0][2])} by its config.json")

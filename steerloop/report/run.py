@@ -23,12 +23,17 @@ def states(run: Path) -> list[dict[str, Any]]:
     """Every measured state in order: its `evaluate` record and what `compare` says of it."""
     cfg = json.loads((run / "config.json").read_text())["config"]
     found = [e for e in events(run) if e["stage"] == "evaluate"]
-    axis = next(e["axis"] for e in events(run) if e["stage"] == "start")
+    axis = axis_of(run)
     tables = [pl.read_parquet(run / f"rounds/{e['round']:02d}/{e['state']}.eval.parquet")
               for e in found]
     for event, table in zip(found, tables, strict=True):
         event |= compare(table, tables[0], axis, cfg["seed"], cfg["bootstrap"])
     return found
+
+
+def axis_of(run: Path) -> list[str]:
+    """The foundations that the run should move: [down, up]."""
+    return next(e["axis"] for e in events(run) if "axis" in e)
 
 
 def events(run: Path) -> list[dict[str, Any]]:
@@ -37,7 +42,7 @@ def events(run: Path) -> list[dict[str, Any]]:
 
 
 def _table(run: Path, found: list[dict[str, Any]], base: dict[str, float]) -> str:
-    axis = next(e["axis"] for e in events(run) if e["stage"] == "start")
+    axis = axis_of(run)
     rows = []
     for event in found:
         now = event["measures"]
@@ -74,7 +79,7 @@ def last_round(found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def rivals_table(run: Path) -> str:
     """Student against rivals at the same shift."""
-    found, axis = states(run), next(e["axis"] for e in events(run) if e["stage"] == "start")
+    found, axis = states(run), axis_of(run)
     rows = verdicts(last_round(found), found[0]["measures"], axis[0])
     return markdown([{k: " ".join(f"{x:.3f}" for x in v) if isinstance(v, tuple) else v
                       for k, v in row.items()} for row in rows])
@@ -101,20 +106,22 @@ def summarise(run: Path) -> dict[str, Any]:
     and plain steering at the shift of the last round."""
     cfg = json.loads((run / "config.json").read_text())["config"]
     start = next(e for e in events(run) if e["stage"] == "start")
-    found = states(run)
+    found, axis = states(run), axis_of(run)
     healed = [e for e in found if e["state"] == "healed"]
+    best = best_round(healed, start["floor"], axis[0])
     return {
         "schema": 1,
         "run": run.name,
         "stopped_early": len(healed) < cfg["rounds"],
-        "axis": start["axis"],
+        "axis": axis,
         "coherence_floor": start["floor"],
         "arm": {k: cfg[k] for k in ARM},
         "base": found[0]["measures"],
         "healed": healed,
-        "best_round": best_round(healed, start["floor"], start["axis"][0]),
+        "best_round": best,
+        "best_adapter": None if best is None else f"rounds/{best:02d}/adapter.safetensors",
         "matched": next((e for e in found if e["state"] == "matched"), None),
-        "rivals": verdicts(last_round(found), found[0]["measures"], start["axis"][0]),
+        "rivals": verdicts(last_round(found), found[0]["measures"], axis[0]),
     }
 
 

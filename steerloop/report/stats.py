@@ -19,8 +19,9 @@ def measures(rows: pl.DataFrame, items: pl.DataFrame) -> dict[str, float]:
     mean = rows.select(pl.col(pl.Float64).mean()).row(0, named=True)
     extra = dict(items.group_by("measure").agg(pl.mean("value")).sort("measure").rows())
     if set(H) <= set(rows.columns):
-        shared = np.minimum(profile(rows), rows.select(H).to_numpy())
-        extra["overlap"] = float(shared.sum(1).mean())
+        people = rows.select(H).to_numpy()
+        shared = np.minimum(profile(rows), people)[people.sum(1) > 0]
+        extra["overlap"] = float(shared.sum(1).mean()) if len(shared) else 0.0
     return ({f"{f}_nats": math.log(mean[f"p_{f}"]) for f in FOUNDATIONS}
             | {k: mean[k] for k in ("p_ans_any", "json_is_valid", "top1")}
             | {"coherence": min(mean["p_ans_any"], mean["json_is_valid"]),
@@ -68,7 +69,8 @@ def compare(
     flips   share of vignettes whose most probable foundation changed
     leaves  share of vignettes that chose `down` under base and do not now, less the reverse
 
-    Intervals are 95 % bootstraps over vignettes, paired and seeded (see `estimate`).
+    Intervals are 95 %: bootstraps over vignettes, paired and seeded (see `estimate`), and closed
+    forms for the two shares.
     """
     pair, sound = paired(now, base)
     n = pair.shape[1]
@@ -99,9 +101,26 @@ def compare(
                       "clr": interval(clr[:, i], clr_pull[..., i])}
                   for i, f in enumerate(FOUNDATIONS)},
         "score": interval(gain * coherence**2, score_pull),
-        "flips": interval(w @ flipped, flipped - (w @ flipped)[:, None]),
-        "leaves": interval(w @ gone, gone - (w @ gone)[:, None]),
+        "flips": wilson(flipped),
+        "leaves": agresti_min(gone),
     }
+
+
+Z = 1.959964
+
+
+def wilson(hits: np.ndarray) -> list[float]:
+    """[share, low, high] of yes-or-no values (Wilson 1927): sound for rare events, too."""
+    n, p = len(hits), hits.mean()
+    middle, width = p + Z**2 / (2 * n), Z * np.sqrt(p * (1 - p) / n + (Z / (2 * n)) ** 2)
+    return [float(p), *((middle + side * width) / (1 + Z**2 / n) for side in (-1, 1))]
+
+
+def agresti_min(steps: np.ndarray) -> list[float]:
+    """[mean, low, high] of paired differences -1, 0, 1 (Agresti & Min 2005)."""
+    n, total = len(steps) + 2, steps.sum()
+    spread = np.sqrt(np.abs(steps).sum() + 1 - total**2 / n) / n
+    return [float(steps.mean()), float(total / n - Z * spread), float(total / n + Z * spread)]
 
 
 def estimate(w: np.ndarray, values: np.ndarray, pull: np.ndarray) -> list[float]:
@@ -115,9 +134,9 @@ def estimate(w: np.ndarray, values: np.ndarray, pull: np.ndarray) -> list[float]
     n = w.shape[1]
     spread = (w * pull**2).sum(1) - (w * pull).sum(1) ** 2
     error = np.sqrt(np.maximum(spread, 0) / n)
-    if error[0] < 1e-9:
-        return [float(values[0])] * 3
     sound = error[1:] > 1e-9
+    if error[0] < 1e-9 or not sound.any():
+        return [float(values[0])] * 3
     t = (values[1:][sound] - values[0]) / error[1:][sound]
     low, high = np.quantile(t, [0.025, 0.975])
     return [float(values[0]), float(values[0] - high * error[0]), float(values[0] - low * error[0])]

@@ -4,6 +4,8 @@ from typing import Any
 
 MARGIN = {"coherence": 0.002, "mundane ppl ×": 0.002}  # smaller differences are ties
 WIDER = 0.005  # for whatever the probes measure, shares of 1
+NEAR = 0.05  # nats, and share of the shift: what counts as the same shift
+SHIFTS = "Δ{} student, rival"
 LOSS = {"mundane ppl ×"}  # less is better
 
 
@@ -34,12 +36,16 @@ def verdicts(
     """One row per rival: both shifts, what each costs, and whether the student beats it.
 
     "yes": better somewhere and worse nowhere, by more than a margin; "no" the other way round;
-    "mixed" or "tie" else; "no match" where no state of the student has the rival's shift.
+    "mixed" or "tie" else; "no match" where student and rival did not reach one shift.
     """
     rows = []
     for rival, pair in rivals(found).items():
         if pair is None:
             rows.append({"rival": rival, "beaten": "no match"})
+            continue
+        shift = [found[x]["shift"][down]["nats"][0] for x in pair]
+        if abs(shift[0] - shift[1]) > NEAR + NEAR * abs(shift[1]):
+            rows.append({"rival": rival, "beaten": "no match", SHIFTS.format(down): tuple(shift)})
             continue
         ours, theirs = (sides(found[name], base) for name in pair)
         gains = {k: (theirs[k] - ours[k]) * (1 if k in LOSS else -1) for k in ours}
@@ -47,7 +53,6 @@ def verdicts(
         worse = [k for k, x in gains.items() if x < -MARGIN.get(k, WIDER)]
         word = {(True, False): "yes", (False, True): "no", (False, False): "tie"}
         rows.append({"rival": rival, "beaten": word.get((bool(better), bool(worse)), "mixed")}
-                    | {f"Δ{down} student, rival": tuple(
-                        found[x]["shift"][down]["nats"][0] for x in pair)}
+                    | {SHIFTS.format(down): tuple(shift)}
                     | {f"{k} student, rival": (ours[k], theirs[k]) for k in ours})
     return rows
