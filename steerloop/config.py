@@ -23,7 +23,7 @@ class Config:
     """One run. Raises UserError, naming the field, for a value that no run can use."""
 
     # what is trained, on what
-    model: str = knob("embedded", "'embedded', a hub id or a local directory")
+    model: str = knob("embedded", "'embedded', a short name, a hub id or a directory")
     tiny: bool = knob(False, "smoke run: all of it real, the scale turned down, types checked")
     device: str = knob("auto", "torch device; auto: cuda if there is one, else cpu")
     threads: int = knob(0, "CPU threads; 0: as many as torch takes by itself")

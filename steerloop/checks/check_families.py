@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from steerloop import UserError
@@ -24,10 +24,10 @@ EXPERTS = ["qwen3-moe", "qwen2-moe", "mixtral"]
 def saved(tmp_path_factory):
     """family → its directory, written once."""
     root = tmp_path_factory.mktemp("families")
-    return {family: save_family(root / family, family) for family in [*DENSE, *EXPERTS]}
+    return {x: save_family(root / x, x) for x in [*DENSE, *EXPERTS, "biases"]}
 
 
-@pytest.mark.parametrize("family", DENSE)
+@pytest.mark.parametrize("family", [*DENSE, "biases"])
 def check_logits_are_those_of_the_librarys_model(saved, family):
     ids, s = token_batch(2, 20), Small(small_config(saved[family], quant="none"))
     auto = AutoModelForImageTextToText if "multimodal" in family else AutoModelForCausalLM
@@ -108,3 +108,16 @@ def check_soft_capped_attention_does_not_run_without_its_cap(saved):
     assert Small(cfg).model.hf.config._attn_implementation == "eager"
     with pytest.raises(UserError, match="--attn auto"):
         Small(replace(cfg, attn="sdpa"))
+
+
+def check_biases_reach_the_4_bit_base(saved):
+    """Drawn at random, since the library starts them at 0: what is loaded is what was saved."""
+    folder = saved["biases"]
+    found = load_file(folder / "model.safetensors")
+    for name in [x for x in found if x.endswith("_proj.bias")]:
+        found[name].normal_()
+    save_file(found, folder / "model.safetensors", {"format": "pt"})
+    s = Small(small_config(folder, quant="nf4"))
+    assert len(s.model.layers) == 3 * 7
+    for name, layer in s.model.layers.items():
+        assert type(layer.base) is NF4 and torch.equal(layer.base.bias, found[f"{name}.bias"])

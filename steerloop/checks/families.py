@@ -94,6 +94,7 @@ def config(family: str) -> PretrainedConfig:
         "llama3": lambda: LlamaConfig(**size),
         "mistral": lambda: MistralConfig(**size, sliding_window=WINDOW),
         "olmo2": lambda: Olmo2Config(**size),
+        "biases": lambda: LlamaConfig(**size, attention_bias=True, mlp_bias=True),
         "qwen3-moe": lambda: Qwen3MoeConfig(**size, **EXPERTS),
         "qwen2-moe": lambda: Qwen2MoeConfig(**size, **EXPERTS),
         "mixtral": lambda: MixtralConfig(**size, num_local_experts=4),

@@ -9,6 +9,8 @@ from transformers import PreTrainedTokenizerBase
 
 from steerloop import UserError
 
+TODAY = "26 Jul 2024"  # for templates that print the date: prompts must not change overnight
+
 
 @dataclass
 class Chat:
@@ -46,8 +48,9 @@ class Chat:
     def _text(self, turns: list[dict[str, str]], ask: bool = False) -> str:
         try:
             return self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=ask, enable_thinking=False
-            )
+                turns, tokenize=False, add_generation_prompt=ask, enable_thinking=False,
+                date_string=TODAY,
+            )  # fmt: skip
         except TemplateError as e:
             raise UserError(f"the chat template refuses such turns: {e}") from e
 

@@ -1,0 +1,73 @@
+"""What the bench computes about memory is what the code does: copies of a chunk's logits, bytes of
+the base, and a load that reads, samples and heals."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from steerloop.barrier import heal_loss
+from steerloop.bench import load, memory
+from steerloop.bench.shapes import save_random
+from steerloop.config import Config
+from steerloop.kernels.fused_loss import Barrier, Head
+from steerloop.kernels.nf4 import NF4
+
+N, V = 64, 4096
+
+
+class Peak(TorchDispatchMode):
+    """The most bytes that were alive at once among the results of all operations."""
+
+    def __init__(self):
+        super().__init__()
+        self.alive, self.most = {}, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(x, torch.Tensor):
+                storage = x.untyped_storage()
+                self.alive[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self.alive = {k: v for k, v in self.alive.items() if not v[0].expired()}
+        self.most = max(self.most, sum(size for _, size in self.alive.values()))
+        return out
+
+
+@pytest.mark.parametrize("kind", ["kl_rev", "kl_fwd"])
+def check_copies_of_a_chunk_are_counted_right(kind):
+    torch.manual_seed(0)
+    head, h = Head(torch.randn(V, 8)), torch.randn(N, 8).requires_grad_()
+    rows, targets = torch.zeros(N, dtype=torch.long), torch.zeros(N, dtype=torch.long)
+    with Peak() as peak:
+        heal_loss(h, torch.randn(N, 8), targets, rows, head, Barrier(kind, "rmse", 1.0, 0.0), N, 1)
+    assert memory.COPIES - 1 < peak.most / (4 * N * V) < memory.COPIES + 0.5
+
+
+def check_bits_of_a_packed_weight_are_counted_right():
+    layer = NF4(torch.randn(256, 256), None)
+    held = sum(x.nbytes for x in (layer.packed, layer.state.absmax, layer.state.state2.absmax))
+    assert 8 * held / 256**2 == pytest.approx(memory.NF4_BITS, abs=0.01)
+
+
+def check_needs_grow_with_what_is_asked():
+    cfg = Config(batch_rows=8, max_new_tokens=64)
+    found = memory.need("tiny", cfg, 32)
+    assert found["healing"] == pytest.approx(sum(list(found.values())[:5]))
+    dense = memory.need("tiny", replace(cfg, quant="none"), 32)
+    assert dense["base"] > 2 * found["base"] - 0.01 and dense["healing"] > found["healing"]
+    longer = memory.need("tiny", replace(cfg, max_new_tokens=128), 32)
+    part = "activations of a micro-batch"
+    assert 1.4 < longer[part] / found[part] < 2.5
+    assert longer["key-value cache"] / found["key-value cache"] == pytest.approx(160 / 96)
+
+
+def check_a_random_model_loads_samples_and_heals(tmp_path):
+    folder = save_random(tmp_path / "model", "tiny", shard="4MB")
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    cfg = Config(model=str(folder), device="cpu", rounds=2, r=4)
+    found = load.run(folder, cfg, rows=2, tokens=4)
+    assert found["tokens"] == 2 * 4 and 0 < found["gradient"] < float("inf")
+    assert found["base_mb"] < found["files_mb"] / 2
