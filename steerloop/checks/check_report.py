@@ -102,6 +102,9 @@ def check_pairing_takes_out_what_vignettes_share():
     half = base.with_columns(pl.col("p_authority") / 2)
     found = shifts(half, base, 0, 200)["authority"]["nats"]
     assert found == pytest.approx([math.log(0.5)] * 3)
+    noise = pl.Series(np.random.default_rng(0).normal(1, 1e-3, 30))
+    found = shifts(half.with_columns(pl.col("p_authority") * noise), base, 0, 200)["authority"]
+    assert found["nats"] == pytest.approx([math.log(0.5)] * 3, abs=2e-3)
     assert shifts(base, base, 0, 50)["care"]["nats"] == [0, 0, 0]
 
 
