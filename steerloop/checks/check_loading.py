@@ -91,9 +91,14 @@ BROKEN = {  # sound folder, what is done to it, what the line says
 }
 
 
+def accepted(cfg):
+    raise AssertionError(f"{cfg.model} was accepted")
+
+
 def refused(*argv):
-    """The one line with which `train.main` ends on these options."""
-    with pytest.raises(SystemExit) as stopped:
+    """The one line with which `train.main` ends on these options, before any run folder."""
+    with pytest.raises(SystemExit) as stopped, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "open_run", accepted)
         train.main(["--device", "cpu", *map(str, argv)])
     assert isinstance(stopped.value.code, str) and stopped.value.code.startswith("error: ")
     assert "\n" not in stopped.value.code
