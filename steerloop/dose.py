@@ -5,6 +5,8 @@ KL(steered ‖ unsteered) is `target_kl`. KL alone is necessary, not sufficient:
 are κ·α·c*, and κ ≤ 1 shrinks until enough completions survive the filter.
 """
 
+import math
+
 import polars as pl
 from loguru import logger
 
@@ -54,12 +56,30 @@ def solve(
     return c_star, pl.concat(curves).sort("dose")
 
 
+def allowance(curve: pl.DataFrame, c_star: float, spent: float, cfg: Config) -> float:
+    """The most κ for which the round should end within --kl_budget; 1 without a budget (0).
+
+    KL grows with the square of a shift, so roots add where shifts line up: √B ≥ √spent + √teacher,
+    where the teacher's mean KL per token at the largest dose sampled is scaled from the measured
+    dose that is nearest to c*. All in nats; `spent` is the student's mean KL to base now.
+    Raises UserError where nothing is spent and the budget is too small for a round.
+    """
+    near = curve.sort((pl.col("dose") / c_star).log().abs()).row(0, named=True)
+    teacher = near["mean"] * (max(cfg.multiples) * c_star / near["dose"]) ** 2
+    most = min(1.0, ((cfg.kl_budget or math.inf) ** 0.5 - spent**0.5) / teacher**0.5)
+    if most < cfg.kappa_min and not spent:
+        raise UserError(f"--kl_budget {cfg.kl_budget:g} is too little for one round: raise it to "
+                        f"{teacher * cfg.kappa_min**2:.2g}, or lower --kappa_min")
+    return most
+
+
 def collect(
-    model: Model, vector: Vector, c_star: float, data: Data, cfg: Config, limit: float, key: str
+    model: Model, vector: Vector, c_star: float, data: Data, cfg: Config, limit: float, key: str,
+    most: float = 1.0,
 ) -> tuple[pl.DataFrame, float]:
     """Sample and filter until n_keep survive. Returns every judged row, and κ.
 
-    First a log bisection of κ in [kappa_min, 1] on small batches, up to the largest κ seen to let
+    First a log bisection of κ in [kappa_min, most] on small lots, up to the largest κ seen to let
     `survival` through; then the rest there. Survivors of all batches count; column `train` marks
     the n_keep to heal on. Raises UserError with counts and remedy when the budget is spent first.
     """
@@ -78,7 +98,7 @@ def collect(
         logger.info(f"kappa {kappa:.2f}: {share:.0%} of {cfg.walk_rows} completions survive")
         return share >= cfg.survival
 
-    kappa = largest(survives, cfg.kappa_min, 1.0, calls=WALK)
+    kappa = largest(survives, cfg.kappa_min, most, calls=WALK)
     while (kept := sum(x["keep"].sum() for x in bank)) < cfg.n_keep:
         if (tried := sum(map(len, bank))) >= cfg.budget * cfg.n_keep:
             why = pl.concat(bank)["drop_reason"].drop_nulls().value_counts(sort=True).rows()

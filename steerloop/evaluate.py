@@ -3,22 +3,18 @@
 Letters: v vignettes, b rows (v × 2 option orders), f foundations, s tokens of scaffold and digit.
 """
 
-import math
 from collections.abc import Callable
 
 import polars as pl
 import torch
 from einops import rearrange
 
-from steerloop import UserError
 from steerloop.barrier import token_losses
 from steerloop.config import Config
 from steerloop.kernels.files import Data
-from steerloop.kernels.forced_choice import FOUNDATIONS, SCAFFOLD, both_orders, parses, question
-from steerloop.kernels.search import largest
+from steerloop.kernels.forced_choice import FOUNDATIONS, answers, both_orders, parses, question
 from steerloop.model import Model
 from steerloop.sample import sample, score
-from steerloop.steer import Vector, steered
 
 JSON_TOKENS = 16  # length limit of the free answer
 Probe = Callable[[Model, Config], dict[str, list[float]]]
@@ -32,10 +28,7 @@ def choices(model: Model, vignettes: pl.DataFrame, cfg: Config, free: bool = Tru
     Raises UserError where the tokenizer does not give the answer digit a token of its own.
     """
     think, texts = cfg.think_tokens > 0, vignettes["text"].to_list()
-    scaffold = model.encode(prefix := "\n" * think + SCAFFOLD)
-    ends = [model.encode(f"{prefix}{i}") for i in range(1, len(FOUNDATIONS) + 1)]
-    if any(ids[:-1] != scaffold for ids in ends):
-        raise UserError(f"{cfg.model}: the answer digit is not a token of its own")
+    ends = answers(model.encode, think)
     asked = [model.render(question(x, reverse, think)) for x in texts for reverse in (False, True)]
     table = pl.DataFrame({"prompt_ids": asked, "prompt_id": range(len(asked))}).with_columns(
         dose=0.0, repeat=0)
@@ -77,16 +70,3 @@ def evaluate(model: Model, data: Data, cfg: Config, probes: list[Probe]) -> list
     long = [(name, i, x) for name, values in items.items() for i, x in enumerate(values)]
     return [choices(model, data.vignettes, cfg),
             pl.DataFrame(long, ["measure", "item", "value"], orient="row")]
-
-
-def matched_dose(
-    model: Model, vector: Vector, data: Data, goal: float, top: float, cfg: Config
-) -> float:
-    """The dose below `top` at which steering brings log mean p of the `down` foundation to `goal`
-    nats, by the forced choice alone."""
-    def above(dose: float) -> bool:
-        with torch.no_grad(), steered(model, vector, dose):
-            rows = choices(model, data.vignettes, cfg, free=False)
-        return math.log(rows[f"p_{data.down}"].mean()) > goal
-
-    return largest(above, top / 32, top, calls=8)

@@ -5,6 +5,7 @@ computed once, and the epochs run the student alone.
 """
 
 import random
+from dataclasses import replace
 from functools import partial
 from statistics import fmean
 
@@ -17,9 +18,11 @@ from steerloop import lora
 from steerloop.barrier import heal_loss
 from steerloop.config import Config
 from steerloop.kernels.fused_loss import Barrier
-from steerloop.kernels.optimise import checkpointed, cosine_rate
+from steerloop.kernels.optimise import account, adamw, added, checkpointed
 from steerloop.kernels.spectral import mean_sigma_max
 from steerloop.model import Model
+
+TAU_SHARE = 0.5  # tau auto: this share of the operating KL that the same heal has with λ = 0
 
 
 def step_loss(model: Model, rows: list[tuple], barrier: Barrier, size: int) -> list[list[float]]:
@@ -49,11 +52,14 @@ def heal(model: Model, table: pl.DataFrame, cfg: Config, round: int) -> dict[str
     """Optimise a fresh live Δ on the rows of `table`; returns what the round's record needs.
 
     NLLs are nats per token (first step, last epoch, held-out rows); `operating_kl` is the mean
-    A_row of the last epoch, nats; `active` the share of all rows seen that were over τ.
+    A_row of the last epoch, nats; `active` the share of all rows seen that were over τ; `pull` the
+    size of the barrier's gradient over that of the NLL, at the first step of each later epoch.
     Raises FloatingPointError when the gradient is not finite.
     """
+    tau = float(cfg.tau) if cfg.tau != "auto" else TAU_SHARE * heal(
+        model, table, replace(cfg, lam=0.0, tau="0"), round)["operating_kl"]
+    barrier = Barrier(cfg.barrier, cfg.agg, cfg.lam * (1 + round) ** cfg.lam_pow, tau)
     lora.open_round(model.layers, model.gates, cfg.seed)
-    barrier = Barrier(cfg.barrier, cfg.agg, cfg.lam * (1 + round) ** cfg.lam_pow, cfg.tau)
     columns = table["prompt_ids"].to_list(), table["completion_ids"].to_list(), [0.0] * len(table)
     refs, gates = [None] * len(table), model.gates
     if hinged := cfg.barrier in ("kl_rev", "kl_fwd"):
@@ -66,14 +72,15 @@ def heal(model: Model, table: pl.DataFrame, cfg: Config, round: int) -> dict[str
     size = cfg.batch * cfg.accumulate
     steps = cfg.epochs * (per_epoch := -(-len(rows) // size))
     live = [p for layer in model.layers.values() for p in (layer.live_A, layer.live_B)]
-    optimiser = torch.optim.AdamW(live, cfg.lr, cfg.betas, weight_decay=cfg.weight_decay)
-    rate = partial(cosine_rate, warmup=int(cfg.warmup * steps), steps=steps)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
-    log: list[list[list[float]]] = []
+    optimiser, scheduler = adamw(live, cfg.lr, cfg.betas, cfg.weight_decay, cfg.warmup, steps)
+    log, pulls = [], []
     with checkpointed(model.hf, cfg.checkpointing):
         for step in (bar := tqdm(range(steps), "heal", unit="step", leave=False)):
             if (at := step % per_epoch * size) == 0:
                 rng.shuffle(rows)
+                if step and cfg.barrier != "nll" and barrier.lam:
+                    pulls.append(added(live, *(partial(step_loss, model, rows[:size], x, cfg.batch)
+                                               for x in (barrier, barrier._replace(lam=0.0)))))
             log.append(step_loss(model, rows[at : at + size], barrier, cfg.batch))
             norm = torch.nn.utils.clip_grad_norm_(live, cfg.clip)
             if not torch.isfinite(norm):
@@ -84,10 +91,9 @@ def heal(model: Model, table: pl.DataFrame, cfg: Config, round: int) -> dict[str
             bar.set_postfix(nll=fmean(log[-1][0]), kl=fmean(log[-1][1] or [0]))
     with torch.no_grad():
         val = step_loss(model, held, barrier, cfg.batch)[0] if held else [0.0]
-    nll, operating = ([x for losses in log[-per_epoch:] for x in losses[i]] for i in (0, 1))
-    stats = {"nll_first": fmean(log[0][0]), "nll": fmean(nll), "val_nll": fmean(val),
-             "operating_kl": fmean(operating or [0]), "lam": barrier.lam, "steps": steps,
-             "active": fmean([x > cfg.tau for losses in log for x in losses[1]] or [0])}
+    stats = account(log, per_epoch, barrier.tau) | {
+        "val_nll": fmean(val), "lam": barrier.lam, "tau": barrier.tau, "steps": steps,
+        "pull": fmean(pulls or [0])}
     if hinged and stats["active"] == 0:
         logger.warning(f"the barrier never fired: set --tau {cfg.tau} below the operating KL, "
                        f"{stats['operating_kl']:.3g} nats ({cfg.agg})")

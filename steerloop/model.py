@@ -21,7 +21,7 @@ from steerloop.kernels.batch import Batch, Ids, batches, pad
 from steerloop.kernels.chat import Chat
 from steerloop.kernels.fused_loss import Head
 from steerloop.kernels.options import band, hardware
-from steerloop.kernels.weights import check_fit, load_weights, stop_ids
+from steerloop.kernels.weights import cached, check_fit, load_weights, stop_ids
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Model(Chat):
         """Final hidden states. `mask` spans cache and ids; its true entries count positions."""
         place = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         return self.decoder(input_ids=ids, attention_mask=mask.long(), position_ids=place,
-                            past_key_values=cache, use_cache=cache is not None).last_hidden_state
+                            **cached(self.decoder, cache)).last_hidden_state
 
     def hidden(self, batch: Batch) -> Float[Tensor, "n d"]:
         """The hidden states from which the completion tokens of a batch are predicted."""

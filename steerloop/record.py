@@ -15,8 +15,7 @@ from steerloop.kernels.folder import Folder, log_to
 def open_run(cfg: Config) -> Folder:
     """A new run folder that says what runs. The log goes there and, past bars, to the terminal."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
-    name = f"{stamp}_{Path(cfg.model).name}_{cfg.barrier}_s{cfg.seed}"
-    run = Folder(Path(cfg.runs) / name)
+    run = Folder(Path(cfg.runs) / f"{stamp}_{Path(cfg.model).name}_{cfg.barrier}_s{cfg.seed}")
     run.json("config.json", config=dataclasses.asdict(cfg), code=code_version(),
              packages={x: version(x) for x in ("torch", "transformers", "polars")})
     log_to(run.path / "log.txt")

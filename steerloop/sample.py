@@ -61,19 +61,22 @@ def sample(
 
 @torch.no_grad()
 def score(
-    model: Model, table: pl.DataFrame, cfg: Config, vector: Vector | None = None
+    model: Model, table: pl.DataFrame, cfg: Config, vector: Vector | None = None,
+    ref: Tensor | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Per row, NLL and KL(steered ‖ unsteered) of its completion tokens, nats, on the CPU.
+    """Per row, NLL and KL(model ‖ reference) of its completion tokens, nats, on the CPU.
 
-    Under the gates in force; without a vector, unsteered and with KL 0.
+    The model is the one under the gates in force, steered by `vector`; the reference is unsteered,
+    under the gates `ref` or the same. With neither vector nor `ref` the KL is 0.
     """
     nlls, kls, total = [], [], -(-len(table) // cfg.batch_rows)
     columns = tuple(table[x].to_list() for x in ("prompt_ids", "completion_ids", "dose"))
     for batch in tqdm(model.batches(columns, cfg.batch_rows), "score", total, leave=False):
         with steered(model, vector or {}, batch):
             h = model.hidden(batch)
-        ref = model.hidden(batch) if vector else None
-        nll, kl = token_losses(h, ref, batch.targets, model.head)
+        with model.gates(model.gates.value if ref is None else ref):
+            h_ref = None if not vector and ref is None else model.hidden(batch)
+        nll, kl = token_losses(h, h_ref, batch.targets, model.head)
         nlls.extend(batch.split(nll.cpu()))
         kls.extend(batch.split(kl.cpu()))
     return nlls, kls

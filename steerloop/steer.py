@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from steerloop.kernels.batch import Ids
 from steerloop.kernels.hooks import hooked
 from steerloop.model import Model
 
@@ -27,29 +28,35 @@ class _Deepest(Exception):
 
 
 @torch.no_grad()
+def mean_states(model: Model, prompts: Ids, blocks: list[int], size: int) -> Vector:
+    """Mean over prompts of what each block puts out at the last token. Nothing above the deepest
+    block is computed. `size`: rows of one batch."""
+    sums = {b: torch.zeros(model.head.weight.shape[1], device=model.device) for b in blocks}
+
+    def read(h: Tensor, block: int) -> Tensor:
+        sums[block] += h[:, -1].float().sum(0)
+        if block == max(blocks):
+            raise _Deepest
+        return h
+
+    hooks = [(model.decoder.layers[b], partial(read, block=b)) for b in blocks]
+    for i in tqdm(range(0, len(prompts), size), "extract", leave=False):
+        with hooked(hooks), suppress(_Deepest):
+            model.trunk(*model.pad(prompts[i : i + size]))
+    return {b: total / len(prompts) for b, total in sums.items()}
+
+
 def extract(
     model: Model, pairs: list[tuple[str, str]], contexts: list[str], blocks: list[int], size: int
 ) -> Vector:
     """Mean residual difference between the poles over all contexts, for each block of the band.
 
-    Context i speaks under pair i modulo their number, so that wordings average out. Nothing above
-    the deepest block is computed. `size`: rows of one batch.
+    Context i speaks under pair i modulo their number, so that wordings average out.
     """
-    sums = {b: torch.zeros(model.head.weight.shape[1], device=model.device) for b in blocks}
-    for pole, sign in enumerate((1.0, -1.0)):
-        prompts = [model.render(x, pairs[i % len(pairs)][pole]) for i, x in enumerate(contexts)]
-
-        def read(h: Tensor, block: int, sign: float = sign) -> Tensor:
-            sums[block] += sign * h[:, -1].float().sum(0)
-            if block == max(blocks):
-                raise _Deepest
-            return h
-
-        for i in tqdm(range(0, len(prompts), size), "extract", leave=False):
-            hooks = [(model.decoder.layers[b], partial(read, block=b)) for b in blocks]
-            with hooked(hooks), suppress(_Deepest):
-                model.trunk(*model.pad(prompts[i : i + size]))
-    return {b: total / len(contexts) for b, total in sums.items()}
+    plus, minus = (mean_states(model, [model.render(x, pairs[i % len(pairs)][pole])
+                                       for i, x in enumerate(contexts)], blocks, size)
+                   for pole in (0, 1))
+    return {b: plus[b] - minus[b] for b in blocks}
 
 
 @contextmanager

@@ -13,8 +13,8 @@ from loguru import logger
 
 from steerloop import lora, report
 from steerloop.config import Config, parse
-from steerloop.dose import collect, solve
-from steerloop.evaluate import evaluate, matched_dose
+from steerloop.dose import allowance, collect, solve
+from steerloop.evaluate import evaluate
 from steerloop.filter import calibrate
 from steerloop.heal import heal
 from steerloop.kernels.files import read_data
@@ -46,38 +46,37 @@ def train(cfg: Config) -> Path:
         return found
 
     run.event("axis", axis=[data.down, data.up])
-    base, vectors, c_stars = measure("base", 0, {}), [], []
+    base, vectors, spent = measure("base", 0, {}), [], 0.0
     floor = min(cfg.coh_floor, base["coherence"] - cfg.coh_drop)
     limit = calibrate(model, data, cfg)
+    run.table("planted", resolve("steerloop.evidence:planted")(model, data, cfg, limit))
     run.event("start", floor=floor, ppl_limit=limit)
     for round in range(cfg.rounds):
         vectors.append(extract(model, data.pairs, data.contexts, blocks, cfg.batch_rows))
         c_star, curve = solve(model, vectors[-1], data, cfg, str(round))
-        c_stars.append(c_star)
-        table, kappa = collect(model, vectors[-1], c_star, data, cfg, limit, str(round))
+        table, kappa = collect(model, vectors[-1], c_star, data, cfg, limit, str(round),
+                               most=allowance(curve, c_star, spent, cfg))
         run.tensors(f"rounds/{round:02d}/vector", {f"block.{b}": v for b, v in vectors[-1].items()})
         run.table(f"rounds/{round:02d}/completions", table)
         run.event("sample", round=round, c_star=c_star, kappa=kappa, curve=curve.to_dicts(),
                   survival=report.survival(table), cos_first=cosine(vectors[-1], vectors[0]))
-        one = table.filter("train").row(0, named=True)
+        one = (kept := table.filter("train")).row(0, named=True)
         logger.info(f"a kept completion at dose {one['dose']:.2f}, in full:\n"
                     + model.decode(one["prompt_ids"] + one["completion_ids"], special=True))
         measure("steered", round, vectors[-1], kappa * c_star)
-        run.event("heal", round=round, **heal(model, table.filter("train"), cfg, round))
+        run.event("heal", round=round, **heal(model, kept, cfg, round))
         run.tensors(f"rounds/{round:02d}/adapter", lora.fold(model.layers, model.gates),
                     round=round, model=cfg.model, r=cfg.r, alpha=cfg.alpha, targets=cfg.targets)
+        drift = resolve("steerloop.evidence:drift")(model, kept, data, cfg, vectors[-1])
+        run.event("drift", round=round, **drift)
         healed = measure("healed", round, {})
         logger.info(f"round {round + 1} of {cfg.rounds}\n{report.round_table(run.path, round)}")
-        if healed["coherence"] < floor:
-            logger.warning(f"stopped: coherence {healed['coherence']:.3f} is below {floor:.3f}")
+        left = allowance(curve, c_star, spent := drift["kl_base"], cfg)
+        if (now := healed["coherence"]) < floor or left < cfg.kappa_min:
+            logger.warning(f"stopped: coherence {now:.3f} (floor {floor:.3f}), KL {spent:.3f} nats")
             break
-    with model.gates(model.gates.before(0)):  # plain steering, at the shift the student reached
-        goal = healed[f"{data.down}_nats"]
-        dose = matched_dose(model, vectors[0], data, goal, 8 * c_star, cfg)
-        measure("matched", round, vectors[0], dose)
-    if cfg.baselines:
-        resolve("steerloop.baselines:measure_all")(
-            model, data, cfg, run, measure, vectors[0], c_stars[0], base, healed)
+    resolve("steerloop.baselines:measure_all")(
+        model, data, cfg, run, measure, vectors[0], base, healed)
     report.finish(run.path)
     logger.info(f"{run.path}\n{report.run_table(run.path)}")
     return run.path

@@ -13,6 +13,7 @@ is no match.
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import polars as pl
@@ -26,7 +27,7 @@ from steerloop.kernels.files import Data
 from steerloop.kernels.folder import Folder
 from steerloop.kernels.search import largest
 from steerloop.model import Model, load
-from steerloop.steer import Vector
+from steerloop.steer import Vector, steered
 
 
 def turned(model: Model, strength: float) -> torch.Tensor:
@@ -35,28 +36,50 @@ def turned(model: Model, strength: float) -> torch.Tensor:
 
 
 @torch.no_grad()
-def strength_for(model: Model, data: Data, cfg: Config, goal: float) -> float:
-    """The strength of all gates at which log mean p of the `down` foundation is `goal` nats."""
-    def above(strength: float) -> bool:
-        with model.gates(turned(model, strength)):
+def reaching(
+    state: Callable[[float], AbstractContextManager], model: Model, data: Data, cfg: Config,
+    goal: float, top: float,
+) -> float:
+    """The largest x up to `top` at which log mean p of the `down` foundation is still above `goal`
+    nats while `state(x)` is open, by the forced choice alone."""
+    def above(x: float) -> bool:
+        with state(x):
             rows = choices(model, data.vignettes, cfg, free=False)
         return math.log(rows[f"p_{data.down}"].mean()) > goal
 
-    return largest(above, 1 / 32, 1.0, calls=8)
+    return largest(above, top / 32, top, calls=8)
+
+
+def strength_for(model: Model, data: Data, cfg: Config, goal: float) -> float:
+    """The strength of all gates that brings the `down` foundation to `goal` nats."""
+    return reaching(lambda x: model.gates(turned(model, x)), model, data, cfg, goal, 1.0)
+
+
+def dose_for(
+    model: Model, vector: Vector, data: Data, cfg: Config, goal: float, top: float
+) -> float:
+    """The dose up to `top` of plain steering that does."""
+    return reaching(lambda x: steered(model, vector, x), model, data, cfg, goal, top)
 
 
 @torch.no_grad()
 def measure_all(
     model: Model, data: Data, cfg: Config, run: Folder, measure: Callable[..., dict[str, float]],
-    vector: Vector, c_star: float, base: dict[str, float], healed: dict[str, float],
+    vector: Vector, base: dict[str, float], healed: dict[str, float],
 ) -> None:
-    """Measure every baseline of a finished loop, under the round that was healed last.
+    """Measure what stands beside a finished loop, under the round that was healed last: plain
+    steering at the student's shift, and with --baselines all the others.
 
-    `measure(state, round, vector, dose, who)` evaluates and records; `vector` and `c_star` are
-    those of round 0, `base` and `healed` what was measured of the untouched model and the student.
+    `measure(state, round, vector, dose, who)` evaluates and records; `vector` is that of round 0,
+    `base` and `healed` what was measured of the untouched model and the student.
     """
+    c_star = next(e["c_star"] for e in run.events() if e["stage"] == "sample")
     last, key = model.gates.live - 1, f"{data.down}_nats"
     with model.gates(model.gates.before(0)):
+        measure("matched", last, vector,
+                dose_for(model, vector, data, cfg, healed[key], 8 * c_star))
+        if not cfg.baselines:
+            return
         measure("calibrated", last, vector, c_star)
         model.persona = data.pairs[0][0]
         try:

@@ -38,6 +38,10 @@ class Folder:
         names = (path.name if i == 1 else f"{path.name}-{i}" for i in count(1))
         self.path = next(p for p in map(path.with_name, names) if _made(p))
 
+    def events(self) -> list[dict[str, Any]]:
+        """The records so far, in order."""
+        return [json.loads(x) for x in (self.path / "events.jsonl").read_text().splitlines()]
+
     def event(self, stage: str, **values: Any) -> None:
         """Append one record to events.jsonl. Raises ValueError on a number that is not finite."""
         line = json.dumps({"stage": stage, **values}, allow_nan=False)

@@ -8,10 +8,13 @@ Letters: v vignettes, b rows (v × 2 orders, forward and reversed in turn), f fo
 
 import json
 import re
+from collections.abc import Callable
 
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
+
+from steerloop import UserError
 
 FOUNDATIONS = ("care", "fairness", "loyalty", "authority", "sanctity", "liberty", "social norms")
 SCAFFOLD = '{"choice": '
@@ -35,6 +38,18 @@ def question(vignette: str, reverse: bool, think: bool = False) -> str:
     menu = "\n".join(f"{i}: {option}" for i, option in enumerate(order, 1))
     how = "Think first, then answer with JSON." if think else "Answer with JSON."
     return f"{vignette}\nWhich rule does this break most?\n{menu}\n{how}"
+
+
+def answers(encode: Callable[[str], list[int]], think: bool) -> list[list[int]]:
+    """Token ids of the scaffold with each digit in turn; they differ in the last token alone.
+
+    Raises UserError where the tokenizer does not give the digit a token of its own.
+    """
+    scaffold = encode(prefix := "\n" * think + SCAFFOLD)
+    ends = [encode(f"{prefix}{i}") for i in range(1, len(FOUNDATIONS) + 1)]
+    if any(ids[:-1] != scaffold for ids in ends):
+        raise UserError("this model's tokenizer: the answer digit is not a token of its own")
+    return ends
 
 
 def parses(text: str) -> bool:

@@ -1,9 +1,15 @@
-"""Two parts of an optimisation: the schedule of its rate, and gradient checkpointing."""
+"""Parts of an optimisation: AdamW with its schedule, what a term adds to the gradient, the account
+of its steps, gradient checkpointing."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from statistics import fmean
 
+import torch
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import PreTrainedModel
 
 
@@ -15,6 +21,38 @@ def cosine_rate(step: int, warmup: int, steps: int) -> float:
     if step < warmup:
         return step / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def adamw(
+    live: list[torch.nn.Parameter], lr: float, betas: list[float], decay: float, warmup: float,
+    steps: int,
+) -> tuple[Optimizer, LRScheduler]:
+    """AdamW with decoupled decay under `cosine_rate`; `warmup` is a share of the steps."""
+    optimiser = AdamW(live, lr, tuple(betas), weight_decay=decay)
+    return optimiser, LambdaLR(
+        optimiser, partial(cosine_rate, warmup=int(warmup * steps), steps=steps))
+
+
+def added(
+    live: list[torch.nn.Parameter], whole: Callable[[], object], part: Callable[[], object]
+) -> float:
+    """‖∇whole − ∇part‖ / ‖∇part‖, where both accumulate gradients; none is left behind."""
+    grads = []
+    for run in (whole, part):
+        run()
+        grads.append(torch.cat([x.grad.flatten() for x in live]))
+        for x in live:
+            x.grad = None
+    return ((grads[0] - grads[1]).norm() / grads[1].norm()).item()
+
+
+def account(log: list[list[list[float]]], last: int, tau: float) -> dict[str, float]:
+    """What the record of a heal says of its steps' (NLL per token, A_row per row), nats: NLL of the
+    first step and of the `last` ones, A_row of those, and the share of all rows over τ."""
+    nll, operating = ([x for losses in log[-last:] for x in losses[i]] for i in (0, 1))
+    active = [x > tau for losses in log for x in losses[1]]
+    return {"nll_first": fmean(log[0][0]), "nll": fmean(nll),
+            "operating_kl": fmean(operating or [0]), "active": fmean(active or [0])}
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import os
 import sys
 import tomllib
 from collections.abc import Callable
-from dataclasses import field
+from dataclasses import field, fields
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, NoReturn, TypeVar
@@ -20,23 +20,42 @@ EVALS = {"own": [], "moralmaps": ["steerloop.bridge:moralmaps"]}  # --eval → p
 T = TypeVar("T")
 
 
-def knob(default: Any, help: str) -> Any:
-    """A dataclass field with help text (the library expands %, so it is doubled)."""
+class Help(str):
+    """Help text that carries a range: the library hands all other metadata on to argparse."""
+
+    range: tuple[int | None, float | int, str]
+
+
+def knob(
+    default: Any, help: str, low: int | None = None, high: float | int = math.inf, word: str = ""
+) -> Any:
+    """A dataclass field with help text (the library expands %, so it is doubled) and a range.
+
+    Numbers run from `low` (None: all above 0) to `high`. With a `word`, the field is text that
+    holds a number or that word.
+    """
     start = {"default_factory": default.copy} if isinstance(default, list) else {"default": default}
-    return field(**start, metadata={"help": help.replace("%", "%%")})
+    text = Help(help.replace("%", "%%"))
+    text.range = low, high, word
+    return field(**start, metadata={"help": text})
 
 
-def check_ranges(options: Any, zero: str, shares: str, signed: str) -> None:
-    """Every number is finite and above 0; fields in `zero` may be 0, those in `shares` end at 1,
-    those in `signed` may be anything finite. Raises UserError naming the field."""
-    for name, value in vars(options).items():
+def check_ranges(options: Any) -> None:
+    """Every number is finite and in the range of its knob. Raises UserError naming the field."""
+    for knob in fields(options):
+        (low, high, word), value = knob.metadata["help"].range, getattr(options, knob.name)
         for x in value if isinstance(value, list) else [value]:
-            if isinstance(x, str | bool) or (name in signed.split() and math.isfinite(x)):
+            if word and x != word:
+                try:
+                    x = float(x)
+                except ValueError as e:
+                    raise UserError(f"--{knob.name} takes a number or {word}, not {x}") from e
+            if isinstance(x, str | bool):
                 continue
-            low, high = name in zero.split(), 1 if name in shares.split() else math.inf
-            if not (math.isfinite(x) and 0 <= x <= high and (x > 0 or low)):
-                least = "0" if low else "above 0"
-                raise UserError(f"--{name} takes finite numbers from {least} to {high}, not {x}")
+            if not (math.isfinite(x) and x <= high and (x > 0 if low is None else x >= low)):
+                least = "above 0" if low is None else low
+                raise UserError(
+                    f"--{knob.name} takes finite numbers from {least} to {high}, not {x}")
 
 
 def preset(name: str) -> dict[str, Any]:
@@ -97,7 +116,7 @@ def resolve(name: str) -> Callable[..., Any]:
     try:
         return resolve_name(name)
     except (ImportError, AttributeError, ValueError) as e:
-        raise UserError(f"--probes {name}: {e}") from e
+        raise UserError(f"cannot find {name} (--probes takes module:function): {e}") from e
 
 
 def command(parse: Callable[[list[str]], T], run: Callable[[T], Any], argv: list[str]) -> None:

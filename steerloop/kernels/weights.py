@@ -6,6 +6,7 @@ Every way in which that can go wrong ends in a UserError of one line that names 
 import json
 from contextlib import ExitStack
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.cache_utils import Cache
 from transformers.utils import logging as library_log
 
 from steerloop import UserError
@@ -171,6 +173,12 @@ def load_weights(
         raise UserError(f"--model {model} does not fit: {type(hf).__name__} has no list of decoder "
                         "layers, or no output embedding")
     return tokenizer, hf.to(device).eval()
+
+
+def cached(decoder: nn.Module, cache: Cache | None) -> dict[str, Any]:
+    """How this decoder is handed its cache: older versions of the library say past_key_values."""
+    name = "cache" if "cache" in signature(decoder.forward).parameters else "past_key_values"
+    return {"use_cache": cache is not None, name: cache}
 
 
 def stop_ids(hf: PreTrainedModel) -> list[int]:

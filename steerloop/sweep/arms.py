@@ -1,0 +1,53 @@
+"""What is swept: the regimes of data, and the arms of each sweep as changes of the preset."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+REGIMES: dict[str, dict[str, Any]] = {
+    "filtered": {},
+    "dirty": {"filter": False, "multiples": [1.0, 1.75, 2.5]},  # overdosed, only empty rows dropped
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """`setting` of a `family`, as changes of the config; `fixed_dose` keeps the dose of round 1."""
+
+    family: str
+    setting: str
+    changes: dict[str, Any] = field(default_factory=dict)
+    fixed_dose: bool = False
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """`arms` at their preset for `rounds`; measured `each` round or after the last one alone."""
+
+    arms: list[Arm]
+    rounds: int
+    regimes: tuple[str, ...]
+    each: bool = True
+    probes: tuple[str, ...] = ("opening_mass",)
+
+
+def barrier(lam: float, tau: float, ref: str = "base") -> Arm:
+    """A hinge on the reverse KL."""
+    return Arm(f"kl_rev, ref {ref}", f"λ {lam:g} τ {tau:g}", {"lam": lam, "tau": tau, "ref": ref})
+
+
+def plain(family: str, setting: str, **changes: Any) -> Arm:
+    """No barrier: nll with these changes."""
+    return Arm(family, setting, {"barrier": "nll", **changes})
+
+
+HINGES = ((0.03, 0.2), (0.1, 0.2), (0.3, 0.2), (1.0, 0.2), (3.0, 0.1), (10.0, 0.05))  # (λ, τ)
+FRONTIER = [
+    *(barrier(lam, tau) for lam, tau in HINGES),
+    *(plain("nll, learning rate", f"lr {x:g}", lr=x) for x in (2e-4, 5e-4, 1e-3, 2e-3, 4e-3)),
+    *(plain("nll, epochs", f"{x} epochs", epochs=x) for x in (1, 2, 8)),
+    *(plain("nll, weight decay", f"wd {x:g}", weight_decay=x) for x in (10.0, 30.0, 100.0)),
+    *(Arm("spectral", f"λ {x:g}", {"barrier": "spectral", "lam": x})
+      for x in (0.01, 0.03, 0.1, 0.3)),
+]
+
+SWEEPS = {"frontier": Sweep(FRONTIER, 1, ("filtered", "dirty"))}
