@@ -40,7 +40,7 @@ class Config:
     # extract and dose
     max_contexts: int = knob(256, "contexts read by extraction")
     steer_blocks: list[int] = knob([], "steered blocks by index; empty: use steer_band", 0)
-    steer_band: list[float] = knob([0.45, 0.55], "steered band: low high, shares of depth", 0, 1)
+    steer_band: list[float] = knob([0.45, 0.55], "steered band: low high, fractions of depth", 0, 1)
     target_kl: float = knob(1.0, "iso-KL: p95 per-token KL(steered || unsteered), nats")
     dose_prompts: int = knob(8, "prompts rolled out per candidate dose")
     dose_tokens: int = knob(128, "length limit of those rollouts, tokens")
@@ -63,7 +63,7 @@ class Config:
     max_repeat: float = knob(0.3, "limit of the repeated share of word n-grams", 0, 1)
     max_echo: float = knob(0.2, "limit of the share of sentences said before", 0, 1)
     max_loop: float = knob(0.2, "limit of the share of characters in immediate repeats", 0, 1)
-    min_zip: float = knob(0.25, "limit of the compression of texts over 200 bytes", 0, 1)
+    min_zip: float = knob(0.25, "limit of the compression ratio of texts over 200 bytes", 0, 1)
     min_tokens: int = knob(4, "shortest completion kept, tokens", 0)
     # heal
     lora_blocks: list[int] = knob([], "trained blocks by index; empty: use lora_band", 0)

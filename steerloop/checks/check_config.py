@@ -60,7 +60,7 @@ def check_flags_beat_presets_and_tiny_beats_embedded():
         assert getattr(small, key) == tiny.get(key, value)
     assert any(tiny.get(k, v) != v for k, v in embedded.items())  # the two do disagree
     flags = parse(["--tiny", "--rounds", "5", "--tau", "0.7", "--steer_blocks", "1", "4"])
-    assert (flags.rounds, flags.tau, flags.steer_blocks) == (5, 0.7, [1, 4])
+    assert (flags.rounds, flags.tau, flags.steer_blocks) == (5, "0.7", [1, 4])
     hub = parse(["--model", "owner/name"])
     assert all(getattr(hub, k) == getattr(Config(model="owner/name"), k) for k in embedded)
     assert parse(["--no_filter"]).filter is False and plain.filter is True
@@ -83,6 +83,8 @@ WRONG = {
     "not a choice": ["--barrier", "l2"],
     "negative lambda": ["--lam", "-1"],
     "negative tau": ["--tau", "-0.1"],
+    "tau not a number": ["--tau", "nan"],
+    "negative budget": ["--kl_budget", "-1"],
     "nan": ["--lr", "nan"],
     "infinite": ["--lam", "inf"],
     "nan in a list": ["--multiples", "1", "nan"],
@@ -91,6 +93,7 @@ WRONG = {
     "zero batch": ["--batch", "0"],
     "share above one": ["--survival", "1.5"],
     "no value": ["--seed"],
+    "missing labels": ["--labelled", "no/such/file.txt"],
     "missing file": ["--prompts", "no/such/file.txt"],
     "unknown model": ["--model", "no-such-owner/no-such-model", "--persona", "{persona}",
                       "--contexts", "{contexts}", "--prompts", "{prompts}",

@@ -9,10 +9,11 @@ import polars as pl
 import pytest
 import torch
 
+from steerloop.baselines import dose_for
 from steerloop.checks.small import data_files
 from steerloop.checks.twins import row_logits
 from steerloop.dose import solve
-from steerloop.evaluate import choices, evaluate, matched_dose
+from steerloop.evaluate import choices, evaluate
 from steerloop.kernels import forced_choice
 from steerloop.kernels.files import read_data
 from steerloop.kernels.forced_choice import FOUNDATIONS, SCAFFOLD, both_orders, parses, question
@@ -183,7 +184,7 @@ def check_evaluate_hands_on_probes_and_mundane_text(case):
 
 def check_embedded_model_answers_and_steering_moves_authority(world):
     """The embedded model knows its task; its persona vector, at the iso-KL dose, moves authority
-    down and negated up; the matched dose brings steering to a given shift."""
+    down and negated up; a dose is found for a given shift."""
     data = replace(world.data, vignettes=world.data.vignettes[::7])
     cfg = replace(world.cfg, dose_prompts=8, dose_tokens=24)
     base = choices(world.model, data.vignettes, cfg)
@@ -199,7 +200,7 @@ def check_embedded_model_answers_and_steering_moves_authority(world):
         return math.log(rows["p_authority"].mean()) - start
 
     assert shift(dose) < -0.5 and shift(-dose) > 0.1
-    found = matched_dose(world.model, vector, data, start + shift(0.7 * dose), 4 * dose, cfg)
+    found = dose_for(world.model, vector, data, cfg, start + shift(0.7 * dose), 4 * dose)
     assert found == pytest.approx(0.7 * dose, rel=0.1)
 
 

@@ -80,7 +80,7 @@ def check_checkpointing_and_cuts_leave_heal_alone(small):
     runs, passes = [], []
     for fields in ({"batch": 6, "accumulate": 1}, {"batch": 1, "accumulate": 6},
                    {"batch": 6, "accumulate": 1, "checkpointing": True}):
-        s, count = stirred(small, epochs=1, val_share=0.0, tau=0.05, lr=1e-9, **fields), []
+        s, count = stirred(small, epochs=1, val_share=0.0, tau="0.05", lr=1e-9, **fields), []
         s.model.decoder.layers[2].mlp.register_forward_hook(lambda *_, c=count: c.append(1))
         steps = gradients_of_heal(s, completions(6))
         assert len(steps) == 1
@@ -111,7 +111,7 @@ def check_operating_kl_is_against_the_reference_asked_for(small):
 def check_heal_lowers_nll_and_the_barrier_holds_the_kl(small):
     found = {}
     for kind in ("nll", "kl_rev", "spectral"):
-        s = small(barrier=kind, epochs=5, lr=2e-2, lam=20.0, lam_pow=0.0, tau=0.01, val_share=0.0)
+        s = small(barrier=kind, epochs=5, lr=2e-2, lam=20.0, lam_pow=0.0, tau="0.01", val_share=0.0)
         table = completions(6)
         stats = heal(s.model, table, s.cfg, 0)
         rows = step_rows(s, table, s.model.gates.before(0))
@@ -133,7 +133,7 @@ def check_lambda_follows_its_schedule(small, round, power):
 
 
 def check_a_barrier_that_never_fires_is_reported(small, monkeypatch):
-    for tau, silent in ((50.0, True), (0.0, False)):
+    for tau, silent in (("50", True), ("0", False)):
         s, lines = small(tau=tau, epochs=1), []
         monkeypatch.setattr("steerloop.heal.logger.warning", lines.append)
         s.stir(seed=0)

@@ -12,7 +12,7 @@ import torch
 
 from steerloop.config import Config
 from steerloop.filter import judge
-from steerloop.kernels.files import Data, read, table
+from steerloop.kernels.files import Data
 from steerloop.model import Model
 from steerloop.sample import jobs, sample
 
@@ -62,10 +62,7 @@ KINDS: dict[str, Callable[[Random, str, str], str]] = {
 @torch.no_grad()
 def planted(model: Model, data: Data, cfg: Config, limit: float) -> pl.DataFrame:
     """`judge`d rows: prompt, text, source ("base", "planted", "labelled"), kind, `coherent` (the
-    known verdict), and the filter's scores, `keep` and `drop_reason`.
-
-    Raises UserError when --labelled names a file that cannot be read.
-    """
+    known verdict), and the filter's scores, `keep` and `drop_reason`."""
     with model.gates(model.gates.before(0)):
         own = sample(model, jobs(model, data.prompts[:ROWS], [0.0]), {}, cfg, "planted")
     rng, rows = Random(cfg.seed), []
@@ -74,10 +71,8 @@ def planted(model: Model, data: Data, cfg: Config, limit: float) -> pl.DataFrame
         persona = rng.choice(data.pairs)[0]
         rows += [(prompt, f(rng, text, persona), "planted", kind, False)
                  for kind, f in KINDS.items()]
-    if cfg.labelled:
-        found = read(cfg.labelled, table("prompt", "text", "label", "note"))
-        rows += [(prompt, text, "labelled", note, label == "coherent")
-                 for prompt, text, label, note in found.rows()]
+    rows += [(prompt, text, "labelled", note, label == "coherent")
+             for prompt, text, label, note in data.labelled.rows()]
     frame = pl.DataFrame(rows, ["prompt", "text", "source", "kind", "coherent"], orient="row")
     frame = frame.with_columns(
         dose=0.0,

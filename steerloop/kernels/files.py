@@ -30,6 +30,7 @@ class Data:
     prompts: list[str]
     vignettes: pl.DataFrame
     mundane: pl.DataFrame
+    labelled: pl.DataFrame
 
 
 def read_data(cfg: Any) -> Data:
@@ -37,6 +38,7 @@ def read_data(cfg: Any) -> Data:
 
     Raises UserError naming the file and what it lacks.
     """
+    judged = table("prompt", "text", "label", "note")
     asked, mundane = (x.replace("{split}", cfg.split) for x in (cfg.vignettes, cfg.mundane))
     return Data(
         *read(cfg.persona, persona),
@@ -44,6 +46,7 @@ def read_data(cfg: Any) -> Data:
         prompts=read(cfg.prompts, lines)[: cfg.n_prompts],
         vignettes=read(asked, vignettes).gather_every(cfg.every),
         mundane=read(mundane, table("prompt", "text")),
+        labelled=read(cfg.labelled, judged) if cfg.labelled else judged(""),
     )
 
 
@@ -73,7 +76,7 @@ def table(*columns: str) -> Callable[[str], pl.DataFrame]:
     def parse(text: str) -> pl.DataFrame:
         found = pl.read_ndjson(text.encode()) if text.strip() else pl.DataFrame()
         if not len(found):
-            return found
+            return pl.DataFrame(schema=dict.fromkeys(columns, pl.String))
         if not set(columns) <= set(found.columns) or found.select(columns).null_count().row(0) != (
                 0,) * len(columns):
             raise ValueError(f"every line needs {' and '.join(columns)}")
