@@ -11,8 +11,8 @@ import pytest
 from steerloop.kernels.forced_choice import FOUNDATIONS
 from steerloop.report import finish, measures, run_table, survival
 from steerloop.report.ledger import ledger
-from steerloop.report.run import best_round
 from steerloop.report.stats import OFF_AXIS, agresti_min, compare, wilson
+from steerloop.report.summary import best_round
 
 
 def rows(n, seed, names=None):

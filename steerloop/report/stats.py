@@ -42,6 +42,7 @@ def profile(rows: pl.DataFrame) -> np.ndarray:
 
 
 OFF_AXIS = 0.1  # weight of what moved and should not have
+LEAST = 0.1  # nats of trait below which a cost per nat means nothing
 
 
 def paired(now: pl.DataFrame, base: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -66,6 +67,7 @@ def compare(
             same centred over the seven foundations (Aitchison's centred log-ratio)
     score   nats: (half the clr movement along the axis (down, up) − OFF_AXIS × the mean size of the
             others') × coherence²; coherence is the smaller mean of p_ans_any and json_is_valid
+    slope   change of coherence per nat that `down` fell; None where it moved by less than LEAST
     flips   share of vignettes whose most probable foundation changed
     leaves  share of vignettes that chose `down` under base and do not now, less the reverse
 
@@ -87,11 +89,17 @@ def compare(
     gain = (clr[:, up] - clr[:, down]) / 2 - OFF_AXIS * np.abs(clr[:, rest]).mean(1)
     gain_pull = (clr_pull[..., up] - clr_pull[..., down]) / 2 - OFF_AXIS * (
         np.sign(clr[:, None, rest]) * clr_pull[..., rest]).mean(-1)
-    column = (w[0] @ sound[1]).argmin()
-    coherence = (w @ sound[1])[:, column]
-    coherence_pull = sound[1][None, :, column] - coherence[:, None]
+    least = [x[..., (w[0] @ x).argmin()] for x in sound]  # of a vignette, in both states
+    was, coherence = (w @ x for x in least)
+    coherence_pull = least[1] - coherence[:, None]
     score_pull = (coherence**2)[:, None] * gain_pull + (
         2 * coherence * gain)[:, None] * coherence_pull
+
+    size, slope = -nats[:, down], None
+    if abs(size[0]) >= LEAST:
+        per_nat = (coherence - was) / size
+        pulled = coherence_pull - (least[0] - was[:, None]) + per_nat[:, None] * pull[..., down]
+        slope = interval(per_nat, pulled / size[:, None])
 
     pick = pair.argmax(-1)
     flipped = (pick[0] != pick[1]).astype(float)
@@ -101,6 +109,7 @@ def compare(
                       "clr": interval(clr[:, i], clr_pull[..., i])}
                   for i, f in enumerate(FOUNDATIONS)},
         "score": interval(gain * coherence**2, score_pull),
+        "slope": slope,
         "flips": wilson(flipped),
         "leaves": agresti_min(gone),
     }

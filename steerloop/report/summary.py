@@ -1,0 +1,70 @@
+"""What a finished run comes to: its best round, summary.json, gates.md and the ledger."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from steerloop.kernels.files import write_whole
+from steerloop.report.gates import NAMES, Gate, heads, named, write_gates
+from steerloop.report.ledger import update_ledger
+from steerloop.report.run import axis_of, events, last_round, states
+from steerloop.report.verdicts import verdicts
+
+ARM = (
+    "model", "barrier", "agg", "ref", "lam", "lam_pow", "tau", "lr", "epochs", "filter",
+    "multiples", "rounds", "seed", "split",
+)  # fmt: skip
+
+
+def best_round(
+    healed: list[dict[str, Any]], floor: float, down: str, barred: frozenset[int] = frozenset()
+) -> int | None:
+    """The round to ship; None when none is above the coherence floor.
+
+    Of the rounds above it, and not `barred` for what they spent, those on the Pareto front are
+    compared: no other has both a larger shift down and at least their coherence. The one with the
+    highest score wins, the earlier one of two equals.
+    """
+    def point(event: dict[str, Any]) -> tuple[float, float]:
+        return event["shift"][down]["nats"][0], event["measures"]["coherence"]
+
+    sound = [e for e in healed
+             if e["measures"]["coherence"] >= floor and e["round"] not in barred]
+    front = [e for e in sound
+             if not any(point(o)[0] < point(e)[0] and point(o)[1] >= point(e)[1] for o in sound)]
+    return max(front, key=lambda e: e["score"][0])["round"] if front else None
+
+
+def summarise(run: Path, judged: list[Gate]) -> dict[str, Any]:
+    """What summary.json says: the arm, base, every healed round, the best one (see `best_round`),
+    plain steering at the shift of the last round, rivals, and the verdicts of the gates."""
+    cfg = json.loads((run / "config.json").read_text())["config"]
+    start = next(e for e in events(run) if e["stage"] == "start")
+    found, axis = states(run), axis_of(run)
+    healed = [e for e in found if e["state"] == "healed"]
+    over = frozenset(e["round"] for e in events(run) if e["stage"] == "drift"
+                     and 0 < cfg["kl_budget"] < e["kl_base"])
+    best = best_round(healed, start["floor"], axis[0], over)
+    return {
+        "schema": 1,
+        "run": run.name,
+        "stopped_early": len(healed) < cfg["rounds"],
+        "axis": axis,
+        "coherence_floor": start["floor"],
+        "arm": {k: cfg[k] for k in ARM},
+        "base": found[0]["measures"],
+        "healed": healed,
+        "best_round": best,
+        "best_adapter": None if best is None else f"rounds/{best:02d}/adapter.safetensors",
+        "matched": next((e for e in found if e["state"] == "matched"), None),
+        "rivals": verdicts(last_round(found), found[0]["measures"], axis[0]),
+        "gates": heads(judged),
+        "named": [f"{x}: {NAMES[x]}" for x in named(judged)],
+    }
+
+
+def finish(run: Path) -> None:
+    """Write gates.md and summary.json, and bring the ledger beside the run folder up to date."""
+    text = json.dumps(summarise(run, write_gates(run)), indent=1, allow_nan=False)
+    write_whole(run / "summary.json", lambda path: path.write_text(text))
+    update_ledger(run.parent)
