@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from steerloop.checks.synthetic import ITEMS, write_run
 from steerloop.kernels.forced_choice import FOUNDATIONS
 from steerloop.report import finish, measures, run_table, survival
 from steerloop.report.ledger import ledger
@@ -24,10 +25,6 @@ def rows(n, seed, names=None):
         | {f"p_{f}": p[:, i] for i, f in enumerate(FOUNDATIONS)}
         | {"p_ans_any": rng.uniform(0.7, 1, n), "scaffold_nll": rng.uniform(0, 1, n),
            "json_is_valid": rng.integers(0, 2, n).astype(float), "top1": rng.uniform(0, 1, n)})
-
-
-ITEMS = pl.DataFrame({"measure": ["mundane_nll"] * 2 + ["validity"] * 3, "item": [0, 1, 0, 1, 2],
-                      "value": [0.2, 0.4, 1.0, 0.5, 0.0]})
 
 
 def check_measures_by_formula():
@@ -206,26 +203,16 @@ def check_survival_counts_by_dose():
     assert high["reasons"] == [{"drop_reason": "loops", "count": 2}]
 
 
-CONFIG = {"model": "m", "barrier": "kl_rev", "agg": "rmse", "ref": "base", "lam": 1.0,
-          "lam_pow": 0.0, "tau": 0.2, "lr": 0.1, "epochs": 1, "filter": True, "multiples": [1.0],
-          "rounds": 2, "seed": 0, "split": "dev", "bootstrap": 30}
-
-
 def written_run(folder, coherence=(0.99, 0.99), down=(0.5, 0.8)):
     """A run folder by hand: base, then two rounds whose authority is base's times a factor."""
-    (folder / "rounds/00").mkdir(parents=True)
-    (folder / "rounds/01").mkdir()
-    (folder / "config.json").write_text(json.dumps({"schema": 1, "config": CONFIG}))
     base = rows(6, 0).with_columns(p_ans_any=0.99, json_is_valid=1.0)
-    events = [("evaluate", {"round": 0, "state": "base", "dose": 0.0}, base)]
-    for round, (factor, level) in enumerate(zip(down, coherence, strict=True)):
-        now = base.with_columns(pl.col("p_authority") * factor, json_is_valid=level)
-        events.append(("evaluate", {"round": round, "state": "healed", "dose": 0.0}, now))
-    records = [{"stage": "start", "axis": ["authority", "care"], "floor": 0.95, "ppl_limit": 9.0}]
-    for stage, event, table in events:
-        table.write_parquet(folder / f"rounds/{event['round']:02d}/{event['state']}.eval.parquet")
-        records.append({"stage": stage, **event, "measures": measures(table, ITEMS)})
-    (folder / "events.jsonl").write_text("".join(json.dumps(x) + "\n" for x in records))
+
+    def change(factor, level):
+        return lambda table: table.with_columns(
+            pl.col("p_authority") * factor, json_is_valid=level)
+
+    healed = [change(*x) for x in zip(down, coherence, strict=True)]
+    write_run(folder, healed, [change(0.4, 1.0)] * 2, base=base)
 
 
 def check_a_summary_names_the_best_coherent_round(tmp_path):
@@ -257,5 +244,6 @@ def check_the_run_table_has_a_line_for_every_state(tmp_path):
     written_run(tmp_path / "a")
     table = run_table(tmp_path / "a").split("\n\n")[0].splitlines()
     cells = [[x.strip() for x in line.strip("|").split("|")] for line in table[2:]]
-    assert [(c[0], c[1]) for c in cells] == [("0", "base"), ("1", "healed"), ("2", "healed")]
-    assert cells[0][3].startswith("+0.00") and cells[1][3].startswith("-0.69")
+    assert [(c[0], c[1]) for c in cells] == [
+        ("0", "base"), ("1", "steered"), ("1", "healed"), ("2", "steered"), ("2", "healed")]
+    assert cells[0][3].startswith("+0.00") and cells[2][3].startswith("-0.69")

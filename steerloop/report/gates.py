@@ -23,7 +23,7 @@ from steerloop.report.stats import LEAST, compare, profile, wilson
 from steerloop.report.text import interval, markdown
 from steerloop.report.verdicts import verdicts
 
-PLANTED, OWN, LABELLED = 0.95, 0.9, 0.8  # U1: least share judged right, of planted, base's, labelled
+PLANTED, OWN, LABELLED = 0.95, 0.9, 0.8  # U1: least shares judged right: planted, base's, labelled
 RETAIN = 0.25  # U2: least share of the steered shift that is there without steering
 ALIKE = 0.5  # U2: mean shift of the other foundations over the target's: above it, all move alike
 SLACK = 0.05  # U3: a round may lose this much of the trait, nats
@@ -36,7 +36,7 @@ NAMES = {
     "alike": "every foundation moved alike: the answers changed, not the trait",
     "collapsed": "the answers no longer depend on the vignettes: noise, not a trait",
     "incoherent": "coherence fell below the absolute floor",
-    "inert barrier": "the barrier was never active: this is plain training; set --tau lower, or auto",
+    "inert barrier": "the barrier was never active: this is plain training; lower --tau, or auto",
     "filter off": "the filter was off: only empty completions were dropped",
     "over budget": "the student spent more KL than --kl_budget",
 }
@@ -146,15 +146,14 @@ def heal_gate(run: Path, cfg: dict[str, Any], found: list[dict[str, Any]], floor
         last_round(found))
     healed, steered = last["healed"], last["steered"]
     shift = healed["shift"][down]["nats"]
-    gate.line(f"Δ{down} without steering (nats)", interval(shift), f"≤ −{LEAST:g}",
-              shift[0] <= -LEAST, "reversed" if shift[0] >= LEAST else "no trait")
     under = steered["shift"][down]["nats"]
+    gone = under[0] <= -LEAST and shift[0] / under[0] < RETAIN
+    gate.line(f"Δ{down} without steering (nats)", interval(shift), f"≤ −{LEAST:g}",
+              shift[0] <= -LEAST, "reversed" if shift[0] >= LEAST else "" if gone else "no trait")
     if under[0] <= -LEAST:
-        kept = shift[0] / under[0]
-        gate.line("retain: shift healed / shift steered", f"{kept:.2f}, steered {interval(under)}",
-                  f"≥ {RETAIN:g}", kept >= RETAIN, "undone")
-        if kept < RETAIN:
-            gate.named = [x for x in gate.named if x != "no trait"]
+        gate.line("retain: shift healed / shift steered", f"{shift[0] / under[0]:.2f}, "
+                  f"steered {interval(under)}", f"≥ {RETAIN:g}", not gone,
+                  "undone" if shift[0] < LEAST else "")
     others = [f for f in FOUNDATIONS[:-1] if f not in axis_of(run)]
     moves = {f: healed["shift"][f]["nats"] for f in others}
     most = max(others, key=lambda f: abs(moves[f][0]))

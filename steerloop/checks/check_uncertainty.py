@@ -1,0 +1,171 @@
+"""gates.md calls a run what it is: made-up evaluations of known kinds, each with its verdict."""
+
+import json
+import math
+
+import numpy as np
+import polars as pl
+import pytest
+
+from steerloop.checks.synthetic import answers, judged, replaced, tilted, write_run
+from steerloop.kernels.forced_choice import FOUNDATIONS
+from steerloop.report import finish
+from steerloop.report.gates import NAMES, gates, information, named, write_gates
+from steerloop.report.stats import compare
+
+STEERED = [tilted({"authority": -1.6, "care": 0.4})] * 2
+GOOD = [tilted({"authority": -0.8, "care": 0.2}), tilted({"authority": -1.3, "care": 0.3})]
+
+
+def noise(table):
+    """Answers that have nothing to do with their vignettes."""
+    return replaced(table, np.random.default_rng(1).dirichlet(np.ones(7), len(table)))
+
+
+def one_answer(table):
+    """The same sure answer to everything, whatever was asked."""
+    return replaced(table, np.full((len(table), 7), 0.02) + np.eye(7)[6])
+
+
+def level(table):
+    """One in seven for everything."""
+    return replaced(table, np.ones((len(table), 7)))
+
+
+def alike(table):
+    """Every moral foundation loses the same share, to "no moral wrong"."""
+    return tilted(dict.fromkeys(FOUNDATIONS[:-1], -3.0))(table)
+
+
+def broken(table):
+    """A trait, and one free answer in five that does not parse."""
+    return GOOD[1](table).with_columns(
+        json_is_valid=pl.Series([float(i % 5 > 0) for i in range(len(table))]))
+
+
+def verdicts(found):
+    return [gate.verdict for gate in found]
+
+
+def check_a_sound_run_passes_and_goes_by_no_name(tmp_path):
+    worse = {"nll": lambda t: GOOD[1](t).with_columns(pl.col("json_is_valid") * 0.9)}
+    worse["matched"] = worse["nll_turned"] = worse["nll"]
+    found = gates(write_run(tmp_path / "run", GOOD, STEERED, worse))
+    assert verdicts(found) == ["PASS"] * 3 and named(found) == []
+
+
+def check_without_baselines_the_second_gate_is_open(tmp_path):
+    found = gates(write_run(tmp_path / "run", GOOD, STEERED))
+    assert verdicts(found) == ["PASS", "OPEN", "PASS"]
+    assert "--baselines" in found[1].missing
+    rival = gates(write_run(tmp_path / "nll", GOOD, STEERED, barrier="nll"))
+    assert verdicts(rival) == ["PASS"] * 3  # plain training has no rival to beat
+
+
+def check_beating_plain_training_is_part_of_the_second_gate(tmp_path):
+    """At one shift, with equal coherence, nothing is beaten: a FAIL, and not an OPEN."""
+    found = gates(write_run(tmp_path / "run", GOOD, STEERED,
+                            {"nll": GOOD[1], "nll_turned": GOOD[1], "matched": GOOD[1]}))
+    (line,) = [x for x in found[1].lines if "plain distillation" in x["number"]]
+    assert (line["value"], line[""], found[1].verdict) == ("tie", "FAIL", "FAIL")
+
+
+UNDONE = [tilted({"authority": -0.05}), tilted({"authority": -0.02})]
+CASES = {
+    "undone": (UNDONE, {}, 1),
+    "undoing": (GOOD[::-1], {}, 2),
+    "reversed": ([tilted({"authority": 0.5})] * 2, {}, 1),
+    "alike": ([alike] * 2, {}, 1),
+    "inert barrier": (GOOD, {"heal": {"active": 0.0}}, 1),
+    "incoherent": ([GOOD[0], broken], {}, 2),
+    "filter off": (GOOD, {"filter": False}, 0),
+    "over budget": (GOOD, {"kl_budget": 0.025}, 2),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def check_a_run_that_went_wrong_goes_by_its_name(tmp_path, name):
+    healed, fields, gate = CASES[name]
+    found = gates(write_run(tmp_path / "run", healed, STEERED, **fields))
+    assert name in named(found) and found[gate].verdict == "FAIL"
+    assert set(named(found)) <= {name, "incoherent"}  # and by no other
+
+
+@pytest.mark.parametrize("answer", [noise, one_answer, level])
+def check_a_collapse_is_called_one(tmp_path, answer):
+    found = gates(write_run(tmp_path / "run", [GOOD[0], answer], STEERED))
+    assert "collapsed" in named(found) and found[2].verdict == "FAIL"
+
+
+def check_no_trait_and_no_steering_to_blame(tmp_path):
+    still = [tilted({"authority": -0.03})] * 2
+    found = gates(write_run(tmp_path / "run", still, still))
+    assert named(found) == ["no trait"] and found[1].verdict == "FAIL"
+
+
+def check_the_filter_is_judged_by_what_is_known(tmp_path):
+    for name, fields in (("missed", {"planted": judged(miss=0.3)}),
+                         ("false", {"planted": judged(false=0.3)}),
+                         ("starved", {"survive": 0.5})):
+        found = gates(write_run(tmp_path / name, GOOD, STEERED, **fields))
+        assert found[0].verdict == "FAIL", name
+    (recall,) = [x for x in gates(tmp_path / "missed")[0].lines if "recall" in x["number"]]
+    assert recall["value"].startswith("0.70 [") and recall["value"].endswith("n 50")
+
+
+def check_the_directions_and_the_ledger_are_judged(tmp_path):
+    turned = gates(write_run(tmp_path / "turned", GOOD, STEERED, cos=-0.1))
+    assert turned[2].verdict == "FAIL"
+    within = gates(write_run(tmp_path / "within", GOOD, STEERED, kl_budget=0.05))
+    (line,) = [x for x in within[2].lines if "KL to base" in x["number"]]
+    assert (line["value"], line["accepted"], line[""]) == ("0.0300", "≤ 0.05", "PASS")
+    assert "0.010" in within[2].reading[0] and "0.020" in within[2].reading[0]
+
+
+def check_gates_md_and_summary_say_the_same(tmp_path):
+    run = write_run(tmp_path / "run", UNDONE, STEERED)
+    finish(run)
+    text, summary = (run / "gates.md").read_text(), json.loads((run / "summary.json").read_text())
+    assert [x["verdict"] for x in summary["gates"]] == ["PASS", "FAIL", "PASS"]
+    for gate in summary["gates"]:
+        assert f"## {gate['gate']} {gate['verdict']}" in text
+    assert summary["named"] == [f"undone: {NAMES['undone']}"] and NAMES["undone"] in text
+    lines = [x for x in text.splitlines() if "<b>" in x or "<i>" in x]
+    assert lines and all(x.startswith("    ") for x in lines)  # completions stay code
+
+
+def check_rounds_over_the_budget_are_not_shipped(tmp_path):
+    for budget, best in ((0.0, 1), (0.025, 0), (0.01, None)):
+        run = write_run(tmp_path / str(budget), GOOD, STEERED, kl_budget=budget)
+        finish(run)
+        assert json.loads((run / "summary.json").read_text())["best_round"] == best
+
+
+def check_writing_the_gates_again_changes_nothing(tmp_path):
+    run = write_run(tmp_path / "run", GOOD, STEERED)
+    write_gates(run)
+    first = (run / "gates.md").read_bytes()
+    write_gates(run)
+    assert (run / "gates.md").read_bytes() == first
+
+
+def check_information_by_its_definition():
+    table = answers(2, seed=3)
+    p = table.select(f"p_{f}" for f in FOUNDATIONS).to_numpy()
+    total = 0.0
+    for row in p:
+        for x, mean in zip(row, p.mean(0), strict=True):
+            total += x * math.log(x / mean) / len(p)
+    assert information(table) == pytest.approx(total)
+    assert information(level(table)) == pytest.approx(0, abs=1e-12)
+
+
+def check_the_slope_is_coherence_per_nat():
+    base = answers(4, seed=1)
+    now = tilted({"authority": -1.0})(base).with_columns(pl.col("json_is_valid") * 0.9)
+    found = compare(now, base, ["authority", "care"], 0, 200)
+    shift = found["shift"]["authority"]["nats"][0]
+    wanted = (0.9 - base["p_ans_any"].mean()) / -shift
+    assert found["slope"][0] == pytest.approx(wanted)
+    assert found["slope"][1] < wanted < found["slope"][2]
+    assert compare(base, base, ["authority", "care"], 0, 50)["slope"] is None
