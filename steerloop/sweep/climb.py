@@ -11,29 +11,39 @@ import torch
 
 from steerloop import UserError, lora, report
 from steerloop.config import Config
-from steerloop.dose import collect, solve
+from steerloop.dose import allowance, collect, solve
 from steerloop.evaluate import evaluate
+from steerloop.evidence import drift
 from steerloop.filter import calibrate
 from steerloop.heal import heal
 from steerloop.kernels.files import Data
 from steerloop.kernels.options import resolve
 from steerloop.model import Model, load
-from steerloop.steer import extract
+from steerloop.steer import Vector, extract
 from steerloop.sweep.arms import Arm, Sweep
 
 LIKE = ("coherence", "opening_mass", "sentence_validity", "p_ans_any", "json_is_valid")
 
 
 @dataclass
+class Drawn:
+    """The data of a round: vector, dose c*, the KL curve behind it, κ and all judged rows."""
+
+    vector: Vector
+    c_star: float
+    curve: pl.DataFrame | None
+    kappa: float
+    table: pl.DataFrame
+
+
+@dataclass
 class Start:
     """What the arms of a group have in common: the base's measures, the filter's limit, and the
-    data of round 1 with the dose c* and its shrink factor κ."""
+    data of round 1."""
 
     base: dict[str, float]
     limit: float
-    c_star: float
-    kappa: float
-    table: pl.DataFrame
+    drawn: Drawn
 
 
 def measure(model: Model, data: Data, cfg: Config) -> dict[str, float]:
@@ -42,14 +52,20 @@ def measure(model: Model, data: Data, cfg: Config) -> dict[str, float]:
 
 
 def draw(
-    model: Model, data: Data, cfg: Config, limit: float, round: int, fixed: float | None = None
-) -> tuple[pl.DataFrame, float, float]:
-    """Rows of a round, c* and κ; `fixed` is a dose to keep instead of solving for one."""
+    model: Model, data: Data, cfg: Config, limit: float, round: int, spent: float = 0.0,
+    fixed: float | None = None,
+) -> Drawn:
+    """The data of a round; `spent` of the KL budget is gone. `fixed` is a dose to keep, as it is,
+    instead of solving for one and walking down from it."""
     vector = extract(model, data.pairs, data.contexts, cfg.steer_blocks, cfg.batch_rows)
-    c_star = fixed or solve(model, vector, data, cfg, str(round))[0]
-    held = replace(cfg, survival=1e-9) if fixed else cfg  # any survivor ends the walk at κ = 1
-    table, kappa = collect(model, vector, c_star, data, held, limit, str(round))
-    return table, c_star, kappa
+    if fixed:
+        held = replace(cfg, survival=1e-9)  # any survivor ends the walk at κ = 1
+        table, _ = collect(model, vector, fixed, data, held, limit, str(round))
+        return Drawn(vector, fixed, None, 1.0, table)
+    c_star, curve = solve(model, vector, data, cfg, str(round))
+    table, kappa = collect(model, vector, c_star, data, cfg, limit, str(round),
+                           most=allowance(curve, c_star, spent, cfg))
+    return Drawn(vector, c_star, curve, kappa, table)
 
 
 @torch.no_grad()
@@ -57,38 +73,47 @@ def start(data: Data, cfg: Config) -> Start:
     """Round 1 up to its data."""
     model = load(cfg)
     base, limit = measure(model, data, cfg), calibrate(model, data, cfg)
-    table, c_star, kappa = draw(model, data, cfg, limit, 0)
-    return Start(base, limit, c_star, kappa, table)
+    return Start(base, limit, draw(model, data, cfg, limit, 0))
 
 
 @torch.no_grad()
 def climb(
     data: Data, cfg: Config, arm: Arm, first: Start, sweep: Sweep
 ) -> Iterator[dict[str, Any]]:
-    """Rows of one arm: a row a measured round; the last one says how the loop ended, if early."""
+    """Rows of one arm: a row a measured round; the last one says how the loop ended, if early.
+
+    With a budget, round 1 is the arm's own: its dose depends on it.
+    """
     cfg = replace(cfg, **arm.changes)
     floor = min(cfg.coh_floor, first.base["coherence"] - cfg.coh_drop)
-    model, table, c_star, kappa = load(cfg), first.table, first.c_star, first.kappa
+    model, drawn, spent = load(cfg), first.drawn, 0.0
     for round in range(cfg.rounds):
+        ended = ""
         try:
-            if round:
-                fixed = first.kappa * first.c_star if arm.fixed_dose else None
-                table, c_star, kappa = draw(model, data, cfg, first.limit, round, fixed)
-            stats = heal(model, table.filter("train"), cfg, round)
+            if round or cfg.kl_budget:
+                fixed = drawn.kappa * drawn.c_star if arm.fixed_dose and round else None
+                drawn = draw(model, data, cfg, first.limit, round, spent, fixed)
+            kept = drawn.table.filter("train")
+            stats = heal(model, kept, cfg, round)
         except (UserError, FloatingPointError) as e:
             yield {"round": round + 1, "ended": str(e).partition(":")[0]}
             return
         lora.fold(model.layers, model.gates)
-        if sweep.each or round + 1 == cfg.rounds:
+        if cfg.kl_budget:
+            spent = drift(model, kept, data, cfg, drawn.vector)["kl_base"]
+            left = cfg.kl_budget - spent if drawn.curve is None else allowance(
+                drawn.curve, drawn.c_star, spent, cfg) - cfg.kappa_min
+            ended = "budget spent" if left <= 0 else ""
+        if sweep.each or ended or round + 1 == cfg.rounds:
             now = measure(model, data, cfg)
-            sound = now["coherence"] >= floor
-            yield {"round": round + 1, "ended": "" if sound else "below the floor"} | {
+            ended = ended if now["coherence"] >= floor else "below the floor"
+            yield {"round": round + 1, "ended": ended, "c_star": drawn.c_star,
+                   "kappa": drawn.kappa, "kl_base": spent, "active": stats["active"],
+                   "operating_kl": stats["operating_kl"], "pull": stats["pull"]} | {
                 name: now[f"{f}_nats"] - first.base[f"{f}_nats"]
                 for name, f in (("down", data.down), ("up", data.up))} | {
-                "ppl": now["ppl_mundane"] / first.base["ppl_mundane"],
-                "c_star": c_star, "kappa": kappa, "active": stats["active"],
-                "operating_kl": stats["operating_kl"]} | {
+                "ppl": now["ppl_mundane"] / first.base["ppl_mundane"]} | {
                 k: v for x in LIKE if x in now
                 for k, v in ((x, now[x]), (f"{x}_base", first.base[x]))}
-            if sweep.each and not sound:
-                return
+        if ended:
+            return

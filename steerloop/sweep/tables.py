@@ -1,0 +1,167 @@
+"""Rows of sweeps → the tables of docs/results.md. Means over loop seeds with 95 % t-intervals."""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import fmean, stdev
+
+import polars as pl
+
+from steerloop.kernels.files import write_whole
+from steerloop.report.text import markdown
+from steerloop.sweep.arms import FRONTIER, SWEEPS
+
+TARGETS = (-0.5, -1.0, -1.5)  # nats
+REACH = 0.4  # nats: both settings of a bracket lie this near to the target
+KEYS = ["model", "split", "regime"]
+SHOWN = {"opening_mass": "opening mass", "ppl": "mundane ppl ×", "coherence": "coherence"}
+T95 = (math.inf, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # by n − 1
+FULL = FRONTIER[0].family  # plain training as it is: where each family without a barrier ends
+
+
+def rows(folder: Path, sweep: str) -> pl.DataFrame:
+    """The points of a sweep so far."""
+    path = folder / f"{sweep}.jsonl"
+    found = [json.loads(x) for x in path.read_text().splitlines()] if path.is_file() else []
+    return pl.DataFrame(found, infer_schema_length=None)
+
+
+def mean(values: list[float], digits: int = 3) -> str:
+    """Mean over seeds [95 % t-interval] (n), blank without any; no interval from one alone."""
+    if not values:
+        return ""
+    middle, n = fmean(values), len(values)
+    if n == 1:
+        return f"{middle:.{digits}f} (1)"
+    half = T95[n - 1] * stdev(values) / n**0.5
+    return f"{middle:.{digits}f} [{middle - half:.{digits}f}, {middle + half:.{digits}f}] ({n})"
+
+
+def at(points: list[dict[str, float]], target: float) -> dict[str, float] | None:
+    """What a family costs at a shift: linear between the two settings nearest to it on either
+    side, both within REACH. None where the target is not bracketed so."""
+    above = [p for p in points if target <= p["down"] <= target + REACH]
+    below = [p for p in points if target - REACH <= p["down"] <= target]
+    if not above or not below:
+        return None
+    high, low = min(above, key=lambda p: p["down"]), max(below, key=lambda p: p["down"])
+    gap = high["down"] - low["down"]
+    w = (high["down"] - target) / gap if gap else 0.0
+    return {k: (1 - w) * high[k] + w * low[k] for k in SHOWN}
+
+
+def families(points: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:
+    """Each family with its settings; plain training as it is belongs to all of them (λ = 0)."""
+    full = points.filter(family=FULL)
+    for name in points["family"].unique(maintain_order=True):
+        if name != FULL:
+            yield name, pl.concat([full, points.filter(family=name)])
+
+
+def costs(points: pl.DataFrame) -> dict[tuple[str, float], dict[int, dict[str, float]]]:
+    """(family, target) → loop seed → what it costs there."""
+    found: dict[tuple[str, float], dict[int, dict[str, float]]] = {}
+    for name, rows in families(points):
+        for seed in sorted(rows["seed"].unique()):
+            for target in TARGETS:
+                if (there := at(rows.filter(seed=seed).to_dicts(), target)) is not None:
+                    found.setdefault((name, target), {})[seed] = there
+    return found
+
+
+def frontier(points: pl.DataFrame) -> str:
+    """Per measure: what each family costs at equal shift, and what the barrier saves against it,
+    paired by loop seed."""
+    found, ours = costs(points), FRONTIER[1].family
+    names = [name for name, _ in families(points)]
+    parts = []
+    for measure, title in SHOWN.items():
+        table = []
+        for name in names:
+            row = {f"{title}, {points['regime'][0]}": name}
+            for target in TARGETS:
+                here = found.get((name, target), {})
+                row[f"Δ {target}"] = mean([x[measure] for x in here.values()])
+            for target in TARGETS:
+                mine, here = (found.get((x, target), {}) for x in (ours, name))
+                gains = [mine[s][measure] - here[s][measure] for s in mine if s in here]
+                row[f"barrier − it, Δ {target}"] = mean(gains) if name != ours else ""
+            table.append(row)
+        parts.append(markdown(table))
+    return "\n\n".join(parts)
+
+
+def per_nat(row: dict[str, float], name: str) -> float:
+    """Change of a measure per nat of trait; nan where the trait moved by less than 0.1."""
+    size = -row["down"]
+    return (row[name] - row[f"{name}_base"]) / size if abs(size) >= 0.1 else math.nan
+
+
+def barrier(points: pl.DataFrame) -> str:
+    """One row an arm, sorted by the headline slope: what the worse of coherence and opening mass
+    loses per nat (coherence alone hardly moves on the embedded model)."""
+    table = []
+    for (family, setting), arm in points.group_by("family", "setting", maintain_order=True):
+        rows = arm.filter(pl.col("down").is_not_null()).to_dicts()
+        slopes = {name: [per_nat(x, name) for x in rows] for name in ("coherence", "opening_mass")}
+        head = [min(x) for x in zip(*slopes.values(), strict=True)]
+        table.append((fmean(head or [-math.inf]), {
+            "arm": f"{family} {setting}".strip(),
+            "slope per nat": mean(head), "Δauthority": mean([x["down"] for x in rows], 2),
+            "coherence per nat": mean(slopes["coherence"], 4),
+            "opening mass": mean([x["opening_mass"] for x in rows]),
+            "mundane ppl ×": mean([x["ppl"] for x in rows]),
+            "active, last round": mean([x["active"] for x in rows], 2)}))
+    return markdown([row for _, row in sorted(table, key=lambda x: -x[0])])
+
+
+def rounds(points: pl.DataFrame) -> str:
+    """One row an arm: how far each seed got, and where it stood."""
+    table = []
+    for (family, setting), arm in points.group_by("family", "setting", maintain_order=True):
+        seeds = [x.sort("round") for _, x in arm.group_by("seed", maintain_order=True)]
+        lasts = [x.filter(pl.col("down").is_not_null()).tail(1) for x in seeds]
+        lasts = [x.row(0, named=True) for x in lasts if len(x)]
+        table.append({
+            "arm": family, "dose": setting.removeprefix("dose "),
+            "rounds, by seed": " ".join(str(x["round"].max()) for x in seeds),
+            "ended by": " · ".join(x["ended"][-1] or "10 rounds done" for x in seeds),
+            "first round with opening mass < .9": " ".join(
+                str(x.filter(pl.col("opening_mass") < 0.9)["round"].min() or "none")
+                for x in seeds),
+            "Δauthority at the end": " ".join(f"{x['down']:.2f}" for x in lasts),
+            "opening mass": " ".join(f"{x['opening_mass']:.3f}" for x in lasts),
+            "coherence": " ".join(f"{x['coherence']:.3f}" for x in lasts)})
+    return markdown(table)
+
+
+TABLES: dict[str, Callable[[pl.DataFrame], str]] = {
+    "frontier": frontier, "barrier": barrier, "rounds": rounds}
+TITLES = {
+    "frontier": "Matched-trait frontier, round 1",
+    "barrier": "Ablation of the barrier, round 3",
+    "rounds": "How many rounds the loop runs",
+}
+
+
+def section(folder: Path, sweep: str) -> str:
+    """All tables of a sweep, one a model, split and regime, with how many points they rest on."""
+    points, arms = rows(folder, sweep), SWEEPS[sweep].arms
+    parts = [f"## {TITLES[sweep]}", f"`python -m steerloop.sweep {sweep}`"]
+    for key, group in points.group_by(KEYS, maintain_order=True) if len(points) else ():
+        done = group.select("family", "setting", "seed").unique()
+        codes = ", ".join(sorted(group["code"].unique()))
+        parts += [f"### {' · '.join(map(str, key))}",
+                  f"{len(done)} of {len(arms) * group['seed'].n_unique()} points, loop seeds "
+                  f"{', '.join(map(str, sorted(group['seed'].unique())))}, code {codes}.",
+                  TABLES[sweep](group)]
+    return "\n\n".join(parts)
+
+
+def write_results(folder: Path, path: Path) -> None:
+    """Replace what stands in `path` below its marker by the tables of the points so far."""
+    marker = "<!-- written by python -m steerloop.sweep: do not edit below -->"
+    head = path.read_text().partition(marker)[0] if path.is_file() else "# Results\n\n"
+    text = "\n\n".join([head.rstrip(), marker, *(section(folder, x) for x in SWEEPS)]) + "\n"
+    write_whole(path, lambda part: part.write_text(text))
