@@ -3,6 +3,7 @@ survives; out of reach or starved, one clear line, and what was written stays.""
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -12,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steerloop import UserError, train
-from steerloop.checks.small import data_files
+from steerloop.checks.small import data_files, short_run, small_config
 from steerloop.checks.twins import dense_kl, row_logits
-from steerloop.dose import collect, kl_by_dose, solve
+from steerloop.dose import allowance, collect, kl_by_dose, solve
 from steerloop.kernels.files import read_data
 from steerloop.kernels.search import crossing, largest
 from steerloop.sample import jobs, sample
@@ -130,7 +131,8 @@ def check_a_vector_that_does_nothing_has_no_dose(case):
 
 def check_collect_keeps_every_survivor(case):
     s, data, vector = case
-    table, kappa = collect(s.model, vector, 1.0, data, s.cfg, math.inf, "0")
+    cfg = replace(s.cfg, survival=0.1)  # random models end some completions at once
+    table, kappa = collect(s.model, vector, 1.0, data, cfg, math.inf, "0")
     train_rows = table.filter("train")
     assert kappa == 1.0 and len(train_rows) == s.cfg.n_keep and train_rows["keep"].all()
     assert table["keep"].sum() >= s.cfg.n_keep
@@ -152,6 +154,51 @@ def check_the_walk_lowers_the_dose_until_enough_survive(case, monkeypatch):
     assert 0.2 <= kappa <= 0.3 and kappa > 0.25  # both doses κ/2 and κ survive from .3 down
     assert table.filter("train")["dose"].max() <= 0.3
     assert table.filter(pl.col("kappa") < 1)["dose"].max() < 1
+
+
+CURVE = pl.DataFrame({"dose": [0.5, 0.9, 4.0], "mean": [0.01, 0.04, 1.0], "p95": [0.1, 0.2, 3.0]})
+
+
+@pytest.mark.parametrize(("budget", "spent", "kappa"), [
+    (0.0, 0.0, 1.0), (0.0, 9.0, 1.0),  # no budget
+    (10.0, 0.0, 1.0),  # more than the teacher has
+    (0.09, 0.0, 0.3 / 0.4), (0.09, 0.01, 0.2 / 0.4), (0.09, 0.09, 0.0), (0.09, 0.16, -0.1 / 0.4),
+])
+def check_the_allowance_adds_roots_of_kl(case, budget, spent, kappa):
+    """The teacher at κ = 1 is 2 · .9: four times the KL measured at .9, .16 nats."""
+    cfg = replace(case[0].cfg, kl_budget=budget, multiples=[1.0, 2.0])
+    assert allowance(CURVE, 0.9, spent, cfg) == pytest.approx(kappa, abs=1e-9)
+
+
+def check_a_budget_too_small_for_a_round_says_so(case):
+    cfg = replace(case[0].cfg, kl_budget=1e-6)
+    with pytest.raises(UserError, match="--kl_budget 1e-06 is too little") as failure:
+        allowance(CURVE, 0.9, 0.0, cfg)
+    assert "\n" not in str(failure.value)
+
+
+def check_the_walk_starts_at_the_allowance(case):
+    s, data, vector = case
+    cfg = replace(s.cfg, survival=0.1)
+    table, kappa = collect(s.model, vector, 1.0, data, cfg, math.inf, "0", most=0.6)
+    assert kappa == 0.6 and table["dose"].max() == pytest.approx(0.6)
+
+
+def check_a_run_stops_when_its_budget_is_spent(folders, tmp_path):
+    """With a budget of what one round spends: a smaller κ, fewer rounds, and no round over it is
+    shipped."""
+    found = {}
+    for budget in (0.0, 0.02):
+        run = short_run(tmp_path, small_config(folders(), quant="none"), runs=str(budget), lr=3e-2,
+                        kl_budget=budget, coh_floor=0.0)
+        events = [json.loads(x) for x in (run / "events.jsonl").read_text().splitlines()]
+        spent = [e["kl_base"] for e in events if e["stage"] == "drift"]
+        kappas = [e["kappa"] for e in events if e["stage"] == "sample"]
+        found[budget] = kappas, spent, json.loads((run / "summary.json").read_text())
+    assert len(found[0.0][1]) == 2 and not found[0.0][2]["stopped_early"]
+    kappas, spent, summary = found[0.02]
+    assert kappas[0] < found[0.0][0][0] and len(spent) < 2 and summary["stopped_early"]
+    assert summary["best_round"] not in {i for i, x in enumerate(spent) if x > 0.02}
 
 
 def check_a_starved_filter_names_counts_and_remedy(case):

@@ -10,7 +10,7 @@ from steerloop.checks.small import completions
 from steerloop.checks.twins import dense_aggregate, dense_kl, row_logits
 from steerloop.heal import heal, step_loss
 from steerloop.kernels.fused_loss import Barrier
-from steerloop.kernels.optimise import cosine_rate
+from steerloop.kernels.optimise import added, cosine_rate
 from steerloop.kernels.spectral import sigma_max
 
 
@@ -140,6 +140,50 @@ def check_a_barrier_that_never_fires_is_reported(small, monkeypatch):
         lora.fold(s.model.layers, s.model.gates)
         stats = heal(s.model, completions(6), s.cfg, 1)
         assert (stats["active"] == 0) is silent and (len(lines) == 1) is silent
+
+
+@pytest.mark.parametrize("kind", ["kl_rev", "spectral"])
+def check_the_pull_is_the_norm_of_what_the_barrier_adds(small, kind):
+    s, barrier = stirred(small), Barrier(kind, "rmse", 0.8, 0.05)
+    rows = step_rows(s, completions(6), s.model.gates.before(0))
+    rows = [(p, c, None) for p, c, _ in rows] if kind == "spectral" else rows
+    sums = []
+    for lam in (0.8, 0.0):
+        step_loss(s.model, rows, barrier._replace(lam=lam), 3)
+        sums.append(torch.cat([g.flatten() for g in grads(s)]))
+    wanted = ((sums[0] - sums[1]).norm() / sums[1].norm()).item()
+    found = added(s.live(), *(lambda lam=lam: step_loss(
+        s.model, rows, barrier._replace(lam=lam), 3) for lam in (0.8, 0.0)))
+    assert found == pytest.approx(wanted, rel=1e-4) and wanted > 0.01
+    assert all(p.grad is None for p in s.live())
+
+
+def check_heal_reports_the_pull_and_is_not_moved_by_it(small, monkeypatch):
+    found, pulls = [], []
+    for measured in (True, False):
+        s = small(epochs=3, lam=3.0, tau="0", lr=2e-2)
+        if not measured:
+            monkeypatch.setattr("steerloop.heal.added", lambda *_: pulls.append(7.0) or 7.0)
+        stats = heal(s.model, completions(8), s.cfg, 0)
+        found.append([p.detach().clone() for p in s.live()])
+        assert (stats["pull"] == 7.0) is not measured and stats["pull"] > 0
+    assert all(map(torch.equal, *found)) and len(pulls) == 2  # one at each later epoch's start
+    s = small(epochs=2, barrier="nll")
+    assert heal(s.model, completions(8), s.cfg, 0)["pull"] == 0
+
+
+@pytest.mark.parametrize("agg", ["rmse", "max"])
+def check_tau_auto_is_half_of_what_the_unconstrained_heal_operates_at(small, agg):
+    fields = {"agg": agg, "epochs": 3, "lr": 2e-2, "lam": 2.0}
+    s = small(**fields, tau="auto")
+    stats = heal(s.model, completions(8), s.cfg, 0)
+    free = small(**fields | {"lam": 0.0}, tau="0")
+    wanted = 0.5 * heal(free.model, completions(8), free.cfg, 0)["operating_kl"]
+    assert stats["tau"] == pytest.approx(wanted, rel=1e-6) and wanted > 0
+    fixed = small(**fields, tau=repr(stats["tau"]))
+    heal(fixed.model, completions(8), fixed.cfg, 0)
+    assert all(map(torch.equal, s.live(), fixed.live()))
+    assert stats["active"] > 0
 
 
 def check_a_gradient_that_is_not_finite_stops_the_round(small):

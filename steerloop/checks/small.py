@@ -207,10 +207,10 @@ def data_files(folder: Path) -> dict[str, str]:
     return {name.partition(".")[0]: str(folder / name) for name in texts}
 
 
-def short_run(folder: Path, cfg: Config, runs: str = "runs", **fields: object) -> Path:
-    """Two short rounds of the whole method with the model of `cfg`, on the data of `data_files`;
-    everything is written below `folder`. Returns the run folder."""
-    cfg = replace(
+def short_config(folder: Path, cfg: Config, runs: str = "runs", **fields: object) -> Config:
+    """Two short rounds with the model of `cfg`, on the data of `data_files`; everything is written
+    below `folder`."""
+    return replace(
         cfg,
         **data_files(folder),
         **{
@@ -220,4 +220,8 @@ def short_run(folder: Path, cfg: Config, runs: str = "runs", **fields: object) -
         }
         | fields,
     )  # fmt: skip
-    return train.train(cfg)
+
+
+def short_run(folder: Path, cfg: Config, runs: str = "runs", **fields: object) -> Path:
+    """The whole method on `short_config`. Returns the run folder."""
+    return train.train(short_config(folder, cfg, runs, **fields))

@@ -21,13 +21,14 @@ class Arm:
 
 @dataclass(frozen=True)
 class Sweep:
-    """`arms` at their preset for `rounds`; measured `each` round or after the last one alone."""
+    """`arms` for `rounds`; measured `each` round or after the last one alone."""
 
     arms: list[Arm]
     rounds: int
     regimes: tuple[str, ...]
     each: bool = True
     probes: tuple[str, ...] = ("opening_mass",)
+    whole: bool = False  # by train.py, run folder and all
 
 
 def barrier(lam: float, tau: float, ref: str = "base") -> Arm:
@@ -62,6 +63,13 @@ BARRIERS = [
     plain("weight decay", "wd 20", weight_decay=20.0),
 ]
 
+REFERENCES = [  # the two references are one model in round 1: what tells them apart comes later
+    plain("nll", "as it is"),
+    *(barrier(lam, tau, ref) for ref in ("base", "prev")
+      for lam, tau in ((0.3, 0.2), (1.0, 0.2), (3.0, 0.1))),
+    *(plain("nll, learning rate", f"lr {x:g}", lr=x) for x in (7e-4, 1.2e-3)),
+]
+
 BUDGETS = (0.0, 0.02, 0.05)  # nats per token; 0: none
 ROUNDS = [
     Arm(f"ref {ref}, B {budget:g}" if budget else f"ref {ref}, no B",
@@ -71,7 +79,10 @@ ROUNDS = [
 ]
 
 SWEEPS = {
+    "baselines": Sweep([Arm("baselines", "", {"baselines": True})], 3, ("filtered",),
+                       probes=("opening_mass", "answers"), whole=True),
     "frontier": Sweep(FRONTIER, 1, ("filtered", "dirty")),
+    "references": Sweep(REFERENCES, 2, ("filtered", "dirty"), each=False),
     "barrier": Sweep(BARRIERS, 3, ("filtered", "dirty"), each=False),
     "rounds": Sweep(ROUNDS, 10, ("filtered", "dirty")),
 }

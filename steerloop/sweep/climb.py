@@ -19,9 +19,13 @@ from steerloop.heal import heal
 from steerloop.kernels.files import Data
 from steerloop.kernels.options import resolve
 from steerloop.model import Model, load
+from steerloop.report.run import last_round, states
+from steerloop.report.verdicts import verdicts
 from steerloop.steer import Vector, extract
 from steerloop.sweep.arms import Arm, Sweep
+from steerloop.train import train
 
+RIVALS = {"steering": "matched", "nll": "nll", "prompt": "prompted"}  # verdict → state
 LIKE = ("coherence", "opening_mass", "sentence_validity", "p_ans_any", "json_is_valid")
 
 
@@ -76,6 +80,27 @@ def start(data: Data, cfg: Config) -> Start:
     return Start(base, limit, draw(model, data, cfg, limit, 0))
 
 
+def shown(now: dict[str, float], base: dict[str, float], data: Data) -> dict[str, float]:
+    """The columns of a point that a state's measures fill."""
+    return {name: now[f"{f}_nats"] - base[f"{f}_nats"]
+            for name, f in (("down", data.down), ("up", data.up))} | {
+        "ppl": now["ppl_mundane"] / base["ppl_mundane"]} | {
+        k: v for x in LIKE if x in now for k, v in ((x, now[x]), (f"{x}_base", base[x]))}
+
+
+def whole(data: Data, cfg: Config, arm: Arm) -> Iterator[dict[str, Any]]:
+    """Rows of an arm run by train.py: one for every state beside the last round, `family` its
+    name, and whether the student beats it."""
+    run = train(replace(cfg, **arm.changes))
+    found = states(run)
+    last, base = last_round(found), found[0]["measures"]
+    beaten = {RIVALS[x["rival"]]: x["beaten"] for x in verdicts(last, base, data.down)}
+    for state, event in last.items():
+        yield {"family": state, "round": event["round"] + 1, "ended": "", "dose": event["dose"],
+               "score": event["score"][0], "beaten": beaten.get(state, "")} | shown(
+            event["measures"], base, data)
+
+
 @torch.no_grad()
 def climb(
     data: Data, cfg: Config, arm: Arm, first: Start, sweep: Sweep
@@ -109,11 +134,7 @@ def climb(
             ended = ended if now["coherence"] >= floor else "below the floor"
             yield {"round": round + 1, "ended": ended, "c_star": drawn.c_star,
                    "kappa": drawn.kappa, "kl_base": spent, "active": stats["active"],
-                   "operating_kl": stats["operating_kl"], "pull": stats["pull"]} | {
-                name: now[f"{f}_nats"] - first.base[f"{f}_nats"]
-                for name, f in (("down", data.down), ("up", data.up))} | {
-                "ppl": now["ppl_mundane"] / first.base["ppl_mundane"]} | {
-                k: v for x in LIKE if x in now
-                for k, v in ((x, now[x]), (f"{x}_base", first.base[x]))}
+                   "operating_kl": stats["operating_kl"], "pull": stats["pull"]} | shown(
+                now, first.base, data)
         if ended:
             return

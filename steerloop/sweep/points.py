@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from loguru import logger
@@ -10,7 +11,12 @@ from loguru import logger
 from steerloop.config import parse
 from steerloop.kernels.files import code_version, read_data
 from steerloop.sweep.arms import REGIMES, SWEEPS
-from steerloop.sweep.climb import climb, start
+from steerloop.sweep.climb import climb, start, whole
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of points, none where there is no file."""
+    return [json.loads(x) for x in path.read_text().splitlines()] if path.is_file() else []
 
 
 @dataclass(frozen=True)
@@ -34,25 +40,25 @@ class Group:
 def run(group: Group) -> None:
     """Append the missing points of a group to its file, each line whole."""
     path, sweep = group.out / f"{group.sweep}.jsonl", SWEEPS[group.sweep]
-    known = [json.loads(x) for x in path.read_text().splitlines()] if path.is_file() else []
-    ours = [x for x in known if group.key.items() <= x.items()]
-    done = {(x["family"], x["setting"]) for x in ours
-            if x["round"] == sweep.rounds or x["ended"]}
+    done = {(x["arm"], x["setting"]) for x in read_rows(path)
+            if group.key.items() <= x.items() and (x["round"] == sweep.rounds or x["ended"])}
     todo = [arm for arm in sweep.arms if (arm.family, arm.setting) not in done]
     if not todo:
         return
     torch.set_num_threads(1)
     cfg = parse(["--seed", str(group.seed), "--split", group.split, "--device", "cpu",
-                 "--rounds", str(sweep.rounds), "--batch", "6", "--accumulate", "1"])
+                 "--rounds", str(sweep.rounds), "--runs", str(group.out / "runs")])
+    if not sweep.whole:
+        cfg.batch, cfg.accumulate = 6, 1  # the same gradient, sooner
     cfg.model, cfg.probes = group.model, [f"steerloop.tinyworld.probes:{x}" for x in sweep.probes]
     for name, value in REGIMES[group.regime].items():
         setattr(cfg, name, value)
-    data = read_data(cfg)
-    first = start(data, cfg)
+    data, code = read_data(cfg), code_version()
+    first = None if sweep.whole else start(data, cfg)
     for arm in todo:
-        code, name = code_version(), {"family": arm.family, "setting": arm.setting}
-        rows = [group.key | name | row | {"code": code}
-                for row in climb(data, cfg, arm, first, sweep)]
+        name = {"arm": arm.family, "family": arm.family, "setting": arm.setting, "code": code}
+        found = whole(data, cfg, arm) if first is None else climb(data, cfg, arm, first, sweep)
+        rows = [group.key | name | row for row in found]
         with path.open("a") as file:
             file.write("".join(json.dumps(row) + "\n" for row in rows))
         logger.info(f"{group.key} {name} {rows[-1]}")

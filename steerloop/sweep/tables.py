@@ -1,16 +1,18 @@
 """Rows of sweeps → the tables of docs/results.md. Means over loop seeds with 95 % t-intervals."""
 
-import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 import polars as pl
 
 from steerloop.kernels.files import write_whole
 from steerloop.report.text import markdown
 from steerloop.sweep.arms import FRONTIER, SWEEPS
+from steerloop.sweep.points import read_rows
 
 TARGETS = (-0.5, -1.0, -1.5)  # nats
 REACH = 0.4  # nats: both settings of a bracket lie this near to the target
@@ -22,9 +24,7 @@ FULL = FRONTIER[0].family  # plain training as it is: where each family without 
 
 def rows(folder: Path, sweep: str) -> pl.DataFrame:
     """The points of a sweep so far."""
-    path = folder / f"{sweep}.jsonl"
-    found = [json.loads(x) for x in path.read_text().splitlines()] if path.is_file() else []
-    return pl.DataFrame(found, infer_schema_length=None)
+    return pl.DataFrame(read_rows(folder / f"{sweep}.jsonl"), infer_schema_length=None)
 
 
 def mean(values: list[float], digits: int = 3) -> str:
@@ -38,7 +38,7 @@ def mean(values: list[float], digits: int = 3) -> str:
     return f"{middle:.{digits}f} [{middle - half:.{digits}f}, {middle + half:.{digits}f}] ({n})"
 
 
-def at(points: list[dict[str, float]], target: float) -> dict[str, float] | None:
+def at(points: list[dict[str, Any]], target: float) -> dict[str, float] | None:
     """What a family costs at a shift: linear between the two settings nearest to it on either
     side, both within REACH. None where the target is not bracketed so."""
     above = [p for p in points if target <= p["down"] <= target + REACH]
@@ -116,6 +116,22 @@ def barrier(points: pl.DataFrame) -> str:
     return markdown([row for _, row in sorted(table, key=lambda x: -x[0])])
 
 
+def baselines(points: pl.DataFrame) -> str:
+    """One row a state: the student of the last round and what stands beside it."""
+    table = []
+    for (state,), group in points.group_by("family", maintain_order=True):
+        said = Counter(x for x in group["beaten"] if x)
+        table.append({
+            "state": state, "student beats it": ", ".join(f"{k} {n}" for k, n in said.items()),
+            "Δauthority": mean(group["down"].to_list(), 2),
+            "Δcare": mean(group["up"].to_list(), 2), "score": mean(group["score"].to_list(), 2),
+            "coherence": mean(group["coherence"].to_list()),
+            "opening mass": mean(group["opening_mass"].to_list()),
+            "validity": mean(group["sentence_validity"].to_list()),
+            "mundane ppl ×": mean(group["ppl"].to_list())})
+    return markdown(table)
+
+
 def rounds(points: pl.DataFrame) -> str:
     """One row an arm: how far each seed got, and where it stood."""
     table = []
@@ -137,9 +153,12 @@ def rounds(points: pl.DataFrame) -> str:
 
 
 TABLES: dict[str, Callable[[pl.DataFrame], str]] = {
-    "frontier": frontier, "barrier": barrier, "rounds": rounds}
+    "baselines": baselines, "frontier": frontier, "references": frontier, "barrier": barrier,
+    "rounds": rounds}
 TITLES = {
+    "baselines": "Baselines, round 3",
     "frontier": "Matched-trait frontier, round 1",
+    "references": "Base against prev at matched trait, round 2",
     "barrier": "Ablation of the barrier, round 3",
     "rounds": "How many rounds the loop runs",
 }
@@ -150,7 +169,7 @@ def section(folder: Path, sweep: str) -> str:
     points, arms = rows(folder, sweep), SWEEPS[sweep].arms
     parts = [f"## {TITLES[sweep]}", f"`python -m steerloop.sweep {sweep}`"]
     for key, group in points.group_by(KEYS, maintain_order=True) if len(points) else ():
-        done = group.select("family", "setting", "seed").unique()
+        done = group.select("arm", "setting", "seed").unique()
         codes = ", ".join(sorted(group["code"].unique()))
         parts += [f"### {' · '.join(map(str, key))}",
                   f"{len(done)} of {len(arms) * group['seed'].n_unique()} points, loop seeds "

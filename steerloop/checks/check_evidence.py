@@ -1,0 +1,84 @@
+"""What gates.md rests on: KL to base and the direction of the student by slow twins, and a filter
+that is judged on completions whose verdict is known."""
+
+from dataclasses import replace
+
+import polars as pl
+import pytest
+import torch
+
+from steerloop import lora
+from steerloop.checks.small import completions, data_files
+from steerloop.checks.twins import dense_kl, row_logits
+from steerloop.evidence import drift, planted
+from steerloop.evidence.drift import moved
+from steerloop.evidence.planted import KINDS, ROWS
+from steerloop.kernels.files import read_data
+from steerloop.report.stats import wilson
+
+
+@pytest.fixture
+def case(small, tmp_path):
+    """A student of one round, and its data."""
+    s = small(**data_files(tmp_path))
+    s.stir(seed=0)
+    lora.fold(s.model.layers, s.model.gates)
+    lora.open_round(s.model.layers, s.model.gates, 0)
+    return s, read_data(s.cfg)
+
+
+def check_kl_to_base_is_its_dense_twin(case):
+    s, data = case
+    table, bare, kls = completions(5), s.bare(), []
+    for p, c in table.select("prompt_ids", "completion_ids").rows():
+        at = slice(len(p) - 1, len(p) + len(c) - 1)
+        student, base = (row_logits(hf, p + c)[at].log_softmax(-1) for hf in (s.model.hf, bare))
+        kls += dense_kl(student, base).tolist()
+    found = drift(s.model, table, data, s.cfg, s.vector())
+    assert found["kl_base"] == pytest.approx(sum(kls) / len(kls), rel=1e-3) and min(kls) > 0
+    assert s.model.gates.value is None
+
+
+def check_the_students_shift_is_that_of_its_hidden_states(case):
+    s, data = case
+    found, bare = moved(s.model, data.contexts, [2, 3], size=2), s.bare()
+    for block, shift in found.items():
+        total = 0
+        for text in data.contexts:
+            ids = torch.tensor([s.model.render(text)])
+            with torch.no_grad():
+                now, was = (hf(input_ids=ids, output_hidden_states=True).hidden_states[block + 1]
+                            for hf in (s.model.hf, bare))
+            total = total + (now - was)[0, -1]
+        assert torch.allclose(shift, total / len(data.contexts), atol=1e-4)
+        assert shift.norm() > 0.01
+    along = drift(s.model, completions(3), data, s.cfg, found)["cos_teacher"]
+    against = drift(s.model, completions(3), data, s.cfg, {b: -v for b, v in found.items()})
+    assert along == pytest.approx(1, abs=1e-5)
+    assert against["cos_teacher"] == pytest.approx(-1, abs=1e-5)
+
+
+def check_planted_faults_are_all_there_and_no_answer_is_touched(world):
+    found = planted(world.model, world.data, replace(world.cfg, filter=False), world.limit)
+    counts = dict(found.filter(source="planted").group_by("kind").len().rows())
+    assert counts == dict.fromkeys(KINDS, ROWS)
+    own = found.filter(source="base")
+    assert own["coherent"].all() and len(own) == ROWS
+    assert not found.filter(source="planted")["coherent"].any()
+    assert set(found.filter(kind="empty")["drop_reason"]) == {"empty"}
+    assert set(found.filter(kind="refuse")["drop_reason"]) == {"refuses"}
+    assert (found.filter(kind="narrate")["drop_reason"] == "narrates").mean() > 0.8
+    assert found.equals(planted(world.model, world.data, world.cfg, world.limit))
+
+
+def check_the_filter_separates_what_was_labelled_by_hand(world):
+    """Bounds of U1 on the embedded model: at least 60 labels, both kinds in plenty, and the filter
+    with its default settings finds four fifths of the broken ones and is right as often."""
+    found = planted(world.model, world.data, world.cfg, world.limit)
+    labelled = found.filter(source="labelled")
+    assert len(labelled) >= 60 and 0.3 < labelled["coherent"].mean() < 0.7
+    broken, dropped = labelled.filter(~pl.col("coherent")), labelled.filter(~pl.col("keep"))
+    assert wilson((~broken["keep"]).cast(float).to_numpy())[0] >= 0.8
+    assert wilson((~dropped["coherent"]).cast(float).to_numpy())[0] >= 0.8
+    assert found.filter(source="planted")["keep"].mean() <= 0.05
+    assert found.filter(source="base")["keep"].mean() >= 0.9

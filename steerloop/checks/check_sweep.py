@@ -1,0 +1,118 @@
+"""Sweeps: an arm climbs as train.py does, what is there is not run again, and tables interpolate
+only between settings that bracket the target."""
+
+import json
+from dataclasses import replace
+
+import polars as pl
+import pytest
+
+from steerloop import train
+from steerloop.checks.small import short_config
+from steerloop.kernels.files import read_data
+from steerloop.sweep import points
+from steerloop.sweep.arms import FRONTIER, SWEEPS, Arm, Sweep
+from steerloop.sweep.climb import climb, start
+from steerloop.sweep.points import Group, read_rows, run
+from steerloop.sweep.tables import at, frontier, mean, write_results
+
+
+def check_an_arm_climbs_as_train_does(small, tmp_path):
+    cfg = short_config(tmp_path, small().cfg, lr=3e-2)
+    events = map(json.loads, (train.train(cfg) / "events.jsonl").read_text().splitlines())
+    states = {(e["state"], e["round"]): e["measures"] for e in events if e["stage"] == "evaluate"}
+    data = read_data(cfg)
+    rows = list(climb(data, cfg, Arm("as it is", ""), start(data, cfg), Sweep([], 2, ())))
+    assert [x["round"] for x in rows] == [1, 2] and abs(rows[1]["down"]) > 1e-3
+    for x in rows:
+        wanted = states["healed", x["round"] - 1]
+        assert x["coherence"] == wanted["coherence"] and x["down"] == pytest.approx(
+            wanted["authority_nats"] - states["base", 0]["authority_nats"], abs=1e-6)
+
+
+def check_a_fixed_dose_is_kept_and_a_budget_ends_a_climb(small, tmp_path):
+    cfg = short_config(tmp_path, small().cfg, rounds=3, lr=3e-2, coh_floor=0.0)
+    data = read_data(cfg)
+    first, sweep = start(data, cfg), Sweep([], 3, ())
+    fixed = list(climb(data, cfg, Arm("fixed", "", {}, fixed_dose=True), first, sweep))
+    assert len({x["c_star"] * x["kappa"] for x in fixed}) == 1 and len(fixed) == 3
+    anew = list(climb(data, cfg, Arm("anew", ""), first, sweep))
+    assert len({x["c_star"] for x in anew}) == 3
+    held = list(climb(data, cfg, Arm("held", "", {"kl_budget": 0.02}), first, sweep))
+    assert held[-1]["ended"] == "budget spent" and held[-1]["kl_base"] > 0
+    assert held[0]["kappa"] < anew[0]["kappa"]
+
+
+def check_what_is_there_is_not_run_again(tmp_path, monkeypatch):
+    ran = []
+
+    def climbed(data, cfg, arm, first, sweep):
+        ran.append(arm)
+        if len(ran) == 3:
+            raise KeyboardInterrupt
+        yield {"round": sweep.rounds, "ended": ""}
+
+    monkeypatch.setattr(points, "climb", climbed)
+    monkeypatch.setattr(points, "start", lambda *_: "start")
+    monkeypatch.setattr("torch.set_num_threads", lambda n: None)
+    group = Group("frontier", "embedded", "dev", "filtered", 0, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run(group)
+    assert len(read_rows(tmp_path / "frontier.jsonl")) == 2
+    run(group)
+    assert len(ran) == len(FRONTIER) + 1 and ran[2] == ran[3]
+    run(replace(group, seed=1))
+    run(group)
+    assert len(ran) == 2 * len(FRONTIER) + 1
+    assert {(x["seed"], x["setting"]) for x in read_rows(tmp_path / "frontier.jsonl")} == {
+        (seed, arm.setting) for seed in (0, 1) for arm in FRONTIER}
+
+
+def check_every_sweep_has_arms_of_their_own():
+    for sweep in SWEEPS.values():
+        assert len({(x.family, x.setting) for x in sweep.arms}) == len(sweep.arms)
+
+
+def point(down, value):
+    return {"down": down, "opening_mass": value, "ppl": 1 + value, "coherence": 1.0}
+
+
+def check_interpolation_needs_a_near_bracket():
+    line = [point(x, 1 + x / 10) for x in (-0.2, -0.9, -1.2, -1.7, -2.5)]
+    found = at(line, -1.0)
+    assert found["opening_mass"] == pytest.approx(0.9) and found["ppl"] == pytest.approx(1.9)
+    assert at(line, -1.2) == line[2] | {"down": -1.2} or at(line, -1.2)["opening_mass"] == (
+        pytest.approx(0.88))
+    assert at(line, -0.5) is not None and at(line, -0.55) is not None  # .3 to .4 to either side
+    assert at(line, -0.65) is None  # the weaker one is .45 away
+    assert at(line, -2.0) is None and at(line, -3.0) is None and at([], -1.0) is None
+
+
+def check_frontier_pairs_families_by_seed():
+    """The barrier costs half as much per nat as plain training does, on every seed."""
+    rows = []
+    for seed in range(3):
+        for family, price in ((FRONTIER[1].family, 0.05), ("nll, learning rate", 0.1)):
+            rows += [{"family": family, "seed": seed, "regime": "dirty"}
+                     | point(x, 1 + price * x + 0.01 * seed) for x in (-0.4, -0.8, -1.1)]
+        rows.append({"family": "nll", "seed": seed, "regime": "dirty"} | point(-3.0, 0.1))
+    table = frontier(pl.DataFrame(rows)).split("\n\n")[0].splitlines()
+    cells = [[x.strip() for x in line.strip("|").split("|")] for line in table]
+    assert cells[0][0] == "opening mass, dirty" and cells[2][0] == FRONTIER[1].family
+    assert cells[2][2].startswith("0.960") and cells[3][2].startswith("0.910")
+    assert cells[3][5].startswith("0.050 [0.050, 0.050] (3)") and cells[3][3] == ""
+
+
+def check_means_have_t_intervals():
+    assert mean([1.0, 2.0, 3.0], 2) == "2.00 [-0.48, 4.48] (3)"
+    assert mean([1.0], 1) == "1.0 (1)" and mean([]) == ""
+
+
+def check_results_keep_what_people_wrote(tmp_path):
+    path = tmp_path / "results.md"
+    path.write_text("# Results\n\nMy words.\n")
+    for _ in range(2):
+        write_results(tmp_path, path)
+        text = path.read_text()
+        assert text.startswith("# Results\n\nMy words.\n") and text.count("do not edit") == 1
+    assert "## Ablation" in text
