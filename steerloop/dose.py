@@ -87,7 +87,7 @@ def collect(
 
     def batch(kappa: float, n: int, stage: str) -> float:
         done, doses = sum(map(len, bank)), [kappa * a * c_star for a in cfg.multiples]
-        rows = jobs(model, data.prompts, doses, repeat=done)
+        rows = jobs(model, data.prompts, doses, copy=done)
         rows = rows.sample(min(n, len(rows)), shuffle=True, seed=cfg.seed + done)
         rows = judge(model, sample(model, rows, vector, cfg, f"{key}|{stage}"), data, cfg, limit)
         bank.append(rows.with_columns(kappa=pl.lit(kappa)))

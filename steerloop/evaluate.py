@@ -31,7 +31,7 @@ def choices(model: Model, vignettes: pl.DataFrame, cfg: Config, free: bool = Tru
     ends = answers(model.encode, think)
     asked = [model.render(question(x, reverse, think)) for x in texts for reverse in (False, True)]
     table = pl.DataFrame({"prompt_ids": asked, "prompt_id": range(len(asked))}).with_columns(
-        dose=0.0, repeat=0)
+        dose=0.0, copy=0)
     if think:
         table = sample(model, table, {}, cfg, "evaluate|think", cfg.think_tokens, 0.0, stops=False)
         table = table.with_columns(prompt_ids=pl.concat_list("prompt_ids", "completion_ids"))

@@ -1,7 +1,7 @@
 """Sample completions, prompts × doses in one batch, with our own decode loop; and score them.
 
 The randomness of a row belongs to the row: its uniform draws come from (seed, round, stage, prompt,
-dose, repeat) and pick tokens by inverse CDF. So batch size, mixed doses, finished rows leaving and
+dose, copy) and pick tokens by inverse CDF. So batch size, mixed doses, finished rows leaving and
 resuming change no draw.
 """
 
@@ -20,11 +20,11 @@ from steerloop.model import Model
 from steerloop.steer import Vector, steered
 
 
-def jobs(model: Model, prompts: list[str], doses: list[float], repeat: int = 0) -> pl.DataFrame:
+def jobs(model: Model, prompts: list[str], doses: list[float], copy: int = 0) -> pl.DataFrame:
     """The rows to sample: every prompt at every dose (units of the vector)."""
-    rows = [(i, float(d), repeat, x, ids) for i, x in enumerate(prompts)
+    rows = [(i, float(d), copy, x, ids) for i, x in enumerate(prompts)
             for ids in [model.render(x)] for d in doses]
-    return pl.DataFrame(rows, ["prompt_id", "dose", "repeat", "prompt", "prompt_ids"], orient="row")
+    return pl.DataFrame(rows, ["prompt_id", "dose", "copy", "prompt", "prompt_ids"], orient="row")
 
 
 @torch.no_grad()
@@ -47,7 +47,7 @@ def sample(
 
     with tqdm(total=len(table), desc=key.rpartition("|")[2], unit="row", leave=False) as bar:
         for part in table.iter_slices(cfg.batch_rows):
-            names = part.select("prompt_id", "dose", "repeat").rows()
+            names = part.select("prompt_id", "dose", "copy").rows()
             u = [draws(f"{cfg.seed}|{key}|{p}|{d:.6g}|{r}", m) for p, d, r in names]
             dose = torch.tensor(part["dose"].to_list(), device=model.device).float()
             cache = DynamicCache(config=model.hf.config.get_text_config())

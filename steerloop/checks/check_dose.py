@@ -137,7 +137,7 @@ def check_collect_keeps_every_survivor(case):
     assert kappa == 1.0 and len(train_rows) == s.cfg.n_keep and train_rows["keep"].all()
     assert table["keep"].sum() >= s.cfg.n_keep
     assert set(table["dose"]) <= {0.5, 1.0}
-    keys = table.select("prompt_id", "dose", "repeat").rows()
+    keys = table.select("prompt_id", "dose", "copy").rows()
     assert len(set(keys)) == len(keys)  # no row is sampled twice
 
 

@@ -18,8 +18,8 @@ LONG = {"max_new_tokens": 60, "temperature": 2.0}  # so that rows stop at differ
 
 
 def by_row(table):
-    """(prompt, dose, repeat) → its tokens."""
-    keys = table.select("prompt_id", "dose", "repeat").rows()
+    """(prompt, dose, copy) → its tokens."""
+    keys = table.select("prompt_id", "dose", "copy").rows()
     return dict(zip(keys, table["completion_ids"].to_list(), strict=True))
 
 
@@ -108,7 +108,7 @@ def check_draws_belong_to_seed_key_and_row(small):
     others = [
         sampled(small(seed=1), table),
         sampled(s, table, key="1|test"),
-        sampled(s, table.with_columns(repeat=1)),
+        sampled(s, table.with_columns(copy=1)),
     ]
     for other in others:
         assert sum(a == b for a, b in zip(first, other.values(), strict=True)) <= 1
@@ -119,10 +119,10 @@ def check_draws_belong_to_seed_key_and_row(small):
 
 def check_jobs_are_prompts_times_doses(small):
     s = small()
-    table = jobs(s.model, PROMPTS, DOSES, repeat=7)
+    table = jobs(s.model, PROMPTS, DOSES, copy=7)
     assert table.height == len(PROMPTS) * len(DOSES)
     assert set(table.select("prompt", "dose").rows()) == {(p, d) for p in PROMPTS for d in DOSES}
-    assert set(table["repeat"]) == {7}
+    assert set(table["copy"]) == {7}
     for prompt, ids in table.select("prompt", "prompt_ids").rows():
         assert ids == s.model.render(prompt)
 
