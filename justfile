@@ -70,6 +70,20 @@ queue only="":
     # H: with default settings the trait is in the weights after three rounds, coherence kept
     sweep default
 
+# what kind of barrier, which aggregate: 8 arms x 3 seeds, resumable; tables go to docs/results.md
+sweep-barrier *ARGS:
+    # H: with tau set from each one's own operating KL, the hinges on KL cost least per nat of trait
+    {{ python }} -m steerloop.sweep barrier --seeds 0 1 2 {{ ARGS }}
+
+# a sweep by name (baselines, frontier, references, barrier, rounds), resumable; flags may follow
+sweep *ARGS:
+    {{ python }} -m steerloop.sweep {{ ARGS }}
+
+# the second embedded model, half an hour: settings are tuned on it, results reported on both
+second-model:
+    OMP_NUM_THREADS=1 {{ python }} -m steerloop.tinyworld.build --seed 1 \
+        --work runs/tinyworld-build-1 --out runs/tinyworld-seed1
+
 # the ledger of all runs
 results:
     {{ python }} -m steerloop.report

@@ -100,7 +100,7 @@ def check_tables_hold_every_row(run):
         assert table["train"].sum() == cfg.n_keep
         assert (table["keep"] == table["drop_reason"].is_null()).all()
         assert table.filter("train")["keep"].all()
-        assert {"prompt", "text", "completion_ids", "ppl", "repeat", "copy", "dose"} <= set(table.columns)
+        assert {"prompt", "text", "completion_ids", "ppl", "repeat", "copy"} <= set(table.columns)
         for state in ("steered", "healed"):
             rows = pl.read_parquet(folder / f"{state}.eval.parquet")
             assert rows["vignette"].to_list() == data.vignettes["text"].to_list()

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from steerloop import train
-from steerloop.checks.small import short_config
+from steerloop.checks.small import short_config, small_config
 from steerloop.kernels.files import read_data
 from steerloop.sweep import points
 from steerloop.sweep.arms import FRONTIER, SWEEPS, Arm, Sweep
@@ -17,8 +17,8 @@ from steerloop.sweep.points import Group, read_rows, run
 from steerloop.sweep.tables import at, frontier, mean, write_results
 
 
-def check_an_arm_climbs_as_train_does(small, tmp_path):
-    cfg = short_config(tmp_path, small().cfg, lr=3e-2)
+def check_an_arm_climbs_as_train_does(folders, tmp_path):
+    cfg = short_config(tmp_path, small_config(folders(), quant="none"), lr=3e-2)
     events = map(json.loads, (train.train(cfg) / "events.jsonl").read_text().splitlines())
     states = {(e["state"], e["round"]): e["measures"] for e in events if e["stage"] == "evaluate"}
     data = read_data(cfg)
@@ -30,8 +30,8 @@ def check_an_arm_climbs_as_train_does(small, tmp_path):
             wanted["authority_nats"] - states["base", 0]["authority_nats"], abs=1e-6)
 
 
-def check_a_fixed_dose_is_kept_and_a_budget_ends_a_climb(small, tmp_path):
-    cfg = short_config(tmp_path, small().cfg, rounds=3, lr=3e-2, coh_floor=0.0)
+def check_a_fixed_dose_is_kept_and_a_budget_ends_a_climb(folders, tmp_path):
+    cfg = short_config(tmp_path, small_config(folders(), quant="none"), rounds=3, lr=3e-2, coh_floor=0.0)
     data = read_data(cfg)
     first, sweep = start(data, cfg), Sweep([], 3, ())
     fixed = list(climb(data, cfg, Arm("fixed", "", {}, fixed_dose=True), first, sweep))
