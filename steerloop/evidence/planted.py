@@ -67,16 +67,16 @@ def planted(model: Model, data: Data, cfg: Config, limit: float) -> pl.DataFrame
         own = sample(model, jobs(model, data.prompts[:ROWS], [0.0]), {}, cfg, "planted")
     rng, rows = Random(cfg.seed), []
     for prompt, text in own.select("prompt", "text").rows():
-        rows.append((prompt, text, "base", "base", True))
         persona = rng.choice(data.pairs)[0]
         rows += [(prompt, f(rng, text, persona), "planted", kind, False)
                  for kind, f in KINDS.items()]
     rows += [(prompt, text, "labelled", note, label == "coherent")
              for prompt, text, label, note in data.labelled.rows()]
-    frame = pl.DataFrame(rows, ["prompt", "text", "source", "kind", "coherent"], orient="row")
-    frame = frame.with_columns(
-        dose=0.0,
-        prompt_ids=pl.Series([model.render(x) for x in frame["prompt"]]),
-        completion_ids=pl.Series([[*model.encode(x), model.stop_ids[-1]] for x in frame["text"]]),
-    )
+    written = pl.DataFrame(rows, ["prompt", "text", "source", "kind", "coherent"], orient="row")
+    written = written.with_columns(
+        prompt_ids=pl.Series([model.render(x) for x in written["prompt"]]),
+        completion_ids=pl.Series([[*model.encode(x), model.stop_ids[-1]]
+                                  for x in written["text"]]))
+    own = own.with_columns(source=pl.lit("base"), kind=pl.lit("base"), coherent=pl.lit(True))
+    frame = pl.concat([own.select(written.columns), written]).with_columns(dose=0.0)
     return judge(model, frame, data, replace(cfg, filter=True), limit)
