@@ -47,11 +47,11 @@ HINGES = ((0.03, 0.2), (0.1, 0.2), (0.3, 0.2), (1.0, 0.2), (2.0, 0.15), (3.0, 0.
 FRONTIER = [
     plain("nll", "as it is"),
     *(barrier(lam, tau) for lam, tau in HINGES),
-    *(plain("nll, learning rate", f"lr {x:g}", lr=x) for x in (5e-4, 1e-3, 1.4e-3)),
+    *(plain("nll, learning rate", f"lr {x:g}", lr=x) for x in (5e-4, 1e-3, 1.2e-3, 1.4e-3)),
     *(plain("nll, epochs", f"{x} epochs", epochs=x) for x in (1, 2, 3)),
     *(plain("nll, weight decay", f"wd {x:g}", weight_decay=x) for x in (10.0, 20.0, 30.0, 60.0)),
     *(Arm("spectral", f"λ {x:g}", {"barrier": "spectral", "lam": x})
-      for x in (0.1, 0.2, 0.3, 0.6, 1.0)),
+      for x in (0.1, 0.2, 0.3, 1.0, 2.0, 4.0)),
 ]
 
 AUTO = {"tau": "auto"}  # aggregates differ in scale by 20 to 80 times: one τ cannot serve all
