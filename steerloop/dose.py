@@ -79,9 +79,9 @@ def collect(
 ) -> tuple[pl.DataFrame, float]:
     """Sample and filter until n_keep survive. Returns every judged row, and κ.
 
-    First a log bisection of κ in [kappa_min, most] on small lots, up to the largest κ seen to let
-    `survival` through; then the rest there. Survivors of all batches count; column `train` marks
-    the n_keep to heal on. Raises UserError with counts and remedy when the budget is spent first.
+    A log bisection of κ in [kappa_min, most] on small batches finds the largest κ seen to let
+    `survival` through; the rest is sampled there. Survivors of all batches count; column `train`
+    marks the n_keep to heal on. Raises UserError with counts and remedy when --budget runs out.
     """
     bank = []
 

@@ -11,8 +11,8 @@ from steerloop.report.run import axis_of, events, last_round, states
 from steerloop.report.verdicts import verdicts
 
 ARM = (
-    "model", "barrier", "agg", "ref", "lam", "lam_pow", "tau", "lr", "epochs", "filter",
-    "multiples", "rounds", "seed", "split",
+    "model", "barrier", "agg", "ref", "lam", "lam_pow", "tau", "kl_budget", "lr", "epochs",
+    "filter", "multiples", "rounds", "seed", "split",
 )  # fmt: skip
 
 
