@@ -93,11 +93,11 @@ def run(folder: Path, cfg: Config, rows: int, tokens: int) -> dict[str, Any]:
             refs = [x for batch in model.batches((prompts, ends, [0.0] * len(ends)), cfg.batch)
                     for x in batch.split(model.hidden(batch))]
         rows = list(zip(prompts, ends, refs, strict=True))
-        step_loss(model, rows, Barrier(cfg.barrier, cfg.agg, cfg.lam, cfg.tau), cfg.batch)
+        step_loss(model, rows, Barrier(cfg.barrier, cfg.agg, cfg.lam, float(cfg.tau)), cfg.batch)
 
     def decode() -> None:
         table = pl.DataFrame({"prompt_ids": texts(rows, 64), "prompt_id": range(rows)})
-        table = table.with_columns(dose=0.0, repeat=0)
+        table = table.with_columns(dose=0.0, copy=0)
         found["tokens"] = sample(model, table, {}, cfg, "bench", tokens, stops=False)[
             "completion_ids"].list.len().sum()
 

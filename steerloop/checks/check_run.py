@@ -57,7 +57,8 @@ def check_types_are_checked_in_this_run(world):
 def check_the_folder_is_complete(run):
     per_round = ["vector.safetensors", "adapter.safetensors", "completions.parquet"]
     measured = {"rounds/00/base", "rounds/01/matched"}
-    wanted = {"config.json", "events.jsonl", "summary.json", "log.txt"}
+    wanted = {"config.json", "events.jsonl", "summary.json", "log.txt", "gates.md",
+              "planted.parquet"}
     for round in ("00", "01"):
         wanted |= {f"rounds/{round}/{name}" for name in per_round}
         measured |= {f"rounds/{round}/{state}" for state in ("steered", "healed")}
@@ -76,7 +77,8 @@ def check_config_says_what_ran(run):
 
 def check_events_tell_the_loop_in_order(events):
     stages = [(e["stage"], e.get("round"), e.get("state")) for e in events]
-    one = [("sample", None), ("evaluate", "steered"), ("heal", None), ("evaluate", "healed")]
+    one = [("sample", None), ("evaluate", "steered"), ("heal", None), ("drift", None),
+           ("evaluate", "healed")]
     assert stages == [("axis", None, None), ("evaluate", 0, "base"), ("start", None, None),
                       *[(s, r, state) for r in (0, 1) for s, state in one],
                       ("evaluate", 1, "matched")]
@@ -152,9 +154,11 @@ def check_the_vector_is_that_of_the_steered_blocks(run):
 
 
 def check_reports_read_the_folder(run):
-    states, rivals = report.run_table(run).split("\n\n")
+    states, rivals, gates, *_ = report.run_table(run).split("\n\n")
     assert states.count("\n") == 1 + 6  # base, two rounds of two states, matched
     assert rivals.count("\n") == 2 and "steering" in rivals
+    assert [x.split("|")[1].split(":")[0].strip() for x in gates.splitlines()[2:]] == [
+        "U1", "U2", "U3"]
     assert run.name in report.ledger_table(run.parent)
 
 
