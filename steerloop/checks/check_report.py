@@ -14,6 +14,7 @@ from steerloop.report import finish, measures, run_table, survival
 from steerloop.report.ledger import ledger
 from steerloop.report.stats import OFF_AXIS, agresti_min, compare, wilson
 from steerloop.report.summary import best_round
+from steerloop.report.text import markdown
 
 
 def rows(n, seed, names=None):
@@ -247,3 +248,11 @@ def check_the_run_table_has_a_line_for_every_state(tmp_path):
     assert [(c[0], c[1]) for c in cells] == [
         ("0", "base"), ("1", "steered"), ("1", "healed"), ("2", "steered"), ("2", "healed")]
     assert cells[0][3].startswith("+0.00") and cells[2][3].startswith("-0.69")
+
+
+def check_tables_hide_nothing():
+    """Forty columns, and a cell of 300 characters, are all there."""
+    row = {f"column {i}": i for i in range(40)} | {"long": "x" * 300}
+    text = markdown([row, row])
+    assert text.count("x" * 300) == 2 and all(f"column {i} " in text for i in range(40))
+    assert "…" not in text and "..." not in text

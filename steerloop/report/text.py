@@ -9,7 +9,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     """A Markdown table; numbers with three decimals."""
     with pl.Config(
         tbl_formatting="ASCII_MARKDOWN", tbl_hide_column_data_types=True, tbl_rows=-1, tbl_cols=-1,
-        tbl_hide_dataframe_shape=True, tbl_width_chars=400, fmt_str_lengths=100, float_precision=3,
+        tbl_hide_dataframe_shape=True, tbl_width_chars=10_000, fmt_str_lengths=1_000,
+        float_precision=3,
     ):  # fmt: skip
         return str(pl.DataFrame(rows, infer_schema_length=None))
 
