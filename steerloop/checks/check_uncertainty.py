@@ -11,7 +11,9 @@ from steerloop.checks.synthetic import answers, judged, replaced, tilted, write_
 from steerloop.kernels.forced_choice import FOUNDATIONS
 from steerloop.report import finish
 from steerloop.report.gates import NAMES, gates, information, named, write_gates
+from steerloop.report.run import gains, states
 from steerloop.report.stats import compare
+from steerloop.report.verdicts import PPL
 
 STEERED = [tilted({"authority": -1.6, "care": 0.4})] * 2
 GOOD = [tilted({"authority": -0.8, "care": 0.2}), tilted({"authority": -1.3, "care": 0.3})]
@@ -132,6 +134,28 @@ def check_gates_md_and_summary_say_the_same(tmp_path):
     assert summary["named"] == [f"undone: {NAMES['undone']}"] and NAMES["undone"] in text
     lines = [x for x in text.splitlines() if "<b>" in x or "<i>" in x]
     assert lines and all(x.startswith("    ") for x in lines)  # completions stay code
+
+
+def check_gains_are_paired_by_item(tmp_path):
+    """Items that differ among themselves far more than between two states: the gain is sharp."""
+    run = write_run(tmp_path / "run", GOOD, STEERED, {"matched": GOOD[1]})
+    rng, ppl = np.random.default_rng(0), {}
+    level = {k: rng.normal(1, 1, 50) for k in ("mundane_nll", "opening_mass")}
+    for state, step in (("healed", 0.0), ("matched", 0.1)):
+        values = {k: x + step + 0.01 * rng.normal(size=50) for k, x in level.items()}
+        ppl[state] = math.exp(values["mundane_nll"].mean())
+        pl.concat([pl.DataFrame({"measure": k, "item": range(50), "value": x})
+                   for k, x in values.items()]).sample(fraction=1, shuffle=True, seed=1
+                   ).write_parquet(run / f"rounds/01/{state}.items.parquet")
+    found = states(run)
+    gain = gains(run, found)
+    base = found[0]["measures"]["ppl_mundane"]
+    x, low, high = gain("healed", "matched", PPL)
+    assert x == pytest.approx((ppl["matched"] - ppl["healed"]) / base) and 0 < low < x < high
+    assert high - low < 0.1 * x
+    x, low, high = gain("healed", "matched", "opening_mass")
+    assert -0.11 < low < x < high < -0.09
+    assert gain("healed", "matched", "coherence") == [0, 0, 0]
 
 
 def check_rounds_over_the_budget_are_not_shipped(tmp_path):

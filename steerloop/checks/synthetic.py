@@ -62,6 +62,7 @@ def write_run(
         path = folder / f"rounds/{round:02d}/{state}.eval.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         table.write_parquet(path)
+        ITEMS.write_parquet(path.with_name(f"{state}.items.parquet"))
         events.append({"stage": "evaluate", "round": round, "state": state, "dose": 0.0,
                        "measures": measures(table, ITEMS)})
 

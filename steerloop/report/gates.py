@@ -18,10 +18,10 @@ import polars as pl
 
 from steerloop.kernels.files import write_whole
 from steerloop.kernels.forced_choice import FOUNDATIONS
-from steerloop.report.run import axis_of, events, last_round, states
+from steerloop.report.run import axis_of, beaten, events, last_round, states
 from steerloop.report.stats import LEAST, compare, profile, wilson
 from steerloop.report.text import interval, markdown
-from steerloop.report.verdicts import verdicts
+from steerloop.report.verdicts import shown
 
 PLANTED, OWN, LABELLED = 0.95, 0.9, 0.8  # U1: least shares judged right: planted, base's, labelled
 RETAIN = 0.25  # U2: least share of the steered shift that is there without steering
@@ -176,16 +176,15 @@ def heal_gate(run: Path, cfg: dict[str, Any], found: list[dict[str, Any]], floor
                   "inert barrier")
     gate.line("barrier's gradient / NLL's, by round", ", ".join(f"{e['pull']:.2f}" for e in heals),
               "", None)
-    rows = {x["rival"]: x for x in verdicts(last, found[0]["measures"], down)}
+    rows = {x["rival"]: x for x in beaten(run, found)}
     if "nll" in rows:
         gate.line("plain distillation of the same data, at the same shift, is beaten",
                   rows["nll"]["beaten"], "yes", rows["nll"]["beaten"] == "yes")
         gate.line("its coherence per nat of trait", cost(last["nll"]), "", None)
     elif cfg["barrier"] != "nll":
         gate.missing = "plain distillation was not measured: run with --baselines"
-    gate.reading = ["Student and rivals at the same shift:\n\n" + markdown(
-        [{k: " ".join(f"{x:.3f}" for x in v) if isinstance(v, tuple) else v
-          for k, v in row.items()} for row in rows.values()])]
+    gate.reading = ["Student and rivals at the same shift:\n\n"
+                    + markdown(shown(list(rows.values())))]
     return gate
 
 

@@ -1,14 +1,16 @@
 """One run folder → its tables."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
-from steerloop.report.stats import compare
+from steerloop.report.stats import compare, difference
 from steerloop.report.text import interval, markdown
-from steerloop.report.verdicts import verdicts
+from steerloop.report.verdicts import PPL, Gain, shown, verdicts
 
 SHOWN = ("coherence", "p_ans_any", "json_is_valid", "ppx_json")
 
@@ -76,9 +78,38 @@ def last_round(found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {e["state"]: e for e in found if e["round"] == found[-1]["round"]}
 
 
+def gains(run: Path, found: list[dict[str, Any]]) -> Gain:
+    """What a state of the last round is better by than another, paired by vignette (coherence) or
+    by item (perplexity of ordinary text over base's, legality), with its interval."""
+    cfg = json.loads((run / "config.json").read_text())["config"]
+    stem, base = f"rounds/{found[-1]['round']:02d}", found[0]["measures"]["ppl_mundane"]
+
+    def values(state: str, name: str) -> np.ndarray:
+        if name == "coherence":
+            rows = pl.read_parquet(run / f"{stem}/{state}.eval.parquet").sort("vignette")
+            terms = rows.select("p_ans_any", "json_is_valid").to_numpy()
+            return terms[:, terms.mean(0).argmin()]
+        items = pl.read_parquet(run / f"{stem}/{state}.items.parquet")
+        measure = "mundane_nll" if name == PPL else name
+        return items.filter(measure=measure).sort("item")["value"].to_numpy()
+
+    def gain(ours: str, theirs: str, name: str) -> list[float]:
+        sign = -1 if name == PPL else 1
+        steps = sign * (values(ours, name) - values(theirs, name))
+        gained = difference(steps, cfg["seed"], cfg["bootstrap"])
+        if name != PPL:
+            return gained
+        ratio = math.exp(values(ours, name).mean()) / base
+        return [ratio * math.expm1(x) for x in gained]
+
+    return gain
+
+
+def beaten(run: Path, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The student of the last round against its rivals (see `verdicts`)."""
+    return verdicts(last_round(found), found[0]["measures"], axis_of(run)[0], gains(run, found))
+
+
 def rivals_table(run: Path) -> str:
     """Student against rivals at the same shift."""
-    found, axis = states(run), axis_of(run)
-    rows = verdicts(last_round(found), found[0]["measures"], axis[0])
-    return markdown([{k: " ".join(f"{x:.3f}" for x in v) if isinstance(v, tuple) else v
-                      for k, v in row.items()} for row in rows])
+    return markdown(shown(beaten(run, states(run))))

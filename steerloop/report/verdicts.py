@@ -1,12 +1,15 @@
 """Does the student beat its rivals? Only states that moved the trait alike are compared."""
 
+from collections.abc import Callable
 from typing import Any
 
-MARGIN = {"coherence": 0.002, "mundane ppl ×": 0.002}  # smaller differences are ties
+Gain = Callable[[str, str, str], list[float]]
+PPL = "mundane ppl ×"
+MARGIN = {"coherence": 0.002, PPL: 0.002}  # smaller differences are ties
 WIDER = 0.005  # for whatever the probes measure, shares of 1
 NEAR = 0.05  # nats, and share of the shift: what counts as the same shift
 SHIFTS = "Δ{} student, rival"
-LOSS = {"mundane ppl ×"}  # less is better
+COSTS = "{}: student, rival; gain"
 
 
 def rivals(found: dict[str, dict[str, Any]]) -> dict[str, tuple[str, str] | None]:
@@ -26,17 +29,19 @@ def sides(event: dict[str, Any], base: dict[str, float]) -> dict[str, float]:
     """What a comparison looks at: coherence, perplexity of ordinary text over base, legality."""
     now = event["measures"]
     return {"coherence": now["coherence"],
-            "mundane ppl ×": now["ppl_mundane"] / base["ppl_mundane"]} | {
+            PPL: now["ppl_mundane"] / base["ppl_mundane"]} | {
         k: now[k] for k in ("opening_mass", "sentence_validity") if k in now}
 
 
 def verdicts(
-    found: dict[str, dict[str, Any]], base: dict[str, float], down: str
+    found: dict[str, dict[str, Any]], base: dict[str, float], down: str, gain: Gain
 ) -> list[dict[str, Any]]:
     """One row per rival: both shifts, what each costs, and whether the student beats it.
 
-    "yes": better somewhere and worse nowhere, by more than a margin; "no" the other way round;
-    "mixed" or "tie" else; "no match" where student and rival did not reach one shift.
+    `gain(student, rival, measure)` is [estimate, low, high] of what the student is better by.
+    "yes": better somewhere and worse nowhere, by more than a margin and with 0 outside of the
+    interval; "no" the other way round; "mixed" or "tie" else; "no match" where student and rival
+    did not reach one shift.
     """
     rows = []
     for rival, pair in rivals(found).items():
@@ -48,11 +53,24 @@ def verdicts(
             rows.append({"rival": rival, "beaten": "no match", SHIFTS.format(down): tuple(shift)})
             continue
         ours, theirs = (sides(found[name], base) for name in pair)
-        gains = {k: (theirs[k] - ours[k]) * (1 if k in LOSS else -1) for k in ours}
-        better = [k for k, x in gains.items() if x > MARGIN.get(k, WIDER)]
-        worse = [k for k, x in gains.items() if x < -MARGIN.get(k, WIDER)]
+        gains = {k: gain(*pair, k) for k in ours}
+        margin = {k: MARGIN.get(k, WIDER) for k in ours}
+        better = [k for k, (x, low, _) in gains.items() if x > margin[k] and low > 0]
+        worse = [k for k, (x, _, high) in gains.items() if x < -margin[k] and high < 0]
         word = {(True, False): "yes", (False, True): "no", (False, False): "tie"}
         rows.append({"rival": rival, "beaten": word.get((bool(better), bool(worse)), "mixed")}
                     | {SHIFTS.format(down): tuple(shift)}
-                    | {f"{k} student, rival": (ours[k], theirs[k]) for k in ours})
+                    | {COSTS.format(k): (ours[k], theirs[k], *gains[k]) for k in ours})
     return rows
+
+
+def shown(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Verdicts for reading: (student, rival) and (student, rival, gain, low, high) as text."""
+    def text(value: Any) -> Any:
+        if not isinstance(value, tuple):
+            return value
+        ours, theirs, *gain = value
+        interval = "; {:+.3f} [{:+.3f}, {:+.3f}]".format(*gain) if gain else ""
+        return f"{ours:.3f} {theirs:.3f}{interval}"
+
+    return [{k: text(v) for k, v in row.items()} for row in rows]

@@ -19,8 +19,7 @@ from steerloop.heal import heal
 from steerloop.kernels.files import Data
 from steerloop.kernels.options import resolve
 from steerloop.model import Model, load
-from steerloop.report.run import last_round, states
-from steerloop.report.verdicts import verdicts
+from steerloop.report.run import beaten, last_round, states
 from steerloop.steer import Vector, extract
 from steerloop.sweep.arms import Arm, Sweep
 from steerloop.train import train
@@ -94,10 +93,10 @@ def whole(data: Data, cfg: Config, arm: Arm) -> Iterator[dict[str, Any]]:
     run = train(replace(cfg, **arm.changes))
     found = states(run)
     last, base = last_round(found), found[0]["measures"]
-    beaten = {RIVALS[x["rival"]]: x["beaten"] for x in verdicts(last, base, data.down)}
+    said = {RIVALS[x["rival"]]: x["beaten"] for x in beaten(run, found)}
     for state, event in last.items():
         yield {"family": state, "round": event["round"] + 1, "ended": "", "dose": event["dose"],
-               "score": event["score"][0], "beaten": beaten.get(state, "")} | shown(
+               "score": event["score"][0], "beaten": said.get(state, "")} | shown(
             event["measures"], base, data)
 
 
