@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from steerloop.kernels import options
-from steerloop.kernels.options import knob
-
-PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+from steerloop.kernels.options import PROJECTIONS, knob
 
 
 @dataclass

@@ -48,12 +48,13 @@ def step_loss(model: Model, rows: list[tuple], barrier: Barrier, size: int) -> l
 
 
 @torch.enable_grad()
-def heal(model: Model, table: pl.DataFrame, cfg: Config, round: int) -> dict[str, float]:
+def heal(model: Model, table: pl.DataFrame, cfg: Config, round: int) -> dict[str, float | None]:
     """Optimise a fresh live Δ on the rows of `table`; returns what the round's record needs.
 
     NLLs are nats per token (first step, last epoch, held-out rows); `operating_kl` is the mean
     A_row of the last epoch, nats; `active` the share of all rows seen that were over τ; `pull` the
-    size of the barrier's gradient over that of the NLL, at the first step of each later epoch.
+    size of the barrier's gradient over that of the NLL at the first step of each later epoch, None
+    where there is none.
     Raises FloatingPointError when the gradient is not finite.
     """
     tau = float(cfg.tau) if cfg.tau != "auto" else TAU_SHARE * heal(
@@ -93,7 +94,7 @@ def heal(model: Model, table: pl.DataFrame, cfg: Config, round: int) -> dict[str
         val = step_loss(model, held, barrier, cfg.batch)[0] if held else [0.0]
     stats = account(log, per_epoch, barrier.tau) | {
         "val_nll": fmean(val), "lam": barrier.lam, "tau": barrier.tau, "steps": steps,
-        "pull": fmean(pulls or [0])}
+        "pull": fmean(pulls) if pulls else None}
     if hinged and stats["active"] == 0:
         logger.warning(f"the barrier never fired: set --tau {cfg.tau} below the operating KL, "
                        f"{stats['operating_kl']:.3g} nats ({cfg.agg})")

@@ -46,7 +46,7 @@ def train(cfg: Config) -> Path:
         return found
 
     run.event("axis", axis=[data.down, data.up])
-    base, vectors, spent = measure("base", 0, {}), [], 0.0
+    base, vectors, drift = measure("base", 0, {}), [], {"kl_base": 0.0}
     floor = min(cfg.coh_floor, base["coherence"] - cfg.coh_drop)
     limit = calibrate(model, data, cfg)
     run.table("planted", resolve("steerloop.evidence:planted")(model, data, cfg, limit))
@@ -54,8 +54,10 @@ def train(cfg: Config) -> Path:
     for round in range(cfg.rounds):
         vectors.append(extract(model, data.pairs, data.contexts, blocks, cfg.batch_rows))
         c_star, curve = solve(model, vectors[-1], data, cfg, str(round))
-        table, kappa = collect(model, vectors[-1], c_star, data, cfg, limit, str(round),
-                               most=allowance(curve, c_star, spent, cfg))
+        if (most := allowance(curve, c_star, drift["kl_base"], cfg)) < cfg.kappa_min:
+            logger.warning(f"stopped: {drift['kl_base']:.3f} of {cfg.kl_budget} nats (--kl_budget)")
+            break
+        table, kappa = collect(model, vectors[-1], c_star, data, cfg, limit, str(round), most)
         run.tensors(f"rounds/{round:02d}/vector", {f"block.{b}": v for b, v in vectors[-1].items()})
         run.table(f"rounds/{round:02d}/completions", table)
         run.event("sample", round=round, c_star=c_star, kappa=kappa, curve=curve.to_dicts(),
@@ -71,12 +73,10 @@ def train(cfg: Config) -> Path:
         run.event("drift", round=round, **drift)
         healed = measure("healed", round, {})
         logger.info(f"round {round + 1} of {cfg.rounds}\n{report.round_table(run.path, round)}")
-        left = allowance(curve, c_star, spent := drift["kl_base"], cfg)
-        if (now := healed["coherence"]) < floor or left < cfg.kappa_min:
-            logger.warning(f"stopped: coherence {now:.3f} (floor {floor:.3f}), KL {spent:.3f} nats")
+        if healed["coherence"] < floor:
+            logger.warning(f"stopped: coherence {healed['coherence']:.3f} is below {floor:.3f}")
             break
-    resolve("steerloop.baselines:measure_all")(
-        model, data, cfg, run, measure, vectors[0], base, healed)
+    resolve("steerloop.baselines:rivals")(model, data, cfg, run, measure, vectors[0], base, healed)
     report.finish(run.path)
     logger.info(f"{run.path}\n{report.run_table(run.path)}")
     return run.path

@@ -63,7 +63,7 @@ def dose_for(
 
 
 @torch.no_grad()
-def measure_all(
+def rivals(
     model: Model, data: Data, cfg: Config, run: Folder, measure: Callable[..., dict[str, float]],
     vector: Vector, base: dict[str, float], healed: dict[str, float],
 ) -> None:
@@ -102,7 +102,7 @@ def distilled(
 ) -> dict[str, float]:
     """Measure plain distillation of every round's kept completions, in a second copy of the model
     (so accelerator memory has to hold the base twice), turned down where it moved more."""
-    rival, plain, key = load(cfg), replace(cfg, barrier="nll"), f"{data.down}_nats"
+    rival, plain, key = load(cfg), replace(cfg, barrier="nll", tau="0"), f"{data.down}_nats"
     for round in range(last + 1):
         table = pl.read_parquet(run.path / f"rounds/{round:02d}/completions.parquet")
         run.event("heal_nll", round=round, **heal(rival, table.filter("train"), plain, round))

@@ -15,6 +15,7 @@ from steerloop.sweep.arms import FRONTIER, SWEEPS, Arm, Sweep
 from steerloop.sweep.climb import climb, start
 from steerloop.sweep.points import Group, read_rows, run
 from steerloop.sweep.tables import at, frontier, mean, write_results
+from steerloop.sweep.tables import rows as read_points
 
 
 def check_an_arm_climbs_as_train_does(folders, tmp_path):
@@ -40,7 +41,7 @@ def check_a_fixed_dose_is_kept_and_a_budget_ends_a_climb(folders, tmp_path):
     anew = list(climb(data, cfg, Arm("anew", ""), first, sweep))
     assert len({x["c_star"] for x in anew}) == 3
     held = list(climb(data, cfg, Arm("held", "", {"kl_budget": 0.02}), first, sweep))
-    assert held[-1]["ended"] == "budget spent" and held[-1]["kl_base"] > 0
+    assert held[-1]["ended"] == "budget spent" and held[0]["kl_base"] > 0 and len(held) < 4
     assert held[0]["kappa"] < anew[0]["kappa"]
 
 
@@ -104,9 +105,31 @@ def check_frontier_pairs_families_by_seed():
     assert cells[3][5].startswith("0.050 [0.050, 0.050] (3)") and cells[3][3] == ""
 
 
+def check_a_failed_arm_leaves_a_hole_and_not_a_wreck(tmp_path):
+    """Rows without measures (starved, not finite) are counted as ended, in every table."""
+    key = {"model": "m", "split": "test", "regime": "dirty", "code": "c"}
+    same = {"ended": "", "opening_mass_base": 1.0, "coherence_base": 1.0, "active": None}
+    for name, sweep in SWEEPS.items():
+        if sweep.whole:
+            continue
+        rows = [key | same | {"arm": a.family, "family": a.family, "setting": a.setting, "seed": s,
+                              "round": sweep.rounds} | point(-0.4 - 0.3 * i, 0.9)
+                for i, a in enumerate(sweep.arms[:5]) for s in (0, 1)]
+        lost = {"round": 2, "ended": "the filter is starved"}
+        rows += [key | {"arm": a.family, "family": a.family, "setting": a.setting, "seed": 0} | lost
+                 for a in sweep.arms[5:7]]
+        (tmp_path / f"{name}.jsonl").write_text("".join(
+            json.dumps(x) + "\n" for x in rows + rows[:3]))  # some of them twice
+        assert len(read_points(tmp_path, name)) == len(rows)
+    write_results(tmp_path, tmp_path / "results.md")
+    text = (tmp_path / "results.md").read_text()
+    assert "the filter is starved 1" in text and "12 of" in text
+
+
 def check_means_have_t_intervals():
     assert mean([1.0, 2.0, 3.0], 2) == "2.00 [-0.48, 4.48] (3)"
-    assert mean([1.0], 1) == "1.0 (1)" and mean([]) == ""
+    assert mean([1.0], 1) == "1.0 (1)" == mean([float("nan"), 1.0], 1) and mean([]) == ""
+    assert mean([1.0] * 20, 1).endswith("(20)")
 
 
 def check_results_keep_what_people_wrote(tmp_path):

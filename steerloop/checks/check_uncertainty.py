@@ -10,8 +10,9 @@ import pytest
 from steerloop.checks.synthetic import answers, judged, replaced, tilted, write_run
 from steerloop.kernels.forced_choice import FOUNDATIONS
 from steerloop.report import finish
+from steerloop.report.__main__ import main
 from steerloop.report.gates import NAMES, gates, information, named, write_gates
-from steerloop.report.run import gains, states
+from steerloop.report.run import beaten, gains, states
 from steerloop.report.stats import compare
 from steerloop.report.verdicts import PPL
 
@@ -61,7 +62,10 @@ def check_without_baselines_the_second_gate_is_open(tmp_path):
     assert verdicts(found) == ["PASS", "OPEN", "PASS"]
     assert "--baselines" in found[1].missing
     rival = gates(write_run(tmp_path / "nll", GOOD, STEERED, barrier="nll"))
-    assert verdicts(rival) == ["PASS"] * 3  # plain training has no rival to beat
+    assert verdicts(rival) == ["PASS", "OPEN", "PASS"] and "plain training" in rival[1].missing
+    far = {"nll": tilted({"authority": -0.2}), "matched": GOOD[1]}
+    met = gates(write_run(tmp_path / "far", GOOD, STEERED, far))
+    assert met[1].verdict == "OPEN" and "one shift" in met[1].missing
 
 
 def check_beating_plain_training_is_part_of_the_second_gate(tmp_path):
@@ -115,6 +119,47 @@ def check_the_filter_is_judged_by_what_is_known(tmp_path):
     assert recall["value"].startswith("0.70 [") and recall["value"].endswith("n 50")
 
 
+def check_nothing_to_count_is_no_verdict(tmp_path):
+    """No row at the κ that was taken, nothing dropped among the labelled: reported, not judged."""
+    run = write_run(tmp_path / "run", GOOD, STEERED, planted=judged().filter(
+        ~((pl.col("source") == "labelled") & ~pl.col("coherent"))))
+    for path in run.glob("rounds/*/completions.parquet"):
+        pl.read_parquet(path).with_columns(kappa=pl.lit(0.5)).write_parquet(path)
+    lines = {x["number"]: x for x in gates(run)[0].lines}
+    empty = [x for k, x in lines.items() if "recall" in k or "precision" in k or "survival" in k]
+    assert len(empty) == 4 and all(x["value"] == "of none" and x[""] == "" for x in empty)
+
+
+def parsing(share):
+    """The trait, with every digit likely and this many free answers that do not parse."""
+    return lambda table: GOOD[1](table).with_columns(
+        p_ans_any=1.0, json_is_valid=pl.Series([float(i >= share) for i in range(len(table))]))
+
+
+@pytest.mark.parametrize(("fails", "word"), [(2, "tie"), (20, "yes")])
+def check_rare_differences_of_shares_are_ties(tmp_path, fails, word):
+    """Two answers in 140 that parse for the student alone prove nothing; twenty do."""
+    run = write_run(tmp_path / "run", [GOOD[0], parsing(0)], STEERED,
+                    dict.fromkeys(("nll", "nll_turned", "matched"), parsing(fails)))
+    assert {x["beaten"] for x in beaten(run, states(run)) if x["rival"] == "nll"} == {word}
+
+
+def check_an_interrupted_run_is_judged_by_what_it_healed(tmp_path):
+    """Cut off in its third round, after the steered state: the report judges the two before."""
+    run = write_run(tmp_path / "run", GOOD, STEERED)
+    (run / "rounds/02").mkdir()
+    for name in ("steered.eval.parquet", "completions.parquet"):
+        (run / "rounds/02" / name).write_bytes((run / "rounds/01" / name).read_bytes())
+    records = [json.loads(x) for x in (run / "events.jsonl").read_text().splitlines()]
+    late = [x | {"round": 2} for x in records if x.get("round") == 1
+            and (x["stage"] == "sample" or x.get("state") == "steered")]
+    with (run / "events.jsonl").open("a") as file:
+        file.write("".join(json.dumps(x) + "\n" for x in late))
+    main([str(run)])
+    assert verdicts(gates(run)) == ["PASS", "OPEN", "PASS"]
+    assert len(json.loads((run / "summary.json").read_text())["healed"]) == 2
+
+
 def check_the_directions_and_the_ledger_are_judged(tmp_path):
     turned = gates(write_run(tmp_path / "turned", GOOD, STEERED, cos=-0.1))
     assert turned[2].verdict == "FAIL"
@@ -155,7 +200,8 @@ def check_gains_are_paired_by_item(tmp_path):
     assert high - low < 0.1 * x
     x, low, high = gain("healed", "matched", "opening_mass")
     assert -0.11 < low < x < high < -0.09
-    assert gain("healed", "matched", "coherence") == [0, 0, 0]
+    x, low, high = gain("healed", "matched", "coherence")
+    assert x == 0 and low < 0 < high
 
 
 def check_rounds_over_the_budget_are_not_shipped(tmp_path):

@@ -75,7 +75,7 @@ def planted(model: Model, data: Data, cfg: Config, limit: float) -> pl.DataFrame
     written = pl.DataFrame(rows, ["prompt", "text", "source", "kind", "coherent"], orient="row")
     written = written.with_columns(
         prompt_ids=pl.Series([model.render(x) for x in written["prompt"]]),
-        completion_ids=pl.Series([[*model.encode(x), model.stop_ids[-1]]
+        completion_ids=pl.Series([[*model.encode(x), model.end]
                                   for x in written["text"]]))
     own = own.with_columns(source=pl.lit("base"), kind=pl.lit("base"), coherent=pl.lit(True))
     frame = pl.concat([own.select(written.columns), written]).with_columns(dose=0.0)

@@ -44,6 +44,7 @@ class Chat:
         self.stop_ids = list(dict.fromkeys([*self.stop_ids, *ends]))
         if not self.stop_ids:
             raise UserError("neither generation config nor chat template says what ends a turn")
+        self.end = (ends or self.stop_ids)[0]  # what an assistant's text ends with
 
     def _text(self, turns: list[dict[str, str]], ask: bool = False) -> str:
         try:

@@ -90,11 +90,13 @@ def vignettes(text: str) -> pl.DataFrame:
     people rated them human_<foundation> → text, label, and h_<foundation> as shares of their sum.
 
     The label is what most people chose where that is known, else foundation_coarse; a line without
-    any rating has shares of 0. Raises
-    ValueError for a foundation that is none, or one that has no rating.
+    any rating has shares of 0. Raises ValueError for a foundation that is none, or that has no
+    rating.
     """
     found = table("text", "foundation_coarse")(text)
-    rated = pl.read_ndjson(text.encode()).select("^human_.*$") if len(found) else found
+    if not len(found):
+        return found
+    rated = pl.read_ndjson(text.encode()).select("^human_.*$")
     label = pl.col("foundation_coarse").map_elements(foundation, pl.String)
     if not rated.width:
         return found.select("text", label=label)

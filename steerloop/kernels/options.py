@@ -16,6 +16,7 @@ from transformers import HfArgumentParser
 from steerloop import UserError
 
 PRESETS = Path(__file__).parents[1] / "presets"
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 EVALS = {"own": [], "moralmaps": ["steerloop.bridge:moralmaps"]}  # --eval → probes
 T = TypeVar("T")
 

@@ -23,7 +23,7 @@ from steerloop.report.stats import LEAST, compare, profile, wilson
 from steerloop.report.text import interval, markdown
 from steerloop.report.verdicts import shown
 
-PLANTED, OWN, LABELLED = 0.95, 0.9, 0.8  # U1: least shares judged right: planted, base's, labelled
+PLANTED, OWN, LABELLED = 0.9, 0.9, 0.8  # U1: least shares: of each planted kind, base's, labelled
 RETAIN = 0.25  # U2: least share of the steered shift that is there without steering
 ALIKE = 0.5  # U2: mean shift of the other foundations over the target's: above it, all move alike
 SLACK = 0.05  # U3: a round may lose this much of the trait, nats
@@ -67,10 +67,13 @@ class Gate:
         return "OPEN" if self.missing else "PASS"
 
 
-def share(hits: pl.Series) -> tuple[str, float]:
-    """A share with its Wilson interval, as text and as a number."""
+def share(hits: pl.Series, bound: float) -> tuple[str, str, bool | None]:
+    """A share with its Wilson interval, its bound, and whether it is met; of nothing, nothing."""
+    if not len(hits):
+        return "of none", f"≥ {bound:g}", None
     found = wilson(hits.cast(pl.Float64).to_numpy())
-    return "{:.2f} [{:.2f}, {:.2f}]".format(*found) + f", n {len(hits)}", found[0]
+    text = "{:.2f} [{:.2f}, {:.2f}]".format(*found) + f", n {len(hits)}"
+    return text, f"≥ {bound:g}", found[0] >= bound
 
 
 def quoted(rows: pl.DataFrame, *columns: str) -> str:
@@ -87,34 +90,27 @@ def filter_gate(run: Path, cfg: dict[str, Any]) -> Gate:
     """U1."""
     gate = Gate("U1: can the filter separate?")
     audit = pl.read_parquet(run / "planted.parquet")
-    for source, bad, what, bound in (
-        ("planted", True, "planted faults that are dropped", PLANTED),
-        ("base", False, "the untouched base's own answers that are kept", OWN),
-    ):
-        text, value = share(audit.filter(source=source)["keep"] != bad)
-        gate.line(what, text, f"≥ {bound:g}", value >= bound)
+    faults = audit.filter(source="planted")
+    for (kind,), rows in faults.group_by("kind", maintain_order=True):
+        gate.line(f"planted, {kind}: dropped", *share(~rows["keep"], PLANTED))
+    gate.line("the untouched base's own answers: kept",
+              *share(audit.filter(source="base")["keep"], OWN))
     labelled = audit.filter(source="labelled")
+    broken, dropped = labelled.filter(~pl.col("coherent")), labelled.filter(~pl.col("keep"))
     if len(labelled):
-        for what, rows, hits in (
-            ("labelled broken, dropped (recall)", labelled.filter(~pl.col("coherent")),
-             ~pl.col("keep")),
-            ("dropped, labelled broken (precision)", labelled.filter(~pl.col("keep")),
-             ~pl.col("coherent")),
-        ):
-            text, value = share(rows.select(hits).to_series())
-            gate.line(what, text, f"≥ {LABELLED:g}", value >= LABELLED)
+        gate.line("labelled broken: dropped (recall)", *share(~broken["keep"], LABELLED))
+        gate.line("dropped: labelled broken (precision)", *share(~dropped["coherent"], LABELLED))
     tables = {path.parent.name: pl.read_parquet(path)
               for path in sorted(run.glob("rounds/*/completions.parquet"))}
-    for name, table in tables.items():
-        kappa = next(e["kappa"] for e in events(run)
-                     if e["stage"] == "sample" and e["round"] == int(name))
-        text, value = share(table.filter((pl.col("kappa") - kappa).abs() < 1e-9)["keep"])
-        gate.line(f"round {int(name) + 1}: survival at the doses sampled, κ {kappa:.2f}", text,
-                  f"≥ {cfg['survival']:g}", value >= cfg["survival"])
+    for event in (e for e in events(run) if e["stage"] == "sample"):
+        rows = tables[f"{event['round']:02d}"].filter((pl.col("kappa") / event["kappa"] - 1).abs()
+                                                      < 1e-6)
+        gate.line(f"round {event['round'] + 1}: survival at the doses sampled, κ "
+                  f"{event['kappa']:.2f}", *share(rows["keep"], cfg["survival"]))
     if not cfg["filter"]:
         gate.line("filter in this run", "off", "on", False, "filter off")
 
-    kinds = audit.filter(source="planted").group_by("kind").agg(
+    kinds = faults.group_by("kind").agg(
         dropped=(~pl.col("keep")).mean(),
         reasons=pl.col("drop_reason").drop_nulls().unique().sort().str.join(", "))
     doses = pl.concat([t.with_columns(round=pl.lit(int(k) + 1)) for k, t in tables.items()],
@@ -126,14 +122,14 @@ def filter_gate(run: Path, cfg: dict[str, Any]) -> Gate:
     ).sort("round", "dose")
     wrong = labelled.filter(pl.col("keep") != pl.col("coherent"))
     worst = doses.filter("keep").sort("ppl", descending=True).head(3)
-    dropped = doses.filter(~pl.col("keep")).unique("drop_reason", keep="first", maintain_order=True)
+    firsts = doses.filter(~pl.col("keep")).unique("drop_reason", keep="first", maintain_order=True)
     gate.reading = [
         "Planted faults by kind:\n\n" + markdown(kinds.sort("kind").to_dicts()),
         "By round and dose (ppl: median over completions of the worst quarter's perplexity):\n\n"
         + markdown(by_dose.to_dicts()),
         "Kept, the most improbable ones:\n\n" + quoted(worst, "round", "dose", "ppl"),
         "Dropped, the first of each reason:\n\n"
-        + quoted(dropped, "round", "dose", "ppl", "drop_reason"),
+        + quoted(firsts, "round", "dose", "ppl", "drop_reason"),
         f"Labelled by hand and misjudged, {len(wrong)} of {len(labelled)}:\n\n"
         + quoted(wrong.head(8), "coherent", "kind", "drop_reason", "ppl"),
     ]
@@ -174,15 +170,20 @@ def heal_gate(run: Path, cfg: dict[str, Any], found: list[dict[str, Any]], floor
                   ", ".join(f"{e['active']:.3f} (τ {e['tau']:.3g}, operating KL "
                             f"{e['operating_kl']:.3g})" for e in heals), "> 0", max(active) > 0,
                   "inert barrier")
-    gate.line("barrier's gradient / NLL's, by round", ", ".join(f"{e['pull']:.2f}" for e in heals),
-              "", None)
+    gate.line("barrier's gradient / NLL's, by round", ", ".join(
+        "not measured" if e["pull"] is None else f"{e['pull']:.2f}" for e in heals), "", None)
     rows = {x["rival"]: x for x in beaten(run, found)}
-    if "nll" in rows:
-        gate.line("plain distillation of the same data, at the same shift, is beaten",
-                  rows["nll"]["beaten"], "yes", rows["nll"]["beaten"] == "yes")
-        gate.line("its coherence per nat of trait", cost(last["nll"]), "", None)
-    elif cfg["barrier"] != "nll":
+    if cfg["barrier"] == "nll":
+        gate.missing = "this run is plain training: it has nothing to beat"
+    elif "nll" not in rows:
         gate.missing = "plain distillation was not measured: run with --baselines"
+    else:
+        said = rows["nll"]["beaten"]
+        gate.line("plain distillation of the same data, at the same shift, is beaten", said, "yes",
+                  None if said == "no match" else said == "yes")
+        gate.line("its coherence per nat of trait", cost(last["nll"]), "", None)
+        if said == "no match":
+            gate.missing = "student and plain distillation did not reach one shift"
     gate.reading = ["Student and rivals at the same shift:\n\n"
                     + markdown(shown(list(rows.values())))]
     return gate

@@ -69,20 +69,25 @@ def run_table(run: Path) -> str:
     parts = [_table(run, found, found[0]["measures"]), rivals_table(run)]
     if (run / "summary.json").is_file():
         summary = json.loads((run / "summary.json").read_text())
-        parts += [markdown(summary["gates"]), *summary["named"]]
+        parts += [markdown(summary.get("gates", [])), *summary.get("named", [])]
     return "\n\n".join(parts)
 
 
+def last_healed(found: list[dict[str, Any]]) -> int:
+    """The last round that was healed; of a run that was cut short it need not be the last one."""
+    return max((e["round"] for e in found if e["state"] == "healed"), default=found[-1]["round"])
+
+
 def last_round(found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The states measured last, by name: the student's, and whatever was measured beside it."""
-    return {e["state"]: e for e in found if e["round"] == found[-1]["round"]}
+    """The states of that round by name: the student's, and whatever was measured beside it."""
+    return {e["state"]: e for e in found if e["round"] == last_healed(found)}
 
 
 def gains(run: Path, found: list[dict[str, Any]]) -> Gain:
     """What a state of the last round is better by than another, paired by vignette (coherence) or
     by item (perplexity of ordinary text over base's, legality), with its interval."""
     cfg = json.loads((run / "config.json").read_text())["config"]
-    stem, base = f"rounds/{found[-1]['round']:02d}", found[0]["measures"]["ppl_mundane"]
+    stem, base = f"rounds/{last_healed(found):02d}", found[0]["measures"]["ppl_mundane"]
 
     def values(state: str, name: str) -> np.ndarray:
         if name == "coherence":

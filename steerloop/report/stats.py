@@ -116,7 +116,10 @@ def compare(
 
 
 def difference(steps: np.ndarray, seed: int, resamples: int) -> list[float]:
-    """[mean, low, high] of paired differences, by the same bootstrap."""
+    """[mean, low, high] of paired differences: by the same bootstrap, or in closed form where they
+    are those of yes-or-no values, among which the bootstrap misjudges rare ones."""
+    if np.isin(steps, (-1, 0, 1)).all():
+        return agresti_min(steps)
     n = len(steps)
     w = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), resamples) / n
     w = np.concatenate([np.full((1, n), 1 / n), w])

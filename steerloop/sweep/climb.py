@@ -13,14 +13,14 @@ from steerloop import UserError, lora, report
 from steerloop.config import Config
 from steerloop.dose import allowance, collect, solve
 from steerloop.evaluate import evaluate
-from steerloop.evidence import drift
 from steerloop.filter import calibrate
 from steerloop.heal import heal
 from steerloop.kernels.files import Data
 from steerloop.kernels.options import resolve
 from steerloop.model import Model, load
 from steerloop.report.run import beaten, last_round, states
-from steerloop.steer import Vector, extract
+from steerloop.sample import score
+from steerloop.steer import extract
 from steerloop.sweep.arms import Arm, Sweep
 from steerloop.train import train
 
@@ -30,11 +30,9 @@ LIKE = ("coherence", "opening_mass", "sentence_validity", "p_ans_any", "json_is_
 
 @dataclass
 class Drawn:
-    """The data of a round: vector, dose c*, the KL curve behind it, κ and all judged rows."""
+    """The data of a round: dose c* or the fixed one, κ, and all judged rows."""
 
-    vector: Vector
     c_star: float
-    curve: pl.DataFrame | None
     kappa: float
     table: pl.DataFrame
 
@@ -63,12 +61,13 @@ def draw(
     vector = extract(model, data.pairs, data.contexts, cfg.steer_blocks, cfg.batch_rows)
     if fixed:
         held = replace(cfg, survival=1e-9)  # any survivor ends the walk at κ = 1
-        table, _ = collect(model, vector, fixed, data, held, limit, str(round))
-        return Drawn(vector, fixed, None, 1.0, table)
+        table, kappa = collect(model, vector, fixed, data, held, limit, str(round))
+        return Drawn(fixed, kappa, table)
     c_star, curve = solve(model, vector, data, cfg, str(round))
-    table, kappa = collect(model, vector, c_star, data, cfg, limit, str(round),
-                           most=allowance(curve, c_star, spent, cfg))
-    return Drawn(vector, c_star, curve, kappa, table)
+    if (most := allowance(curve, c_star, spent, cfg)) < cfg.kappa_min:
+        raise UserError("budget spent")
+    table, kappa = collect(model, vector, c_star, data, cfg, limit, str(round), most)
+    return Drawn(c_star, kappa, table)
 
 
 @torch.no_grad()
@@ -93,9 +92,10 @@ def whole(data: Data, cfg: Config, arm: Arm) -> Iterator[dict[str, Any]]:
     run = train(replace(cfg, **arm.changes))
     found = states(run)
     last, base = last_round(found), found[0]["measures"]
+    ended = "stopped early" if found[-1]["round"] + 1 < cfg.rounds else ""
     said = {RIVALS[x["rival"]]: x["beaten"] for x in beaten(run, found)}
     for state, event in last.items():
-        yield {"family": state, "round": event["round"] + 1, "ended": "", "dose": event["dose"],
+        yield {"family": state, "round": event["round"] + 1, "ended": ended, "dose": event["dose"],
                "score": event["score"][0], "beaten": said.get(state, "")} | shown(
             event["measures"], base, data)
 
@@ -110,30 +110,29 @@ def climb(
     """
     cfg = replace(cfg, **arm.changes)
     floor = min(cfg.coh_floor, first.base["coherence"] - cfg.coh_drop)
-    model, drawn, spent = load(cfg), first.drawn, 0.0
+    model, drawn, spent, held = load(cfg), first.drawn, 0.0, None
     for round in range(cfg.rounds):
-        ended = ""
         try:
             if round or cfg.kl_budget:
-                fixed = drawn.kappa * drawn.c_star if arm.fixed_dose and round else None
-                drawn = draw(model, data, cfg, first.limit, round, spent, fixed)
+                drawn = draw(model, data, cfg, first.limit, round, spent, held)
+            if arm.fixed_dose and round == 0:
+                held = drawn.kappa * drawn.c_star
             kept = drawn.table.filter("train")
             stats = heal(model, kept, cfg, round)
         except (UserError, FloatingPointError) as e:
             yield {"round": round + 1, "ended": str(e).partition(":")[0]}
             return
         lora.fold(model.layers, model.gates)
-        if cfg.kl_budget:
-            spent = drift(model, kept, data, cfg, drawn.vector)["kl_base"]
-            left = cfg.kl_budget - spent if drawn.curve is None else allowance(
-                drawn.curve, drawn.c_star, spent, cfg) - cfg.kappa_min
-            ended = "budget spent" if left <= 0 else ""
-        if sweep.each or ended or round + 1 == cfg.rounds:
-            now = measure(model, data, cfg)
-            ended = ended if now["coherence"] >= floor else "below the floor"
-            yield {"round": round + 1, "ended": ended, "c_star": drawn.c_star,
-                   "kappa": drawn.kappa, "kl_base": spent, "active": stats["active"],
-                   "operating_kl": stats["operating_kl"], "pull": stats["pull"]} | shown(
-                now, first.base, data)
-        if ended:
+        if not sweep.each and round + 1 < cfg.rounds:
+            continue
+        now = measure(model, data, cfg)
+        spent = torch.cat(score(model, kept, cfg, ref=model.gates.before(0))[1]).mean().item()
+        ended = "" if now["coherence"] >= floor else "below the floor"
+        if arm.fixed_dose and 0 < cfg.kl_budget < spent:
+            ended = "budget spent"
+        yield {"round": round + 1, "ended": ended, "c_star": drawn.c_star, "kappa": drawn.kappa,
+               "kl_base": spent, "active": stats["active"] if "kl" in cfg.barrier else None,
+               "operating_kl": stats["operating_kl"], "pull": stats["pull"]} | shown(
+            now, first.base, data)
+        if ended and sweep.each:
             return

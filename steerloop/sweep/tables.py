@@ -24,17 +24,21 @@ FULL = FRONTIER[0].family  # plain training as it is: where each family without 
 
 def rows(folder: Path, sweep: str) -> pl.DataFrame:
     """The points of a sweep so far."""
-    return pl.DataFrame(read_rows(folder / f"{sweep}.jsonl"), infer_schema_length=None)
+    found = pl.DataFrame(read_rows(folder / f"{sweep}.jsonl"), infer_schema_length=None)
+    keys = [*KEYS, "seed", "arm", "family", "setting", "round"]
+    return found.unique(keys, keep="first", maintain_order=True) if len(found) else found
 
 
 def mean(values: list[float], digits: int = 3) -> str:
-    """Mean over seeds [95 % t-interval] (n), blank without any; no interval from one alone."""
+    """Mean over seeds [95 % t-interval] (n), blank without any; no interval from one alone. Seeds
+    where a value is not defined (nan) do not count."""
+    values = [x for x in values if not math.isnan(x)]
     if not values:
         return ""
     middle, n = fmean(values), len(values)
     if n == 1:
         return f"{middle:.{digits}f} (1)"
-    half = T95[n - 1] * stdev(values) / n**0.5
+    half = T95[min(n, len(T95)) - 1] * stdev(values) / n**0.5
     return f"{middle:.{digits}f} [{middle - half:.{digits}f}, {middle + half:.{digits}f}] ({n})"
 
 
@@ -62,7 +66,7 @@ def families(points: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:
 def costs(points: pl.DataFrame) -> dict[tuple[str, float], dict[int, dict[str, float]]]:
     """(family, target) → loop seed → what it costs there."""
     found: dict[tuple[str, float], dict[int, dict[str, float]]] = {}
-    for name, rows in families(points):
+    for name, rows in families(points.filter(pl.col("down").is_not_null())):
         for seed in sorted(rows["seed"].unique()):
             for target in TARGETS:
                 if (there := at(rows.filter(seed=seed).to_dicts(), target)) is not None:
@@ -92,7 +96,7 @@ def frontier(points: pl.DataFrame) -> str:
     return "\n\n".join(parts)
 
 
-def per_nat(row: dict[str, float], name: str) -> float:
+def per_nat(row: dict[str, Any], name: str) -> float:
     """Change of a measure per nat of trait; nan where the trait moved by less than 0.1."""
     size = -row["down"]
     return (row[name] - row[f"{name}_base"]) / size if abs(size) >= 0.1 else math.nan
@@ -105,14 +109,16 @@ def barrier(points: pl.DataFrame) -> str:
     for (family, setting), arm in points.group_by("family", "setting", maintain_order=True):
         rows = arm.filter(pl.col("down").is_not_null()).to_dicts()
         slopes = {name: [per_nat(x, name) for x in rows] for name in ("coherence", "opening_mass")}
-        head = [min(x) for x in zip(*slopes.values(), strict=True)]
+        head = [min(x) for x in zip(*slopes.values(), strict=True) if not math.isnan(min(x))]
+        ends = Counter(x for x in arm["ended"] if x)
         table.append((fmean(head or [-math.inf]), {
             "arm": f"{family} {setting}".strip(),
             "slope per nat": mean(head), "Δauthority": mean([x["down"] for x in rows], 2),
             "coherence per nat": mean(slopes["coherence"], 4),
             "opening mass": mean([x["opening_mass"] for x in rows]),
             "mundane ppl ×": mean([x["ppl"] for x in rows]),
-            "active, last round": mean([x["active"] for x in rows], 2)}))
+            "active, last round": mean([x["active"] for x in rows if x["active"] is not None], 2),
+            "ended early": ", ".join(f"{k} {n}" for k, n in ends.items())}))
     return markdown([row for _, row in sorted(table, key=lambda x: -x[0])])
 
 
@@ -141,7 +147,8 @@ def rounds(points: pl.DataFrame) -> str:
         lasts = [x.row(0, named=True) for x in lasts if len(x)]
         table.append({
             "arm": family, "dose": setting.removeprefix("dose "),
-            "rounds, by seed": " ".join(str(x["round"].max()) for x in seeds),
+            "rounds done, by seed": " ".join(
+                str(x.filter(pl.col("down").is_not_null())["round"].max() or 0) for x in seeds),
             "ended by": " · ".join(x["ended"][-1] or "10 rounds done" for x in seeds),
             "first round with opening mass < .9": " ".join(
                 str(x.filter(pl.col("opening_mass") < 0.9)["round"].min() or "none")
