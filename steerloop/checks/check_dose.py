@@ -162,7 +162,8 @@ CURVE = pl.DataFrame({"dose": [0.5, 0.9, 4.0], "mean": [0.01, 0.04, 1.0], "p95":
 @pytest.mark.parametrize(("budget", "spent", "kappa"), [
     (0.0, 0.0, 1.0), (0.0, 9.0, 1.0),  # no budget
     (10.0, 0.0, 1.0),  # more than the teacher has
-    (0.09, 0.0, 0.3 / 0.4), (0.09, 0.01, 0.2 / 0.4), (0.09, 0.09, 0.0), (0.09, 0.16, -0.1 / 0.4), (0.09, -1e-9, 0.3 / 0.4),
+    (0.09, 0.0, 0.3 / 0.4), (0.09, 0.01, 0.2 / 0.4), (0.09, 0.09, 0.0), (0.09, 0.16, -0.1 / 0.4),
+    (0.09, -1e-9, 0.3 / 0.4),  # a KL of nothing can round below 0
 ])
 def check_the_allowance_adds_roots_of_kl(case, budget, spent, kappa):
     """The teacher at κ = 1 is 2 · .9: four times the KL measured at .9, .16 nats."""

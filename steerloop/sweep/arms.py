@@ -51,7 +51,7 @@ FRONTIER = [
     *(plain("nll, epochs", f"{x} epochs", epochs=x) for x in (1, 2, 3)),
     *(plain("nll, weight decay", f"wd {x:g}", weight_decay=x) for x in (10.0, 20.0, 30.0, 60.0)),
     *(Arm("spectral", f"λ {x:g}", {"barrier": "spectral", "lam": x})
-      for x in (0.1, 0.2, 0.3, 1.0, 2.0, 4.0)),
+      for x in (0.1, 0.2, 0.3, 0.6, 1.0, 2.0, 4.0)),
 ]
 
 AUTO = {"tau": "auto"}  # aggregates differ in scale by 20 to 80 times: one τ cannot serve all
