@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import replace
 
 import polars as pl
 import pytest
@@ -11,7 +10,7 @@ from safetensors.torch import load_file
 
 from steerloop import baselines
 from steerloop.baselines import strength_for, turned
-from steerloop.checks.small import data_files, short_run
+from steerloop.checks.small import data_files, short_run, small_config
 from steerloop.evaluate import choices
 from steerloop.kernels.files import read_data
 from steerloop.report.verdicts import PPL, sides, verdicts
@@ -66,12 +65,12 @@ def check_gates_are_turned_to_a_shift(small, tmp_path):
     assert level(strength_for(s.model, data, s.cfg, goal)) == pytest.approx(goal, abs=0.02)
 
 
-def check_the_plain_rival_is_a_run_without_a_barrier(small, tmp_path, monkeypatch):
+def check_the_plain_rival_is_a_run_without_a_barrier(folders, tmp_path, monkeypatch):
     """After its first round it is, bit for bit, what `--barrier nll` heals from the same data."""
     saved = []
     fold = baselines.lora.fold
     monkeypatch.setattr(baselines.lora, "fold", lambda *a: saved.append(fold(*a)) or saved[-1])
-    cfg = replace(small().cfg, coh_floor=0.0, tau="0", lam=3.0)
+    cfg = small_config(folders(), quant="none", coh_floor=0.0, tau="0", lam=3.0)
     short_run(tmp_path, cfg, runs="both", baselines=True, epochs=3)
     plain = short_run(tmp_path, cfg, runs="plain", barrier="nll", epochs=3)
     ours, theirs = saved[2], load_file(plain / "rounds/00/adapter.safetensors")  # after two rounds

@@ -13,7 +13,7 @@ from jaxtyping import TypeCheckError
 from safetensors.torch import load_file
 
 from steerloop import lora, report, train
-from steerloop.checks.small import short_run, token_batch
+from steerloop.checks.small import short_run, small_config, token_batch
 from steerloop.config import Config
 from steerloop.evaluate import choices
 from steerloop.kernels.files import read_data
@@ -162,8 +162,8 @@ def check_reports_read_the_folder(run):
     assert run.name in report.ledger_table(run.parent)
 
 
-def check_the_same_seed_gives_the_same_bits(small, tmp_path):
-    cfg = small().cfg
+def check_the_same_seed_gives_the_same_bits(folders, tmp_path):
+    cfg = small_config(folders(), quant="none")  # 4 bits: check_healing_twice_gives_the_same_bits
     runs = [short_run(tmp_path, cfg, runs="a"), short_run(tmp_path, cfg, runs="b"),
             short_run(tmp_path, cfg, runs="c", seed=1)]
     for round in ("00", "01"):
