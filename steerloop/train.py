@@ -55,7 +55,7 @@ def train(cfg: Config) -> Path:
         vectors.append(extract(model, data.pairs, data.contexts, blocks, cfg.batch_rows))
         c_star, curve = solve(model, vectors[-1], data, cfg, str(round))
         if (most := allowance(curve, c_star, drift["kl_base"], cfg)) < cfg.kappa_min:
-            logger.warning(f"stopped: {drift['kl_base']:.3f} of {cfg.kl_budget} nats (--kl_budget)")
+            logger.warning(f"stopped: {drift['kl_base']:.3f} nats spent, no dose fits --kl_budget")
             break
         table, kappa = collect(model, vectors[-1], c_star, data, cfg, limit, str(round), most)
         run.tensors(f"rounds/{round:02d}/vector", {f"block.{b}": v for b, v in vectors[-1].items()})

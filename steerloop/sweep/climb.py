@@ -123,10 +123,10 @@ def climb(
             yield {"round": round + 1, "ended": str(e).partition(":")[0]}
             return
         lora.fold(model.layers, model.gates)
+        spent = torch.cat(score(model, kept, cfg, ref=model.gates.before(0))[1]).mean().item()
         if not sweep.each and round + 1 < cfg.rounds:
             continue
         now = measure(model, data, cfg)
-        spent = torch.cat(score(model, kept, cfg, ref=model.gates.before(0))[1]).mean().item()
         ended = "" if now["coherence"] >= floor else "below the floor"
         if arm.fixed_dose and 0 < cfg.kl_budget < spent:
             ended = "budget spent"
