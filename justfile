@@ -24,10 +24,11 @@ alias fast-dev-run := tiny
 gate *ARGS:
     {{ python }} -m ruff check .
     {{ python }} -m steerloop.checks.lines
-    {{ python }} -m pytest {{ ARGS }}
+    {{ python }} -m pytest -n auto --dist loadfile {{ ARGS }}
 
-# the gate, every mutant, and the acceptance table of the shipped weights
-gate-long: gate mutate
+# the gate, the long checks, every mutant, and the acceptance table of the shipped weights
+gate-long: gate && mutate
+    {{ python }} -m pytest -n auto -m long
     {{ python }} -m steerloop.tinyworld.build --check
 
 # apply one-line patches that each break an invariant; the named check has to notice

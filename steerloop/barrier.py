@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from steerloop.kernels.fused_loss import CHUNK_LOGITS, Barrier, FusedLoss, Head, kl
+from steerloop.kernels.fused_loss import CHUNK_LOGITS, Barrier, FusedLoss, Head, divergence, fast
 
 
 @torch.no_grad()
@@ -24,10 +24,10 @@ def token_losses(
     nll, kls = h.new_zeros((2, len(h)), dtype=torch.float32)
     size = max(1, CHUNK_LOGITS // len(head.weight))
     for at in (slice(i, i + size) for i in range(0, len(h), size)):
-        logp = head(h[at]).log_softmax(-1)
-        nll[at] = -logp.gather(-1, targets[at, None])[:, 0]
+        z = head(h[at])
+        nll[at] = z.logsumexp(-1) - z.gather(-1, targets[at, None])[:, 0]
         if h_ref is not None:
-            kls[at] = kl(logp, head(h_ref[at]).log_softmax(-1), kind)
+            kls[at] = fast(divergence, z)(z, head(h_ref[at]), kind == "kl_fwd")[2][:, 0]
     return nll, kls
 
 

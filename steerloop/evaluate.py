@@ -8,13 +8,16 @@ from collections.abc import Callable
 import polars as pl
 import torch
 from einops import rearrange
+from tqdm import tqdm
 
 from steerloop.barrier import token_losses
 from steerloop.config import Config
+from steerloop.kernels.decode import decode, greedy
 from steerloop.kernels.files import Data
 from steerloop.kernels.forced_choice import FOUNDATIONS, answers, both_orders, parses, question
+from steerloop.kernels.prefix import follow, paired
 from steerloop.model import Model
-from steerloop.sample import sample, score
+from steerloop.sample import score
 
 JSON_TOKENS = 16  # length limit of the free answer
 Probe = Callable[[Model, Config], dict[str, list[float]]]
@@ -27,27 +30,29 @@ def choices(model: Model, vignettes: pl.DataFrame, cfg: Config, free: bool = Tru
 
     Raises UserError where the tokenizer does not give the answer digit a token of its own.
     """
-    think, texts = cfg.think_tokens > 0, vignettes["text"].to_list()
-    ends = answers(model.encode, think)
-    asked = [model.render(question(x, reverse, think)) for x in texts for reverse in (False, True)]
-    table = pl.DataFrame({"prompt_ids": asked, "prompt_id": range(len(asked))}).with_columns(
-        dose=0.0, copy=0)
-    if think:
-        table = sample(model, table, {}, cfg, "evaluate|think", cfg.think_tokens, 0.0, stops=False)
-        table = table.with_columns(prompt_ids=pl.concat_list("prompt_ids", "completion_ids"))
-    columns = table["prompt_ids"].to_list(), [ends[0]] * len(table), [0.0] * len(table)
-    nlls, logps = [], []
-    for batch in model.batches(columns, cfg.batch_rows):
-        h = model.hidden(batch)
-        nll, _ = token_losses(h, None, batch.targets, model.head)
-        nlls.append(rearrange(nll, "(b s) -> b s", s=len(ends[0]))[:, :-1].mean(1))
-        last = rearrange(h, "(b s) d -> b s d", s=len(ends[0]))[:, -1]
-        logps.append(model.head(last).log_softmax(-1)[:, [ids[-1] for ids in ends]])
+    think, texts = cfg.think_tokens, vignettes["text"].to_list()
+    ends, size = answers(model.encode, think > 0), max(1, cfg.batch_rows // 2)
+    scaffold = torch.tensor(ends[0][:-1], device=model.device)
+    logps, nlls, written = [], [], []
+    for at in tqdm(range(0, len(texts), size), "evaluate", leave=False):
+        asked = [model.render(question(x, reverse, think > 0)) for x in texts[at : at + size]
+                 for reverse in (False, True)]
+        with model.dense():
+            rows = paired(model, asked, think)
+            decode(model, rows, greedy, stops=False)
+            if free:
+                forward = rows.fork(torch.arange(0, len(asked), 2), JSON_TOKENS)
+                written += map(model.decode, decode(model, forward, greedy))
+            h = follow(model, rows, ends[0][:-1])
+        flat = rearrange(h[:, :-1], "b s d -> (b s) d")
+        nll, _ = token_losses(flat, None, scaffold.repeat(len(asked)), model.head)
+        nlls.append(rearrange(nll, "(b s) -> b s", b=len(asked)).mean(1))
+        logps.append(model.head(h[:, -1]).log_softmax(-1)[:, [x[-1] for x in ends]])
     p = both_orders(logp := torch.cat(logps).cpu())
     rows = {"p_ans_any": logp.exp().sum(-1), "scaffold_nll": torch.cat(nlls).cpu()}
     if free:
-        text = sample(model, table[::2], {}, cfg, "evaluate|json", JSON_TOKENS, 0.0)["text"]
-        rows["json_is_valid"] = torch.tensor([parses(x) for x in text]).float().repeat_interleave(2)
+        valid = torch.tensor([parses(x) for x in written])
+        rows["json_is_valid"] = valid.float().repeat_interleave(2)
     labels = vignettes["label"].to_list()
     return pl.DataFrame(
         {"vignette": texts, "foundation": labels}

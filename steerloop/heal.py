@@ -30,6 +30,7 @@ def step_loss(model: Model, rows: list[tuple], barrier: Barrier, size: int) -> l
     `size` rows at a time; both divisors are counted first, so that the cut changes nothing.
     Returns NLL per token and A_row per row, nats. Under no_grad it only measures."""
     n_total, nlls, tops = sum(len(c) for _, c, _ in rows), [], []
+    rows = sorted(rows, key=lambda x: len(x[0]) + len(x[1]))  # like lengths: little padding
     for i in range(0, len(rows), size):
         prompts, completions, refs = map(list, zip(*rows[i : i + size], strict=True))
         (batch,) = model.batches((prompts, completions, [0.0] * len(prompts)), size)
@@ -75,7 +76,7 @@ def heal(model: Model, table: pl.DataFrame, cfg: Config, round: int) -> dict[str
     live = [p for layer in model.layers.values() for p in (layer.live_A, layer.live_B)]
     optimiser, scheduler = adamw(live, cfg.lr, cfg.betas, cfg.weight_decay, cfg.warmup, steps)
     log, pulls = [], []
-    with checkpointed(model.hf, cfg.checkpointing):
+    with model.dense.unpacked(), checkpointed(model.hf, cfg.checkpointing):
         for step in (bar := tqdm(range(steps), "heal", unit="step", leave=False)):
             if (at := step % per_epoch * size) == 0:
                 rng.shuffle(rows)

@@ -28,17 +28,17 @@ class Gates:
     """
 
     def __init__(self, rounds: int) -> None:
-        self.rounds, self.live, self.value = rounds, 0, None
+        self.rounds, self.live, self.value, self.merged = rounds, 0, None, False
 
     @contextmanager
     def __call__(self, value: Float[Tensor, "*b R"] | None) -> Iterator[None]:
         """Hear only what `value` opens until the block ends, be it by an exception.
 
         Raises RuntimeError while gradients are recorded: a backward pass outside the block would
-        run (or recompute) under other gates than its forward.
+        run (or recompute) under other gates than its forward; and while the stack is `merged`.
         """
-        if torch.is_grad_enabled():
-            raise RuntimeError("gates move only under torch.no_grad()")
+        if torch.is_grad_enabled() or self.merged:
+            raise RuntimeError("gates move only under torch.no_grad(), outside of dense phases")
         before, self.value = self.value, value
         try:
             yield

@@ -19,8 +19,10 @@ from steerloop import UserError, lora
 from steerloop.config import Config
 from steerloop.kernels.batch import Batch, Ids, batches, pad
 from steerloop.kernels.chat import Chat
+from steerloop.kernels.dense import Dense
 from steerloop.kernels.fused_loss import Head
-from steerloop.kernels.options import band, hardware
+from steerloop.kernels.hardware import hardware
+from steerloop.kernels.options import band
 from steerloop.kernels.weights import cached, check_fit, load_weights, stop_ids
 
 
@@ -34,6 +36,7 @@ class Model(Chat):
     head: Head
     gates: lora.Gates
     layers: lora.Layers
+    dense: Dense
     device: torch.device
 
     def trunk(
@@ -74,6 +77,7 @@ def load(cfg: Config) -> Model:
     cap = getattr(config, "final_logit_softcapping", None)
     head = Head(hf.get_output_embeddings().weight, cap)
     layers = lora.wrap(hf, names, gates := lora.Gates(cfg.rounds), cfg.r, cfg.alpha)
-    model = Model(tokenizer, stop_ids(hf), hf, decoder, head, gates, layers, device)
+    dense = Dense(hf, layers, gates, cfg.decode)
+    model = Model(tokenizer, stop_ids(hf), hf, decoder, head, gates, layers, dense, device)
     check_fit(cfg.model, model)
     return model

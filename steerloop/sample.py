@@ -11,11 +11,10 @@ import polars as pl
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import DynamicCache
 
 from steerloop.barrier import token_losses
 from steerloop.config import Config
-from steerloop.kernels.decode import Rows, decode, draws, pick
+from steerloop.kernels.decode import Rows, decode, draws, empty_cache, pick
 from steerloop.model import Model
 from steerloop.steer import Vector, steered
 
@@ -37,24 +36,18 @@ def sample(
     `key` names round and stage for the draws; `m` tokens at most and temperature `heat` default to
     the run's. `stops=False` suppresses end tokens, so that every row has exactly m tokens.
     """
-    m, heat = m or cfg.max_new_tokens, cfg.temperature if heat is None else heat
-    stop, out = torch.tensor(model.stop_ids, device=model.device), []
+    m, out, heat = m or cfg.max_new_tokens, [], cfg.temperature if heat is None else heat
     choose = partial(pick, temperature=heat, k=cfg.top_k, p=cfg.top_p)
-
-    def step(rows: Rows) -> Tensor:
-        logits = model.head(model.trunk(rows.ids, rows.mask, rows.cache)[:, -1])
-        return logits if stops else logits.index_fill(-1, stop, -torch.inf)
-
-    with tqdm(total=len(table), desc=key.rpartition("|")[2], unit="row", leave=False) as bar:
+    with model.dense(), tqdm(
+            total=len(table), desc=key.rpartition("|")[2], unit="row", leave=False) as bar:
         for part in table.iter_slices(cfg.batch_rows):
             names = part.select("prompt_id", "dose", "copy").rows()
             u = [draws(f"{cfg.seed}|{key}|{p}|{d:.6g}|{r}", m) for p, d, r in names]
             dose = torch.tensor(part["dose"].to_list(), device=model.device).float()
-            cache = DynamicCache(config=model.hf.config.get_text_config())
             rows = Rows(torch.arange(len(part)), *model.pad(part["prompt_ids"].to_list()), dose,
-                        torch.stack(u).to(model.device), cache)
+                        torch.stack(u).to(model.device), empty_cache(model.hf))
             with steered(model, vector, rows):
-                out += decode(rows, step, stop, choose, bar.update)
+                out += decode(model, rows, choose, stops, bar.update)
     return table.with_columns(pl.Series("completion_ids", out, pl.List(pl.Int64)),
                               pl.Series("text", [model.decode(x) for x in out], pl.String))
 

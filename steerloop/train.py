@@ -13,10 +13,11 @@ from loguru import logger
 
 from steerloop import lora, report
 from steerloop.config import Config, parse
-from steerloop.dose import allowance, collect, solve
+from steerloop.dose import collect, solve
 from steerloop.evaluate import evaluate
 from steerloop.filter import calibrate
 from steerloop.heal import heal
+from steerloop.kernels.budget import allowance
 from steerloop.kernels.files import read_data
 from steerloop.kernels.options import EVALS, band, command, resolve
 from steerloop.model import Model, load

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from steerloop import UserError, train
 from steerloop.checks.small import data_files, short_run, small_config
 from steerloop.checks.twins import dense_kl, row_logits
-from steerloop.dose import allowance, collect, kl_by_dose, solve
+from steerloop.dose import collect, kl_by_dose, solve
+from steerloop.kernels.budget import allowance
 from steerloop.kernels.files import read_data
 from steerloop.kernels.search import crossing, largest
 from steerloop.sample import jobs, sample

@@ -5,12 +5,17 @@ Letters: b rows in flight, t tokens read next, T tokens so far, m new tokens at 
 
 import hashlib
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
+
+Choose = Callable[[Tensor, Tensor], Tensor]  # (logits (b, v), draws (b,)) → tokens (b,)
 
 
 @dataclass
@@ -30,6 +35,19 @@ class Rows:
             x = getattr(self, name)
             setattr(self, name, x[keep.to(x.device)])
         self.cache.batch_select_indices(keep)
+
+    def fork(self, keep: Int[Tensor, "k"], m: int) -> "Rows":
+        """A greedy copy of these rows, to go on apart by m tokens."""
+        rows = deepcopy(self)
+        rows.select(keep)
+        rows.index = torch.arange(len(keep))
+        rows.draws = rows.draws.new_zeros(len(keep), m)
+        return rows
+
+
+def empty_cache(hf: PreTrainedModel) -> DynamicCache:
+    """A key-value cache of a model's kind, nothing in it."""
+    return DynamicCache(config=hf.config.get_text_config())
 
 
 def draws(key: str, m: int) -> Float[Tensor, "m"]:
@@ -54,21 +72,25 @@ def pick(
     return token.gather(-1, slot)[:, 0]
 
 
+greedy = partial(pick, temperature=0.0, k=1, p=1.0)
+
+
 def decode(
-    rows: Rows,
-    step: Callable[[Rows], Float[Tensor, "b v"]],
-    stop: Int[Tensor, "s"],
-    choose: Callable[[Tensor, Tensor], Tensor],
-    finished: Callable[[int], object],
+    model: Any, rows: Rows, choose: Choose, stops: bool = True,
+    finished: Callable[[int], object] = int,
 ) -> list[list[int]]:
     """The new token ids of each row, its stop token included; m = the width of `rows.draws`.
 
-    `step` gives next-token logits and `choose(logits, u)` a token; rows that stop leave the batch
-    and are counted to `finished`.
+    `stops=False` suppresses the stop tokens, so that every row gets m. Rows that stop leave the
+    batch and are counted to `finished`. `model` has trunk, head, stop_ids.
     """
     out: list[list[int]] = [[] for _ in rows.index]
+    stop = torch.tensor(model.stop_ids, device=rows.ids.device)
     for u in range(rows.draws.shape[1]):
-        token = choose(step(rows), rows.draws[:, u])
+        logits = model.head(model.trunk(rows.ids, rows.mask, rows.cache)[:, -1])
+        if not stops:
+            logits.index_fill_(-1, stop, -torch.inf)
+        token = choose(logits, rows.draws[:, u])
         for i, x in zip(rows.index.tolist(), token.tolist(), strict=True):
             out[i].append(x)
         rows.ids = token[:, None]

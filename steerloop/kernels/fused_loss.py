@@ -9,32 +9,58 @@ p = softmax z, q the reference:
 
     ∂NLL/∂z = p − onehot      ∂KL(p‖q)/∂z = p ⊙ (log p − log q − KL)      ∂KL(q‖p)/∂z = p − q
 
+What is elementwise goes over a chunk twice (`divergence`, `slope`), compiled where v is large.
+
 Letters: n positions, d width, v vocabulary, b rows (completions), c positions of a chunk.
 """
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, no_type_check
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from steerloop.kernels.hardware import compiled, multiplies
+
 CHUNK_LOGITS = 2**25  # logits alive at once, per copy: 128 MiB in fp32
-
-
+TILE = 2**13  # words of a weight that is converted piece by piece
+LARGE = 2**15  # vocabulary from which compiling pays
 EPS = 1e-8  # nats²: at Δ = 0 every KL is 0, where a root has no slope
 
 
 class Head(NamedTuple):
-    """Hidden states → logits in fp32: the frozen output embedding, softly capped where needed."""
+    """Hidden states → logits in fp32: the frozen output embedding, softly capped where needed.
+
+    Where the device has no arithmetic in the dtype of the weight, it is multiplied in fp32, a tile
+    at a time.
+    """
 
     weight: Float[Tensor, "v d"]
     softcap: float | None = None
 
     def __call__(self, h: Float[Tensor, "*n d"]) -> Float[Tensor, "*n v"]:
-        z = F.linear(h, self.weight).float()
+        if multiplies(self.weight):
+            z = F.linear(h, self.weight).float()
+        else:
+            z = h.new_empty(*h.shape[:-1], len(self.weight), dtype=torch.float32)
+            for part, w in zip(z.split(TILE, -1), self.weight.split(TILE), strict=True):
+                part.copy_(F.linear(h.float(), w.float()))
         return z if self.softcap is None else self.softcap * torch.tanh(z / self.softcap)
+
+    def back(
+        self, slope: Float[Tensor, "c v"], z: Float[Tensor, "c v"]
+    ) -> Float[Tensor, "c d"]:
+        """∂L/∂h from ∂L/∂z (overwritten) at the logits z."""
+        if self.softcap is not None:
+            slope *= 1 - (z / self.softcap).square()
+        if multiplies(self.weight):
+            return slope.to(self.weight.dtype) @ self.weight
+        grad = slope.new_zeros(len(slope), self.weight.shape[1])
+        for part, w in zip(slope.split(TILE, -1), self.weight.split(TILE), strict=True):
+            grad.addmm_(part, w.float())
+        return grad
 
 
 class Barrier(NamedTuple):
@@ -54,10 +80,33 @@ class Barrier(NamedTuple):
         return kls.max() if self.agg == "max" else kls.mean()
 
 
-def kl(logp: Float[Tensor, "c v"], logq: Float[Tensor, "c v"], kind: str) -> Float[Tensor, "c"]:
-    """KL(p‖q), or KL(q‖p) for kl_fwd, nats."""
-    a, b = (logq, logp) if kind == "kl_fwd" else (logp, logq)
-    return (a.exp() * (a - b)).sum(-1)
+@no_type_check  # as is the next: the compiler reads these two
+def divergence(z: Tensor, z_ref: Tensor, forward: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-normalisers of two sets of logits (c v), and KL(p‖q), or KL(q‖p) if `forward`: nats,
+    each (c 1)."""
+    norm, norm_ref = z.logsumexp(-1, keepdim=True), z_ref.logsumexp(-1, keepdim=True)
+    ratio = (z - norm) - (z_ref - norm_ref)
+    if forward:
+        return norm, norm_ref, -((z_ref - norm_ref).exp() * ratio).sum(-1, keepdim=True)
+    return norm, norm_ref, ((z - norm).exp() * ratio).sum(-1, keepdim=True)
+
+
+@no_type_check
+def slope(
+    z: Tensor, z_ref: Tensor, norms: tuple[Tensor, Tensor, Tensor], weight: float, pull: Tensor,
+    forward: bool,
+) -> Tensor:
+    """weight · ∂NLL/∂z + pull · ∂KL/∂z, without the one-hot term; `norms` is from `divergence`."""
+    norm, norm_ref, kl = norms
+    p = (z - norm).exp()
+    if forward:
+        return p * (weight + pull) - pull * (z_ref - norm_ref).exp()
+    return p * (weight + pull * ((z - norm) - (z_ref - norm_ref) - kl))
+
+
+def fast(f: Callable[..., Any], z: Tensor) -> Callable[..., Any]:
+    """`f` as it should be called on logits z."""
+    return compiled(f, z) if z.shape[-1] >= LARGE else f
 
 
 def chunks(rows: Int[Tensor, "n"], v: int) -> Iterator[list[int]]:
@@ -82,32 +131,31 @@ class FusedLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         grad, loss = torch.zeros_like(h), h.new_zeros((), dtype=torch.float32)
         nlls, tops, stop = [loss.new_zeros(0)], [loss.new_zeros(0)], 0
+        forward = barrier.kind == "kl_fwd"
         for sizes in chunks(rows, len(head.weight)):
             at = slice(stop, stop := stop + sum(sizes))
             z, hit = head(h[at]), targets[at, None]
-            logp = z.log_softmax(-1)
-            p = logp.exp()
-            nlls.append(-logp.gather(-1, hit)[:, 0])
-            loss += nlls[-1].sum() / n_total
-            slope = p / n_total
-            slope.scatter_add_(-1, hit, torch.full_like(hit, -1 / n_total, dtype=slope.dtype))
-            if h_ref is not None:
-                logq = head(h_ref[at]).log_softmax(-1)
-                chunk_kl = kl(logp, logq, barrier.kind)
+            if h_ref is None:
+                norm = z.logsumexp(-1, keepdim=True)
+                pushed = (z - norm).exp() / n_total
+            else:
+                z_ref = head(h_ref[at])
+                norms = fast(divergence, z)(z, z_ref, forward)
                 with torch.enable_grad():  # ∂hinge/∂KL_t: an aggregate needs no vocabulary
-                    leaf = chunk_kl.clone().requires_grad_()
+                    leaf = norms[2][:, 0].clone().requires_grad_()
                     top = torch.stack([barrier.aggregate(x) for x in leaf.split(sizes)])
                     hinge = barrier.lam / b_total * (top - barrier.tau).relu().sum()
                     (pull,) = torch.autograd.grad(hinge, leaf)
                 loss += hinge.detach()
                 tops.append(top.detach())
-                if barrier.kind == "kl_fwd":
-                    slope += pull[:, None] * (p - logq.exp())
-                else:
-                    slope += pull[:, None] * p * (logp - logq - chunk_kl[:, None])
-            if head.softcap is not None:
-                slope *= 1 - (z / head.softcap).square()
-            grad[at] = slope.to(h.dtype) @ head.weight
+                norm = norms[0]
+                pushed = fast(slope, z)(z, z_ref, norms, 1 / n_total, pull[:, None], forward)
+                del z_ref
+            nlls.append((norm - z.gather(-1, hit))[:, 0])
+            loss += nlls[-1].sum() / n_total
+            pushed.scatter_add_(-1, hit, torch.full_like(hit, -1 / n_total, dtype=pushed.dtype))
+            grad[at] = head.back(pushed, z).to(h.dtype)
+            del z, pushed  # before the next chunk asks for its own
         ctx.save_for_backward(grad)
         nll, top = torch.cat(nlls), torch.cat(tops)
         ctx.mark_non_differentiable(nll, top)

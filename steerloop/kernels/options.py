@@ -65,19 +65,6 @@ def preset(name: str) -> dict[str, Any]:
     return tomllib.loads(path.read_text()) if path.is_file() else {}
 
 
-def hardware(device: str, threads: int) -> torch.device:
-    """The device ('auto': cuda if there is one), and the CPU threads to use (0: torch's choice).
-
-    Raises UserError for a device that is not there."""
-    if threads:
-        torch.set_num_threads(threads)
-    auto = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=auto if device == "auto" else device).device
-    except (RuntimeError, AssertionError) as e:
-        raise UserError(f"--device {device}: {str(e).splitlines()[0]}") from e
-
-
 def band(blocks: list[int], share: list[float], depth: int, name: str) -> list[int]:
     """The blocks listed, else those whose index / depth lies in share = [low, high].
 

@@ -32,6 +32,7 @@ from transformers.utils import logging as library_log
 
 from steerloop import UserError
 from steerloop.kernels.files import PACKAGE
+from steerloop.kernels.hardware import precision
 
 HUB = {
     "google": "gemma-2-2b-it gemma-2-9b-it gemma-2-27b-it gemma-3-270m-it gemma-3-1b-it "
@@ -146,7 +147,7 @@ def load_weights(
 
             options["quantization_config"] = Streamed(device)
         hf, found = MODEL_FOR_CAUSAL_LM_MAPPING[type(text)].from_pretrained(
-            None, config=text, state_dict=stored(folder), dtype=getattr(torch, dtype),
+            None, config=text, state_dict=stored(folder), dtype=precision(dtype, device),
             attn_implementation=None if attn == "auto" else attn,
             output_loading_info=True, ignore_mismatched_sizes=True, **options,
         )

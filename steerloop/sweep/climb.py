@@ -11,10 +11,11 @@ import torch
 
 from steerloop import UserError, lora, report
 from steerloop.config import Config
-from steerloop.dose import allowance, collect, solve
+from steerloop.dose import collect, solve
 from steerloop.evaluate import evaluate
 from steerloop.filter import calibrate
 from steerloop.heal import heal
+from steerloop.kernels.budget import allowance
 from steerloop.kernels.files import Data
 from steerloop.kernels.options import resolve
 from steerloop.model import Model, load

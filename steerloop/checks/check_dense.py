@@ -1,0 +1,250 @@
+"""Every short cut gives what the long way gives: dense phases, prompts read once, products in
+tiles, compiled parts, micro-batches of like lengths."""
+
+import polars as pl
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from steerloop import lora
+from steerloop.barrier import heal_loss
+from steerloop.checks.check_barrier import close, problem
+from steerloop.checks.small import WINDOW, completions, short_run, token_batch
+from steerloop.checks.twins import dense_logp
+from steerloop.heal import step_loss
+from steerloop.kernels import dense, fused_loss, hardware
+from steerloop.kernels.fused_loss import Barrier, Head
+from steerloop.kernels.prefix import follow, paired
+from steerloop.sample import jobs, sample
+
+PROMPTS = ["Why?", "Must I go to the old town hall today?", "He told me so."]
+
+
+def grown(s, rounds=2):
+    """The model after some rounds that say something."""
+    for k in range(rounds):
+        s.stir(k, 0.1)
+        lora.fold(s.model.layers, s.model.gates)
+    return s.model
+
+
+def logits(model, ids):
+    with torch.no_grad():
+        return model.head(model.trunk(ids, ids >= 0))
+
+
+def kl(p, q):
+    """KL per position, nats."""
+    p, q = p.log_softmax(-1), q.log_softmax(-1)
+    return (p.exp() * (p - q)).sum(-1)
+
+
+@pytest.mark.parametrize("gates", [None, [0.0, 0, 0], [1.0, 0, 0], [0.5, 2, 1]])
+def check_the_dense_model_is_the_gated_one(small, gates):
+    model, ids = grown(small()), token_batch(3, 3 * WINDOW)
+    model.gates.value = None if gates is None else torch.tensor(gates)
+    plain = logits(model, ids)
+    with torch.no_grad(), model.dense():
+        assert not any(isinstance(m, lora.GatedLoRALinear) for m in model.decoder.modules())
+        found = logits(model, ids)
+    assert torch.allclose(found, plain, atol=1e-4) and kl(plain, found).max() < 1e-6
+    assert torch.equal(logits(model, ids), plain)  # and everything is back
+
+
+def check_rounding_once_in_bfloat16_costs_little(small):
+    s = small(dtype="bfloat16", saved={"depth": 4})
+    model, ids = grown(s), token_batch(8, 3 * WINDOW)
+    plain = logits(model, ids)
+    with torch.no_grad(), model.dense():
+        found = logits(model, ids)
+    scale = plain.std()  # of an untrained model, far sharper than a language model's
+    assert kl(plain / scale, found / scale).flatten().quantile(0.99) <= 1e-2
+
+
+def check_dense_weights_follow_the_stack(small):
+    """They are kept while nothing changes, and made anew after whatever changes the stack."""
+    model, ids = grown(small()), token_batch(2, 6)
+
+    def found():
+        with torch.no_grad(), model.dense():
+            return logits(model, ids)
+
+    found()
+    kept = model.dense.known[1]
+    found()
+    assert model.dense.known[1] is kept
+
+    def train():
+        for layer in model.layers.values():
+            layer.live_B.add_(0.1)
+
+    saved = {}
+    changes = {
+        "open": lambda: lora.open_round(model.layers, model.gates, 5), "train": train,
+        "gates": lambda: setattr(model.gates, "value", torch.tensor([1.0, 0, 1])),
+        "all": lambda: setattr(model.gates, "value", None),
+        "fold": lambda: saved.update(lora.fold(model.layers, model.gates)),
+    }
+    for change in changes.values():
+        with torch.no_grad():
+            change()
+        assert torch.allclose(found(), logits(model, ids), atol=1e-4)
+
+
+def check_gates_do_not_move_in_a_dense_phase(small):
+    model, ids = grown(small()), token_batch(2, 6)
+    with torch.no_grad(), model.dense():
+        with pytest.raises(RuntimeError, match="dense"), model.gates(torch.zeros(3)):
+            pass
+        with model.dense():  # a phase within a phase is the same one
+            pass
+        assert model.gates.merged
+    rows = torch.tensor([[1.0, 0, 0], [0.0, 1, 0]])
+    with torch.no_grad(), model.gates(rows):
+        plain = logits(model, ids)
+        with model.dense():  # a gate a row: nothing to merge into
+            assert torch.equal(logits(model, ids), plain)
+    with pytest.raises(KeyError), torch.no_grad(), model.dense():
+        raise KeyError
+    assert not model.gates.merged and torch.equal(logits(model, ids), logits(model, ids))
+
+
+def check_auto_is_a_rule_on_sizes(small, monkeypatch):
+    size = sum(p.numel() for n, p in small(quant="none").model.hf.named_parameters()
+               if "proj" in n and "live" not in n) * 4
+    for room, sampling in ((3.3 * size, True), (0.3 * size, False)):
+        monkeypatch.setattr(dense, "memory", lambda _, room=room: room)
+        assert small().model.dense.on is sampling
+        assert small(decode="dense").model.dense.on and not small(decode="nf4").model.dense.on
+    monkeypatch.setattr(dense, "memory", lambda _: 9 * size)
+    s = small()
+    assert s.model.dense.training is (s.cfg.quant == "nf4")
+
+
+def check_unpacked_training_is_training(small):
+    """Bit for bit the gradients of the 4-bit layers, and the layers are back afterwards."""
+    s = small()
+    s.stir(1)
+    rows = [(*x, None) for x in completions(5).select("prompt_ids", "completion_ids").rows()]
+    barrier, grads = Barrier("nll", "rmse", 0.0, 0.0), []
+    s.model.dense.training = True
+    before = dict(s.model.hf.named_modules())
+    for phase in (torch.enable_grad, s.model.dense.unpacked):
+        with phase():
+            step_loss(s.model, rows, barrier, 2)
+        grads.append([p.grad.clone() for p in s.live()])
+        for p in s.live():
+            p.grad = None
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+    assert dict(s.model.hf.named_modules()) == before
+
+
+def check_samples_are_the_same_dense_or_not(small):
+    tokens = []
+    for decode in ("dense", "nf4"):
+        s = small(decode=decode, max_new_tokens=40)
+        table = jobs(grown(s), PROMPTS, [0.0, 0.6])
+        tokens.append(sample(s.model, table, s.vector(), s.cfg, "0|test")["completion_ids"])
+    assert tokens[0].equals(tokens[1])
+
+
+def check_a_run_keeps_the_same_rows_dense_or_not(small, tmp_path):
+    kept = []
+    for decode in ("dense", "nf4"):
+        run = short_run(tmp_path, small(decode=decode).cfg, decode)
+        kept.append(pl.concat([pl.read_parquet(x).select("completion_ids", "keep", "train")
+                               for x in sorted(run.glob("rounds/*/completions.parquet"))]))
+    assert kept[0].equals(kept[1]) and kept[0]["train"].sum() == 8
+
+
+@pytest.mark.parametrize("even", [True, False])
+def check_pairs_are_read_as_single_rows(small, even):
+    """Common starts of several lengths, ends that are equally long or not, past the window."""
+    s = small()
+    starts = [token_batch(1, n, n)[0].tolist() for n in (3, 2 * WINDOW, 5)]
+    ends = [[token_batch(1, 4 + (not even) * i, 9 + i)[0].tolist() for i in (0, 1)]
+            for _ in starts]
+    prompts = [a + b for a, pair in zip(starts, ends, strict=True) for b in pair]
+    ending = token_batch(1, 3, 77)[0].tolist()
+    with torch.no_grad():
+        rows = paired(s.model, prompts, 0)
+        assert rows.ids[:, 0].tolist() == [x[-1] for x in prompts]
+        found = follow(s.model, rows, ending)
+        for h, prompt in zip(found, prompts, strict=True):
+            ids = torch.tensor([prompt + ending])
+            assert torch.allclose(h, s.model.trunk(ids, ids >= 0)[0, -4:], atol=1e-4)
+
+
+def check_common_starts_are_read_once(small, monkeypatch):
+    s, seen = small(), []
+    trunk = s.model.trunk
+    monkeypatch.setattr(s.model, "trunk", lambda ids, *rest: seen.append(ids.numel()) or trunk(
+        ids, *rest))
+    starts = [token_batch(1, 20, n)[0].tolist() for n in range(4)]
+    with torch.no_grad():
+        paired(s.model, [[*x, 7 + i, 9] for x in starts for i in (0, 1)], 0)
+    assert seen == [4 * 20, 8 * 1]
+
+
+@given(sizes=st.lists(st.integers(0, 5), min_size=1, max_size=4), v=st.integers(2, 40),
+       tile=st.integers(1, 50), seed=st.integers(0, 999), softcap=st.sampled_from([None, 2.0]))
+def check_products_in_tiles_are_products(sizes, v, tile, seed, softcap):
+    """Where the CPU has no bfloat16, weights are multiplied in fp32: closer to the truth."""
+    h, ref, targets, rows, head = problem(sizes, 6, v, seed, softcap, torch.bfloat16)
+    barrier, n = Barrier("kl_rev", "mean", 0.7, 0.0), max(1, len(targets))
+    exact = Head(head.weight.float(), softcap)
+    wide = h.detach().float().requires_grad_()
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(hardware, "native_bf16", lambda _: False)
+        m.setattr(fused_loss, "TILE", tile)
+        with torch.no_grad():
+            assert torch.allclose(head(h).log_softmax(-1), dense_logp(h.float(), exact), atol=1e-4)
+        heal_loss(h, ref, targets, rows, head, barrier, n, 2)[0].backward()
+    heal_loss(wide, ref.float(), targets, rows, exact, barrier, n, 2)[0].backward()
+    assert close(h.grad, wide.grad, 1e-2)  # rounded to bfloat16 once
+
+
+def check_auto_precision_is_what_the_hardware_multiplies(monkeypatch):
+    for native, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(hardware, "native_bf16", lambda _, native=native: native)
+        assert hardware.precision("auto", torch.device("cpu")) == dtype
+        assert hardware.precision("float32", torch.device("cpu")) == torch.float32
+        assert hardware.multiplies(torch.zeros(1, dtype=torch.bfloat16)) is native
+
+
+def check_without_a_compiler_a_warning_says_so_once(monkeypatch, capsys):
+    said = []
+    monkeypatch.setattr(hardware, "compiler", lambda _: "no g++")
+    monkeypatch.setattr(hardware.logger, "warning", said.append)
+    hardware._warn.cache_clear()
+    for _ in range(2):
+        assert hardware.compiled(abs, torch.zeros(1)) is abs
+    assert len(said) == 1 and "no g++" in said[0] and "install" in said[0]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["kl_rev", "kl_fwd"])
+def check_compiled_parts_are_the_eager_ones(kind, monkeypatch):
+    found = []
+    for least in (fused_loss.LARGE, 2):
+        monkeypatch.setattr(fused_loss, "LARGE", least)
+        h, ref, targets, rows, head = problem([5, 3, 9], 6, 333, 0, None, torch.float32)
+        barrier = Barrier(kind, "p95", 0.7, 0.0)
+        loss, nll, top = heal_loss(h, ref, targets, rows, head, barrier, 17, 3)
+        loss.backward()
+        found.append([loss.detach(), nll, top, h.grad])
+    assert not hardware.compiler("cpu")  # else this compared eager with eager
+    assert all(torch.allclose(a, b, atol=1e-6, rtol=1e-4) for a, b in zip(*found, strict=True))
+
+
+def check_micro_batches_hold_rows_of_like_length(small, monkeypatch):
+    s, table, seen = small(), completions(9), []
+    rows = [(*x, None) for x in table.select("prompt_ids", "completion_ids").rows()]
+    make = s.model.batches
+    monkeypatch.setattr(s.model, "batches", lambda columns, size: seen.append(
+        [len(p) + len(c) for p, c in zip(*columns[:2], strict=True)]) or make(columns, size))
+    with torch.no_grad():
+        nlls, _ = step_loss(s.model, rows, Barrier("nll", "rmse", 0.0, 0.0), 4)
+    assert [x for part in seen for x in part] == sorted(len(p) + len(c) for p, c, _ in rows)
+    assert list(map(len, seen)) == [4, 4, 1] and len(nlls) == sum(len(c) for _, c, _ in rows)

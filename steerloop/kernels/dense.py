@@ -1,0 +1,128 @@
+"""A model without detours while nothing is trained: 4-bit weights unpacked once, the gated stack
+merged into them. It is the very model that trains, up to one rounding:
+
+    W' = W + s · B diag(g) A        summed in fp32, rounded once to the dtype of W
+
+Weights are held as long as the stack stays as it is, if memory allows. Whether it does is a rule on
+sizes, not on what happens to be free: a run that is resumed takes the same road again.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+SHARE = 1 / 3  # of the device's memory that dense weights may take while nothing is trained
+SHARE_TRAINING = 1 / 8  # activations and logits need the rest
+
+
+def memory(device: torch.device) -> int:
+    """Bytes of a device, used or not."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def packed(linear: nn.Linear) -> bool:
+    """Whether a layer's weight is computed when asked for."""
+    return "weight" not in linear._parameters
+
+
+def plain(weight: Float[Tensor, "d_out d_in"], bias: Tensor | None) -> nn.Linear:
+    """An ordinary frozen layer around a weight."""
+    layer = nn.Linear(*weight.shape[::-1], bias=False, device="meta")
+    layer.weight, layer.bias = nn.Parameter(weight, requires_grad=False), bias
+    return layer
+
+
+def merged(layer: Any) -> nn.Linear:
+    """A GatedLoRALinear as one matrix, under the gates in force (none, or one vector)."""
+    gates, weight = layer.gates.value, layer.base.weight
+    if gates is None or gates.any():
+        A, B = layer.factors()
+        if gates is not None:
+            A = A * gates.to(A).repeat_interleave(layer.r)[:, None]
+        low = (layer.gates.live + 1) * layer.r  # rounds to come are zero
+        weight = torch.addmm(weight.float(), B[:, :low].float(), A[:low].float(),
+                             alpha=layer.scale).to(weight.dtype)
+    return plain(weight, layer.base.bias)
+
+
+class Dense:
+    """Puts plain layers in the place of gated and packed ones, and takes them away again.
+
+    `mode`: dense (always), nf4 (never: as it is held), auto (where sizes allow).
+    """
+
+    def __init__(self, hf: nn.Module, layers: dict[str, Any], gates: Any, mode: str) -> None:
+        self.hf, self.layers, self.gates = hf, layers, gates
+        inner = {f"{name}.base" for name in layers}
+        linear = {k: m for k, m in hf.named_modules() if isinstance(m, nn.Linear) and packed(m)}
+        self.alone = {k: m for k, m in linear.items() if k not in inner}  # packed, not gated
+        held = [(m, m.state.dtype) for m in linear.values()]
+        size = [m.in_features * m.out_features * t.itemsize for m, t in held]
+        size += [x.base.weight.nbytes for k, x in layers.items() if f"{k}.base" not in linear]
+        room = memory(next(hf.parameters()).device)
+        self.on = mode == "dense" or (mode == "auto" and sum(size) <= SHARE * room)
+        self.training = bool(linear) and self.on and sum(size) <= SHARE_TRAINING * room
+        self.known: tuple[Any, dict[str, nn.Module]] = None, {}
+        self.inside = False
+
+    def state(self) -> tuple[Any, ...]:
+        """What the merged weights depend on."""
+        gates = self.gates.value
+        return (self.gates.live, None if gates is None else tuple(gates.tolist()), *(
+            x._version for m in self.layers.values()
+            for x in (m.live_A, m.live_B, m.baked_A, m.baked_B)))
+
+    def release(self) -> None:
+        """Forget the weights."""
+        self.known = None, {}
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Until the block ends the model is dense. Gates of one row each cannot be merged: under
+        them it stays as it is."""
+        gates = self.gates.value
+        if self.inside or not self.on or (gates is not None and gates.ndim > 1):
+            yield
+            return
+        if self.known[0] != (state := self.state()):
+            self.release()
+            self.known = state, {k: merged(m) for k, m in self.layers.items()} | {
+                k: plain(m.weight, m.bias) for k, m in self.alone.items()}
+        self.gates.merged = True
+        try:
+            with self._swapped(self.known[1], self.layers | self.alone):
+                yield
+        finally:
+            self.gates.merged = False
+
+    @contextmanager
+    def unpacked(self) -> Iterator[None]:
+        """Until the block ends, 4-bit weights are multiplied dense, bit for bit the same: training
+        reads them many times. Nothing is kept."""
+        self.release()
+        if not self.training:
+            yield
+            return
+        bases = {f"{k}.base": m.base for k, m in self.layers.items()} | self.alone
+        bases = {k: m for k, m in bases.items() if packed(m)}
+        with self._swapped({k: plain(m.weight, m.bias) for k, m in bases.items()}, bases):
+            yield
+
+    @contextmanager
+    def _swapped(self, new: dict[str, nn.Module], old: dict[str, nn.Module]) -> Iterator[None]:
+        self.inside = True
+        try:
+            for name, layer in new.items():
+                self.hf.set_submodule(name, layer)
+            yield
+        finally:
+            for name, layer in old.items():
+                self.hf.set_submodule(name, layer)
+            self.inside = False

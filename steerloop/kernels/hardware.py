@@ -1,0 +1,73 @@
+"""What this machine has: the device, the arithmetic it does natively, a compiler."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from loguru import logger
+from torch import Tensor
+
+from steerloop import UserError
+
+
+def hardware(device: str, threads: int) -> torch.device:
+    """The device ('auto': cuda if there is one), and the CPU threads to use (0: torch's choice).
+
+    Raises UserError for a device that is not there."""
+    if threads:
+        torch.set_num_threads(threads)
+    auto = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=auto if device == "auto" else device).device
+    except (RuntimeError, AssertionError) as e:
+        raise UserError(f"--device {device}: {str(e).splitlines()[0]}") from e
+
+
+@cache
+def native_bf16(device: str) -> bool:
+    """Whether a kind of device multiplies bfloat16; CPUs without it emulate it, many times slower
+    than float32."""
+    return device != "cpu" or torch.cpu._is_avx512_bf16_supported() or (
+        torch.cpu._is_amx_tile_supported())
+
+
+def precision(dtype: str, device: torch.device) -> torch.dtype:
+    """The compute dtype; auto: bfloat16 where the device multiplies it, else float32."""
+    if dtype == "auto":
+        return torch.bfloat16 if native_bf16(device.type) else torch.float32
+    return getattr(torch, dtype)
+
+
+def multiplies(weight: Tensor) -> bool:
+    """Whether the device of a weight has arithmetic in its dtype."""
+    return weight.dtype != torch.bfloat16 or native_bf16(weight.device.type)
+
+
+@cache
+def compiler(device: str) -> str:
+    """Why nothing can be compiled for a kind of device; '' where it can."""
+    try:
+        torch.compile(torch.neg, dynamic=True)(torch.ones(2, device=device))
+    except Exception as e:  # the compiler's own errors have no common base
+        return str(e).strip().splitlines()[0]
+    return ""
+
+
+@cache
+def _compiled(f: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(f, dynamic=True)
+
+
+def compiled(f: Callable[..., Any], like: Tensor) -> Callable[..., Any]:
+    """`f` compiled for the device of a tensor; `f` as it is, with one warning, without compiler."""
+    if why := compiler(like.device.type):
+        _warn(why)
+        return f
+    return _compiled(f)
+
+
+@cache
+def _warn(why: str) -> None:
+    logger.warning(f"elementwise parts are not compiled, healing is slower: {why}; install a C++ "
+                   "compiler (g++)")
