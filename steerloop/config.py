@@ -18,6 +18,8 @@ class Config:
     # what is trained, on what
     model: str = knob("embedded", "'embedded', a short name, a hub id or a directory")
     tiny: bool = knob(False, "smoke run: all of it real, the scale turned down, types checked")
+    resume: str = knob("", "run folder to go on with, with the config that it has")
+    force: bool = knob(False, "resume although something changed; recorded")
     device: str = knob("auto", "torch device; auto: cuda if there is one, else cpu")
     threads: int = knob(0, "CPU threads; 0: as many as torch takes by itself", 0)
     quant: Literal["nf4", "none"] = knob("nf4", "4-bit base, or none: dense")

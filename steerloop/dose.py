@@ -8,10 +8,11 @@ are κ·α·c*, and κ ≤ 1 shrinks until enough completions survive the filter
 import polars as pl
 from loguru import logger
 
-from steerloop import UserError
 from steerloop.config import Config
 from steerloop.filter import judge
+from steerloop.kernels.budget import starved
 from steerloop.kernels.files import Data
+from steerloop.kernels.folder import NOWHERE, Nowhere, work
 from steerloop.kernels.search import crossing, largest
 from steerloop.kernels.text import looped, repeated
 from steerloop.model import Model
@@ -55,22 +56,26 @@ def solve(
 
 
 def collect(
-    model: Model, vector: Vector, c_star: float, data: Data, cfg: Config, limit: float, key: str,
-    most: float = 1.0,
+    model: Model, vector: Vector, c_star: float, data: Data, cfg: Config, limit: float,
+    round: int, most: float = 1.0, run: Nowhere = NOWHERE,
 ) -> tuple[pl.DataFrame, float]:
     """Sample and filter until n_keep survive. Returns every judged row, and κ.
 
     A log bisection of κ in [kappa_min, most] on small batches finds the largest κ seen to let
     `survival` through; the rest is sampled there. Survivors of all batches count; column `train`
-    marks the n_keep to heal on. Raises UserError with counts and remedy when --budget runs out.
+    marks the n_keep to heal on. A `run` folder keeps each batch, to go on from after an
+    interruption. Raises UserError with counts and remedy when --budget runs out.
     """
     bank = []
+
+    def drawn(rows: pl.DataFrame, key: str) -> pl.DataFrame:
+        return judge(model, sample(model, rows, vector, cfg, key), data, cfg, limit)
 
     def batch(kappa: float, n: int, stage: str) -> float:
         done, doses = sum(map(len, bank)), [kappa * a * c_star for a in cfg.multiples]
         rows = jobs(model, data.prompts, doses, copy=done)
         rows = rows.sample(min(n, len(rows)), shuffle=True, seed=cfg.seed + done)
-        rows = judge(model, sample(model, rows, vector, cfg, f"{key}|{stage}"), data, cfg, limit)
+        rows = run.once(f"{work(round)}/batch-{len(bank)}", drawn, rows, f"{round}|{stage}")
         bank.append(rows.with_columns(kappa=pl.lit(kappa)))
         return rows["keep"].mean()
 
@@ -80,12 +85,9 @@ def collect(
         return share >= cfg.survival
 
     kappa = largest(survives, cfg.kappa_min, most, calls=WALK)
-    while (kept := sum(x["keep"].sum() for x in bank)) < cfg.n_keep:
-        if (tried := sum(map(len, bank))) >= cfg.budget * cfg.n_keep:
-            why = pl.concat(bank)["drop_reason"].drop_nulls().value_counts(sort=True).rows()
-            raise UserError(f"the filter is starved: {kept} of {tried} completions kept, "
-                            f"{cfg.n_keep} needed ({', '.join(f'{n} {x}' for x, n in why)}); lower "
-                            "--target_kl or --multiples, raise --ppl_factor or lower --n_keep")
+    while sum(x["keep"].sum() for x in bank) < cfg.n_keep:
+        if sum(map(len, bank)) >= cfg.budget * cfg.n_keep:
+            raise starved(pl.concat(bank), cfg.n_keep)
         batch(kappa, cfg.batch_rows, "sample")
     table = pl.concat(bank).with_row_index("row")
     train = table.filter("keep").sample(cfg.n_keep, shuffle=True, seed=cfg.seed)["row"]

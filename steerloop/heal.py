@@ -11,14 +11,14 @@ from statistics import fmean
 
 import polars as pl
 import torch
-from loguru import logger
 from tqdm import tqdm
 
 from steerloop import lora
 from steerloop.barrier import heal_loss
 from steerloop.config import Config
+from steerloop.kernels.folder import NOWHERE, Nowhere, work
 from steerloop.kernels.fused_loss import Barrier
-from steerloop.kernels.optimise import account, adamw, added, checkpointed
+from steerloop.kernels.optimise import Scheduled, account, added, checkpointed
 from steerloop.kernels.spectral import mean_sigma_max
 from steerloop.model import Model
 
@@ -49,54 +49,54 @@ def step_loss(model: Model, rows: list[tuple], barrier: Barrier, size: int) -> l
 
 
 @torch.enable_grad()
-def heal(model: Model, table: pl.DataFrame, cfg: Config, round: int) -> dict[str, float | None]:
+def heal(
+    model: Model, table: pl.DataFrame, cfg: Config, round: int, run: Nowhere = NOWHERE
+) -> dict[str, float | None]:
     """Optimise a fresh live Δ on the rows of `table`; returns what the round's record needs.
 
     NLLs are nats per token (first step, last epoch, held-out rows); `operating_kl` is the mean
     A_row of the last epoch, nats; `active` the share of all rows seen that were over τ; `pull` the
     size of the barrier's gradient over that of the NLL at the first step of each later epoch, None
-    where there is none.
-    Raises FloatingPointError when the gradient is not finite.
+    where there is none. With a `run` folder it goes on from its last epoch after an interruption.
+    Raises FloatingPointError naming step and rows when the gradient is not finite; Δ is as it was
+    before that step.
     """
     tau = float(cfg.tau) if cfg.tau != "auto" else TAU_SHARE * heal(
-        model, table, replace(cfg, lam=0.0, tau="0"), round)["operating_kl"]
+        model, table, replace(cfg, lam=0.0, tau="0"), round, run)["operating_kl"]
     barrier = Barrier(cfg.barrier, cfg.agg, cfg.lam * (1 + round) ** cfg.lam_pow, tau)
     lora.open_round(model.layers, model.gates, cfg.seed)
     columns = table["prompt_ids"].to_list(), table["completion_ids"].to_list(), [0.0] * len(table)
     refs, gates = [None] * len(table), model.gates
-    if hinged := cfg.barrier in ("kl_rev", "kl_fwd"):
+    if cfg.barrier in ("kl_rev", "kl_fwd"):
         with torch.no_grad(), gates(gates.before(0 if cfg.ref == "base" else gates.live)):
             refs = [x for batch in model.batches(columns, cfg.batch_rows)
                     for x in batch.split(model.hidden(batch))]
     rows, rng = list(zip(*columns[:2], refs, strict=True)), random.Random(f"{cfg.seed}|{round}")
+    place = {id(row): i for i, row in enumerate(rows)}
     rng.shuffle(rows)
     held, rows = rows[: (n := int(cfg.val_share * len(rows)))], rows[n:]
     size = cfg.batch * cfg.accumulate
     steps = cfg.epochs * (per_epoch := -(-len(rows) // size))
     live = [p for layer in model.layers.values() for p in (layer.live_A, layer.live_B)]
-    optimiser, scheduler = adamw(live, cfg.lr, cfg.betas, cfg.weight_decay, cfg.warmup, steps)
-    log, pulls = [], []
+    optimiser, state = Scheduled(live, cfg, steps), f"{work(round)}/{cfg.barrier}-{cfg.lam:g}"
+    done, log, pulls = optimiser.resume(run, state)
     with model.dense.unpacked(), checkpointed(model.hf, cfg.checkpointing):
         for step in (bar := tqdm(range(steps), "heal", unit="step", leave=False)):
             if (at := step % per_epoch * size) == 0:
                 rng.shuffle(rows)
-                if step and cfg.barrier != "nll" and barrier.lam:
+            if step < done:
+                continue
+            if at == 0 and step:
+                optimiser.keep(run, state, done=step, log=log, pulls=pulls)
+                if cfg.barrier != "nll" and barrier.lam:
                     pulls.append(added(live, *(partial(step_loss, model, rows[:size], x, cfg.batch)
                                                for x in (barrier, barrier._replace(lam=0.0)))))
             log.append(step_loss(model, rows[at : at + size], barrier, cfg.batch))
-            norm = torch.nn.utils.clip_grad_norm_(live, cfg.clip)
-            if not torch.isfinite(norm):
-                raise FloatingPointError(f"round {round}, heal step {step}: gradient norm {norm}")
-            optimiser.step()
-            scheduler.step()
-            optimiser.zero_grad()
+            if not optimiser.advance(step):
+                raise FloatingPointError(
+                    f"round {round}, heal step {step}: the gradient is not finite, on kept rows "
+                    f"{[place[id(x)] for x in rows[at : at + size]]}; look at them, lower --lr")
             bar.set_postfix(nll=fmean(log[-1][0]), kl=fmean(log[-1][1] or [0]))
     with torch.no_grad():
-        val = step_loss(model, held, barrier, cfg.batch)[0] if held else [0.0]
-    stats = account(log, per_epoch, barrier.tau) | {
-        "val_nll": fmean(val), "lam": barrier.lam, "tau": barrier.tau, "steps": steps,
-        "pull": fmean(pulls) if pulls else None}
-    if hinged and stats["active"] == 0:
-        logger.warning(f"the barrier never fired: set --tau {cfg.tau} below the operating KL, "
-                       f"{stats['operating_kl']:.3g} nats ({cfg.agg})")
-    return stats
+        val = step_loss(model, held, barrier, cfg.batch)[0]
+    return account(log, per_epoch, barrier, val, pulls)

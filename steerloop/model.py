@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from steerloop import UserError, lora
+from steerloop import lora
 from steerloop.config import Config
 from steerloop.kernels.batch import Batch, Ids, batches, pad
 from steerloop.kernels.chat import Chat
 from steerloop.kernels.dense import Dense
 from steerloop.kernels.fused_loss import Head
 from steerloop.kernels.hardware import hardware
-from steerloop.kernels.options import band
+from steerloop.kernels.options import band, projections
 from steerloop.kernels.weights import cached, check_fit, load_weights, stop_ids
 
 
@@ -63,17 +63,13 @@ class Model(Chat):
 def load(cfg: Config) -> Model:
     """Load weights and tokenizer, freeze and wrap: the student starts as the base, exactly.
 
-    Raises UserError when the model is not found or does not fit.
+    Raises UserError when the model is not found or does not fit, or a target is not in it.
     """
     device = hardware(cfg.device, cfg.threads)
     tokenizer, hf = load_weights(cfg.model, cfg.dtype, cfg.attn, cfg.quant, device)
     decoder, config = hf.get_decoder(), hf.config.get_text_config()
     chosen = band(cfg.lora_blocks, cfg.lora_band, len(decoder.layers), "lora")
-    linear = {m for i in chosen for m in decoder.layers[i].modules() if isinstance(m, nn.Linear)}
-    names = [path for path, m in hf.named_modules()
-             if m in linear and path.rpartition(".")[2] in cfg.targets]
-    if absent := sorted(set(cfg.targets) - {path.rpartition(".")[2] for path in names}):
-        raise UserError(f"--targets {' '.join(absent)}: no such linear layer in {cfg.model}")
+    names = projections(hf, decoder.layers, chosen, cfg.targets)
     cap = getattr(config, "final_logit_softcapping", None)
     head = Head(hf.get_output_embeddings().weight, cap)
     layers = lora.wrap(hf, names, gates := lora.Gates(cfg.rounds), cfg.r, cfg.alpha)

@@ -1,23 +1,27 @@
 """The run folder with its resolved config, and where log lines go."""
 
-import dataclasses
+from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 from loguru import logger
 
 from steerloop.config import Config
-from steerloop.kernels.files import code_version
 from steerloop.kernels.folder import Folder, log_to
+from steerloop.kernels.identity import accepted, identity
 
 
-def open_run(cfg: Config) -> Folder:
-    """A new run folder that says what runs. The log goes there and, past bars, to the terminal."""
+def open_run(cfg: Config, device: str) -> Folder:
+    """A new run folder that says what runs, or that of --resume; tensors read from it go to
+    `device`. The log goes there and, past bars, to the terminal.
+
+    Raises UserError where --resume finds the run finished, in use, or another one than `cfg` says.
+    """
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
-    run = Folder(Path(cfg.runs) / f"{stamp}_{Path(cfg.model).name}_{cfg.barrier}_s{cfg.seed}")
-    run.json("config.json", config=dataclasses.asdict(cfg), code=code_version(),
-             packages={x: version(x) for x in ("torch", "transformers", "polars")})
+    name = f"{stamp}_{Path(cfg.model).name}_{cfg.barrier}_s{cfg.seed}"
+    run = Folder(Path(cfg.resume or f"{cfg.runs}/{name}"), bool(cfg.resume), device)
+    now = {"config": asdict(cfg), **identity(cfg, device)}
+    run.json("config.json", **(accepted(run.path, now, cfg.force) if cfg.resume else now))
     log_to(run.path / "log.txt")
     logger.info(f"run folder {run.path}")
     return run

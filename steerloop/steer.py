@@ -76,9 +76,3 @@ def steered(model: Model, vector: Vector, rows: Any) -> Iterator[None]:
 
     with hooked([(model.decoder.layers[b], partial(add, v=v)) for b, v in vector.items()]):
         yield
-
-
-def cosine(a: Vector, b: Vector) -> float:
-    """Cosine in [-1, 1] of two vectors over their blocks, concatenated."""
-    flat = [torch.cat([x[k] for k in sorted(a)]) for x in (a, b)]
-    return torch.cosine_similarity(*flat, dim=0).item()

@@ -24,7 +24,7 @@ from steerloop.config import Config
 from steerloop.evaluate import choices
 from steerloop.heal import heal
 from steerloop.kernels.files import Data
-from steerloop.kernels.folder import Folder
+from steerloop.kernels.folder import Folder, work
 from steerloop.kernels.search import largest
 from steerloop.model import Model, load
 from steerloop.steer import Vector, steered
@@ -103,10 +103,18 @@ def distilled(
     """Measure plain distillation of every round's kept completions, in a second copy of the model
     (so accelerator memory has to hold the base twice), turned down where it moved more."""
     rival, plain, key = load(cfg), replace(cfg, barrier="nll", tau="0"), f"{data.down}_nats"
+
+    def healed_round(kept: pl.DataFrame, round: int) -> tuple[dict, dict[str, torch.Tensor]]:
+        return heal(rival, kept, plain, round, run), lora.fold(rival.layers, rival.gates)
+
     for round in range(last + 1):
         table = pl.read_parquet(run.path / f"rounds/{round:02d}/completions.parquet")
-        run.event("heal_nll", round=round, **heal(rival, table.filter("train"), plain, round))
-        lora.fold(rival.layers, rival.gates)
+        stem, kept = f"rounds/{round:02d}/nll", table.filter("train")
+        stats, adapter = run.once([f"{stem}.heal", f"{stem}.adapter"], healed_round, kept, round)
+        if rival.gates.live == round:
+            lora.load_round(rival.layers, rival.gates, adapter)
+        run.event("heal_nll", round=round, **stats)
+        run.done(work(round))
     nll = measure("nll", last, {}, who=rival)
     if nll[key] < healed[key] < base[key]:
         with rival.gates(turned(rival, strength_for(rival, data, cfg, healed[key]))):

@@ -133,7 +133,7 @@ def check_a_vector_that_does_nothing_has_no_dose(case):
 def check_collect_keeps_every_survivor(case):
     s, data, vector = case
     cfg = replace(s.cfg, survival=0.1, n_keep=10)  # two batches: a random model ends some at once
-    table, kappa = collect(s.model, vector, 1.0, data, cfg, math.inf, "0")
+    table, kappa = collect(s.model, vector, 1.0, data, cfg, math.inf, 0)
     train_rows = table.filter("train")
     assert kappa == 1.0 and len(train_rows) == cfg.n_keep and train_rows["keep"].all()
     assert table["keep"].sum() >= cfg.n_keep
@@ -151,7 +151,7 @@ def check_the_walk_lowers_the_dose_until_enough_survive(case, monkeypatch):
         return table.with_columns(keep, why)
 
     monkeypatch.setattr("steerloop.dose.judge", judged)
-    table, kappa = collect(s.model, vector, 1.0, data, s.cfg, 1.0, "0")
+    table, kappa = collect(s.model, vector, 1.0, data, s.cfg, 1.0, 0)
     assert 0.2 <= kappa <= 0.3 and kappa > 0.25  # both doses κ/2 and κ survive from .3 down
     assert table.filter("train")["dose"].max() <= 0.3
     assert table.filter(pl.col("kappa") < 1)["dose"].max() < 1
@@ -182,7 +182,7 @@ def check_a_budget_too_small_for_a_round_says_so(case):
 def check_the_walk_starts_at_the_allowance(case):
     s, data, vector = case
     cfg = replace(s.cfg, survival=0.1)
-    table, kappa = collect(s.model, vector, 1.0, data, cfg, math.inf, "0", most=0.6)
+    table, kappa = collect(s.model, vector, 1.0, data, cfg, math.inf, 0, most=0.6)
     assert kappa == 0.6 and table["dose"].max() == pytest.approx(0.6)
 
 
@@ -207,7 +207,7 @@ def check_a_starved_filter_names_counts_and_remedy(case):
     s, data, vector = case
     s.cfg.filter, s.cfg.budget = True, 3.0
     with pytest.raises(UserError) as failure:
-        collect(s.model, vector, 1.0, data, s.cfg, 0.0, "0")
+        collect(s.model, vector, 1.0, data, s.cfg, 0.0, 0)
     said = str(failure.value)
     assert "\n" not in said and "0 of " in said and "6 needed" in said and "improbable" in said
     assert "--target_kl" in said and "--n_keep" in said

@@ -6,7 +6,8 @@ import torch
 
 from steerloop.checks.small import DEPTH, WIDTH, token_batch
 from steerloop.checks.twins import add_to_blocks
-from steerloop.steer import cosine, extract, steered
+from steerloop.kernels.spectral import cosine
+from steerloop.steer import extract, steered
 
 PAIRS = [("Be kind.", "Obey, always."), ("Help all people.", "Rank first.")]
 CONTEXTS = ["Hi.", "What should I do now?", "Tell me about the old town hall.", "Go?", "1 + 1"]

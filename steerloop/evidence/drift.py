@@ -7,7 +7,8 @@ from steerloop.config import Config
 from steerloop.kernels.files import Data
 from steerloop.model import Model
 from steerloop.sample import score
-from steerloop.steer import Vector, cosine, mean_states
+from steerloop.kernels.spectral import cosine
+from steerloop.steer import Vector, mean_states
 
 
 @torch.no_grad()

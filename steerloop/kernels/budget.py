@@ -1,4 +1,4 @@
-"""What a limit on the drift from the base allows a round."""
+"""What limits a round: the drift from the base that it may add, the completions it may sample."""
 
 import math
 from typing import Any
@@ -24,3 +24,11 @@ def allowance(curve: pl.DataFrame, c_star: float, spent: float, cfg: Any) -> flo
         raise UserError(f"--kl_budget {cfg.kl_budget:g} is too little for one round: raise it to "
                         f"{1.1 * teacher * cfg.kappa_min**2:.2g}, or lower --kappa_min")
     return most
+
+
+def starved(table: pl.DataFrame, wanted: int) -> UserError:
+    """Of all that was sampled too little was kept: what dropped it, and what to do."""
+    why = table["drop_reason"].drop_nulls().value_counts(sort=True).rows()
+    return UserError(f"the filter is starved: {table['keep'].sum()} of {len(table)} completions "
+                     f"kept, {wanted} needed ({', '.join(f'{n} {x}' for x, n in why)}); lower "
+                     "--target_kl or --multiples, raise --ppl_factor or lower --n_keep")

@@ -1,5 +1,7 @@
 """Read small text files with errors that name the file; write files whole or not at all."""
 
+import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -8,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import polars as pl
 from safetensors import SafetensorError
@@ -131,11 +134,47 @@ def write_whole(path: Path, writer: Callable[[Path], Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         writer(temporary)
+        with temporary.open("rb+") as file:  # on the disk before it has the name
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, SafetensorError, pl.exceptions.PolarsError) as e:
         raise UserError(f"cannot write {path}: {e}; what was written before it is whole") from e
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    """Checksum of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def event_line(record: dict[str, Any]) -> str:
+    """A record → its line in events.jsonl, with a checksum at its end.
+
+    Raises ValueError on a number that is not finite.
+    """
+    text = json.dumps(record, allow_nan=False)
+    return f'{text[:-1]}, "crc": "{crc32(text.encode()):08x}"}}\n'
+
+
+def read_events(run: Path) -> list[dict[str, Any]]:
+    """The records of a run, in order. A last line that was cut off is not one yet.
+
+    Raises UserError naming a line that is not what was written.
+    """
+    found, text = [], (run / "events.jsonl").read_text(errors="replace")
+    for number, line in enumerate(text.split("\n")[:-1], 1):
+        try:
+            record = json.loads(line)
+            good = record.pop("crc", None) in (None, event_line(record)[-11:-3])
+        except (ValueError, AttributeError):
+            good = False
+        if not good:
+            raise UserError(f"{run / 'events.jsonl'}, line {number} is damaged: delete the file, "
+                            f"`python -m steerloop.train --resume {run}` writes it anew")
+        found.append(record)
+    return found
 
 
 def code_version() -> str:

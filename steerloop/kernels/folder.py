@@ -1,19 +1,32 @@
-"""A folder of results: append-only events, and files that appear whole or not at all."""
+"""A folder of results: append-only events, and files that appear whole or not at all.
 
+Whatever is dear to compute goes through `once`: what is in the folder is read, not made again. So a
+run that was cut off goes on by being run again; and since every stage is determined by the config
+and what came before it, it ends in the same bits.
+"""
+
+import fcntl
 import json
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import polars as pl
 from loguru import logger
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from steerloop.kernels.files import write_whole
+from steerloop import UserError
+from steerloop.kernels.files import event_line, read_events, sha256, write_whole
 
 FORMAT = "{time:HH:mm:ss} {level: <7} {message}"
+SUMS = "checksums.txt"  # in the format of sha256sum
+ENDS = (".parquet", ".safetensors", ".json")
+KEY = ("stage", "round", "state")  # of an event: each happens once
 
 
 def log_to(path: Path) -> None:
@@ -31,22 +44,77 @@ def _made(path: Path) -> bool:
     return True
 
 
-class Folder:
-    """Writes below a new folder `path`, or `path`-2, -3, … where runs started in one second."""
+class Nowhere:
+    """Keeps nothing: for use without a run folder."""
 
-    def __init__(self, path: Path) -> None:
+    def once(
+        self, name: str | list[str], make: Callable[..., Any], *args: Any, **note: Any
+    ) -> Any:
+        return make(*args)
+
+    def tensors(self, name: str, tensors: dict[str, Tensor], **note: Any) -> None:
+        pass
+
+    def latest(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        return None
+
+
+NOWHERE = Nowhere()
+
+
+def work(round: int) -> str:
+    """Where a round keeps what it needs until it is over."""
+    return f"rounds/{round:02d}/work"
+
+
+class Folder(Nowhere):
+    """Reads and writes below a new folder `path`, or `path`-2, -3, … where runs started in one
+    second; below `path` itself with `again`. Tensors that are read go to `device`.
+
+    Raises UserError while another process has the folder open.
+    """
+
+    def __init__(self, path: Path, again: bool = False, device: str = "cpu") -> None:
         names = (path.name if i == 1 else f"{path.name}-{i}" for i in count(1))
-        self.path = next(p for p in map(path.with_name, names) if _made(p))
+        self.path = path if again else next(p for p in map(path.with_name, names) if _made(p))
+        self.device, self.lock = device, (self.path / "lock").open("w")  # released with the process
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise UserError(f"{self.path} is in use by another process: wait for it, or stop it"
+                            ) from e
+        sums = self.path / SUMS
+        lines = sums.read_text().splitlines() if sums.exists() else []
+        self.sums = {name: digest for digest, name in (x.split("  ", 1) for x in lines)}
+        self.known = {self._key(x): x for x in self.events()}
+
+    @staticmethod
+    def _key(record: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(record.get(x) for x in KEY)
 
     def events(self) -> list[dict[str, Any]]:
-        """The records so far, in order."""
-        return [json.loads(x) for x in (self.path / "events.jsonl").read_text().splitlines()]
+        """The records so far, in order; what was cut off at the end of the file is cleared away."""
+        path = self.path / "events.jsonl"
+        if not path.exists():
+            return []
+        if (whole := path.read_bytes().rpartition(b"\n"))[2]:
+            path.write_bytes(whole[0] + whole[1])
+        return read_events(self.path)
 
     def event(self, stage: str, **values: Any) -> None:
-        """Append one record to events.jsonl. Raises ValueError on a number that is not finite."""
-        line = json.dumps({"stage": stage, **values}, allow_nan=False)
+        """Append one record to events.jsonl, unless it is there. Raises ValueError on a number that
+        is not finite, UserError where a resumed run does not come to what it came to before."""
+        record = {"stage": stage, **values}
+        line = event_line(record)
+        if (before := self.known.get(self._key(record))) is not None:
+            if event_line(before) != line:
+                raise UserError(f"{self.path / 'events.jsonl'}: {stage} of round "
+                                f"{values.get('round')} is not what it was; if this machine is as "
+                                "it was (threads, versions), start a new run")
+            return
         with (self.path / "events.jsonl").open("a") as file:
-            file.write(line + "\n")
+            file.write(line)
+        self.known[self._key(record)] = record
 
     def json(self, name: str, **values: Any) -> None:
         """A JSON document, finite numbers only."""
@@ -62,3 +130,70 @@ class Folder:
         metadata = {"format": "pt", "steerloop": json.dumps({"schema": 1, **note})}
         path = self.path / f"{name}.safetensors"
         write_whole(path, lambda part: save_file(tensors, part, metadata))
+
+    def once(
+        self, name: str | list[str], make: Callable[..., Any], *args: Any, **note: Any
+    ) -> Any:
+        """What `make(*args)` returns, kept under `name`: made once, read ever after.
+
+        A frame becomes parquet, tensors safetensors with a `note` (vectors by block are stored as
+        block.<i>), all else JSON; several names are for as many values. Raises UserError for a file
+        that is not what was written.
+        """
+        names = [name] if isinstance(name, str) else name
+        files = [next((x + end for end in ENDS if x + end in self.sums), "") for x in names]
+        if all(files) and all((self.path / x).exists() for x in files):
+            values = [self._read(x) for x in files]
+        else:
+            made = make(*args)
+            values = [made] if isinstance(name, str) else list(made)
+            for x, value in zip(names, values, strict=True):
+                self._write(x, value, note)
+        return values[0] if isinstance(name, str) else values
+
+    def _write(self, name: str, value: Any, note: dict[str, Any]) -> None:
+        if isinstance(value, pl.DataFrame):
+            end = ".parquet"
+            self.table(name, value)
+        elif isinstance(value, dict) and all(isinstance(x, Tensor) for x in value.values()):
+            end = ".safetensors"
+            blocks = all(isinstance(k, int) for k in value)
+            self.tensors(name, {f"block.{k}": x for k, x in value.items()} if blocks else value,
+                         **note)
+        else:
+            end = ".json"
+            self.json(f"{name}.json", value=value)
+        self.sums[name + end] = sha256(self.path / (name + end))
+        self._write_sums()
+
+    def _write_sums(self) -> None:
+        text = "".join(f"{digest}  {name}\n" for name, digest in sorted(self.sums.items()))
+        write_whole(self.path / SUMS, lambda path: path.write_text(text))
+
+    def _read(self, file: str) -> Any:
+        path = self.path / file
+        if sha256(path) != self.sums[file]:
+            raise UserError(f"{path} is damaged: delete it, then `python -m steerloop.train "
+                            f"--resume {self.path}` makes it anew")
+        if path.suffix == ".parquet":
+            return pl.read_parquet(path)
+        if path.suffix == ".json":
+            return json.loads(path.read_text())["value"]
+        found = load_file(path, self.device)
+        blocks = all(k.startswith("block.") for k in found)
+        return {int(k[6:]): x for k, x in found.items()} if blocks else found
+
+    def latest(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The state of work in progress as it was last written by `tensors`, and its note."""
+        path = self.path / f"{name}.safetensors"
+        if not path.exists():
+            return None
+        with safe_open(path, "pt") as file:
+            note = json.loads(file.metadata()["steerloop"])
+        return load_file(path, self.device), note
+
+    def done(self, name: str) -> None:
+        """Work in progress below `name` is over: what was kept to go on from is cleared away."""
+        self.sums = {k: x for k, x in self.sums.items() if not k.startswith(f"{name}/")}
+        self._write_sums()
+        rmtree(self.path / name, ignore_errors=True)

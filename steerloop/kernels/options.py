@@ -1,5 +1,6 @@
 """A dataclass as a command line: fields with help, ranges, presets on disk, one-line errors."""
 
+import json
 import math
 import os
 import sys
@@ -11,6 +12,7 @@ from pkgutil import resolve_name
 from typing import Any, NoReturn, TypeVar
 
 import torch
+from torch import nn
 from transformers import HfArgumentParser
 
 from steerloop import UserError
@@ -77,12 +79,35 @@ def band(blocks: list[int], share: list[float], depth: int, name: str) -> list[i
     return sorted(set(chosen))
 
 
+def projections(
+    hf: nn.Module, layers: nn.ModuleList, chosen: list[int], targets: list[str]
+) -> list[str]:
+    """Paths of the linear layers in the chosen blocks whose names end in one of `targets`.
+
+    Raises UserError for a target that is in none of them.
+    """
+    linear = {m for i in chosen for m in layers[i].modules() if isinstance(m, nn.Linear)}
+    names = [path for path, m in hf.named_modules()
+             if m in linear and path.rpartition(".")[2] in targets]
+    if absent := sorted(set(targets) - {path.rpartition(".")[2] for path in names}):
+        raise UserError(f"--targets {' '.join(absent)}: this model has no such linear layer")
+    return names
+
+
 class Parser(HfArgumentParser):
     """The library's parser, but a wrong option is answered by one line and exit status 2."""
 
     def error(self, message: str) -> NoReturn:
         print(f"error: {message} (--help lists every option)", file=sys.stderr)
         sys.exit(2)
+
+
+def stored(run: Path) -> dict[str, Any]:
+    """The config of a run folder. Raises UserError where there is none."""
+    try:
+        return json.loads((run / "config.json").read_text())["config"]
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise UserError(f"--resume {run}: no run folder ({str(e).splitlines()[0]})") from e
 
 
 def parse(options: type[T], argv: list[str], description: str) -> T:
@@ -92,6 +117,8 @@ def parse(options: type[T], argv: list[str], description: str) -> T:
     if rest:
         parser.error(f"unknown option {rest[0]}")
     changes = preset(first.model) | (preset("tiny") if first.tiny else {})
+    if first.resume:
+        changes = stored(Path(first.resume))
     for name in ("steer", "lora"):  # a band on the command line beats blocks listed in a preset
         if any(x.partition("=")[0].replace("-", "_") == f"__{name}_band" for x in argv):
             changes.pop(f"{name}_blocks", None)
@@ -125,4 +152,4 @@ def command(parse: Callable[[list[str]], T], run: Callable[[T], Any], argv: list
     except (UserError, OSError, FloatingPointError) as e:
         sys.exit(f"error: {e}")
     except KeyboardInterrupt:
-        sys.exit("interrupted: every file of the run is whole, the round in flight is lost")
+        sys.exit("interrupted: every file of the run is whole; --resume with its folder goes on")

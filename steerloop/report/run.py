@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from steerloop.kernels.files import read_events as events
 from steerloop.report.stats import compare, difference
 from steerloop.report.text import interval, markdown
 from steerloop.report.verdicts import PPL, Gain, shown, verdicts
@@ -30,11 +31,6 @@ def states(run: Path) -> list[dict[str, Any]]:
 def axis_of(run: Path) -> list[str]:
     """The foundations that the run should move: [down, up]."""
     return next(e["axis"] for e in events(run) if "axis" in e)
-
-
-def events(run: Path) -> list[dict[str, Any]]:
-    """The records of a run, in order."""
-    return [json.loads(x) for x in (run / "events.jsonl").read_text().splitlines()]
 
 
 def _table(run: Path, found: list[dict[str, Any]], base: dict[str, float]) -> str:

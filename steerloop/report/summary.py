@@ -7,7 +7,7 @@ from typing import Any
 from steerloop.kernels.files import write_whole
 from steerloop.report.gates import NAMES, Gate, heads, named, write_gates
 from steerloop.report.ledger import update_ledger
-from steerloop.report.run import axis_of, beaten, events, states
+from steerloop.report.run import axis_of, beaten, events, last_round, states
 
 ARM = (
     "model", "barrier", "agg", "ref", "lam", "lam_pow", "tau", "kl_budget", "lr", "epochs",
@@ -55,7 +55,7 @@ def summarise(run: Path, judged: list[Gate]) -> dict[str, Any]:
         "healed": healed,
         "best_round": best,
         "best_adapter": None if best is None else f"rounds/{best:02d}/adapter.safetensors",
-        "matched": next((e for e in found if e["state"] == "matched"), None),
+        "matched": last_round(found).get("matched"),
         "rivals": beaten(run, found),
         "gates": heads(judged),
         "named": [f"{x}: {NAMES[x]}" for x in named(judged)],

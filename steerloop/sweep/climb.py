@@ -62,12 +62,12 @@ def draw(
     vector = extract(model, data.pairs, data.contexts, cfg.steer_blocks, cfg.batch_rows)
     if fixed:
         held = replace(cfg, survival=1e-9)  # any survivor ends the walk at κ = 1
-        table, kappa = collect(model, vector, fixed, data, held, limit, str(round))
+        table, kappa = collect(model, vector, fixed, data, held, limit, round)
         return Drawn(fixed, kappa, table)
     c_star, curve = solve(model, vector, data, cfg, str(round))
     if (most := allowance(curve, c_star, spent, cfg)) < cfg.kappa_min:
         raise UserError("budget spent")
-    table, kappa = collect(model, vector, c_star, data, cfg, limit, str(round), most)
+    table, kappa = collect(model, vector, c_star, data, cfg, limit, round, most)
     return Drawn(c_star, kappa, table)
 
 

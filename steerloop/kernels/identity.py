@@ -1,0 +1,82 @@
+"""What a run is a run of: config, code, versions, hardware, model and data; and whether a run that
+is resumed is still the same."""
+
+import hashlib
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from loguru import logger
+
+from steerloop import UserError
+from steerloop.kernels.files import PACKAGE, code_version, sha256
+from steerloop.kernels.weights import locate
+
+PACKAGES = ("torch", "transformers", "polars")
+DATA = ("persona", "contexts", "prompts", "vignettes", "mundane", "labelled")
+FREE = {"resume", "force", "runs"}  # of the config: where and how, not what
+EDGE = 2**20  # bytes at either end of a weight file that stand for it: its header is among them
+
+
+def fingerprint(folder: Path) -> str:
+    """Hash of a checkpoint: names, sizes, and both ends of each of its files."""
+    found = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.json")):
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            found.update(f"{path.name} {size}".encode() + file.read(EDGE))
+            file.seek(max(0, size - EDGE))
+            found.update(file.read(EDGE))
+    return found.hexdigest()
+
+
+def data_files(cfg: Any) -> dict[str, Path]:
+    """The data files that a config names, by their field."""
+    names = {x: getattr(cfg, x).replace("{split}", cfg.split) for x in DATA if getattr(cfg, x)}
+    return {x: Path(n) if Path(n).exists() else PACKAGE / n for x, n in names.items()}
+
+
+def identity(cfg: Any, device: str) -> dict[str, Any]:
+    """All that makes a run what it is, beside its config."""
+    return {
+        "code": code_version(),
+        "packages": {x: version(x) for x in PACKAGES},
+        "hardware": {"device": device, "threads": torch.get_num_threads()},
+        "weights": fingerprint(locate(cfg.model)),
+        "data": {x: sha256(path) for x, path in data_files(cfg).items()},
+    }
+
+
+def flat(tree: dict[str, Any], stem: str = "") -> dict[str, Any]:
+    """Nested dicts → one, keys joined by dots."""
+    return {k: v for name, x in tree.items() for k, v in (
+        flat(x, f"{stem}{name}.") if isinstance(x, dict) else {f"{stem}{name}": x}).items()}
+
+
+def accepted(run: Path, now: dict[str, Any], force: bool) -> dict[str, Any]:
+    """What config.json says from now on, of a run that is resumed as `now`: more rounds are
+    welcome, other changes need `force` and are recorded.
+
+    Raises UserError with the differences, or where there is nothing left to do.
+    """
+    before = json.loads((run / "config.json").read_text())
+    kept = {"resumed": before.pop("resumed", [])}
+    before.pop("schema")
+    was, is_ = (flat({**x, "config": {k: v for k, v in x["config"].items() if k not in FREE}})
+                for x in (before, now))
+    more = is_["config.rounds"] > was["config.rounds"]
+    if (run / "summary.json").exists() and not more:
+        raise UserError(f"{run} is finished; --rounds N, more than {was['config.rounds']}, goes on")
+    changed = {k: f"{was.get(k)} → {is_.get(k)}" for k in sorted(was.keys() | is_.keys())
+               if was.get(k) != is_.get(k) and not (more and k == "config.rounds")}
+    if changed and not force:
+        told = "; ".join(f"{k}: {x}" for k, x in changed.items())
+        raise UserError(f"{run} cannot go on as it began: {told}; undo that, or --force")
+    for key, change in changed.items():
+        logger.warning(f"forced: {key}: {change}; what is done already stays as it is")
+    if changed or more:
+        kept["resumed"].append(changed | ({"config.rounds": is_["config.rounds"]} if more else {}))
+    return {**now, **kept, "config": now["config"] | {"resume": "", "force": False,
+                                                      "runs": before["config"]["runs"]}}
