@@ -22,9 +22,9 @@ from steerloop.kernels.budget import allowance
 from steerloop.kernels.files import read_data
 from steerloop.kernels.folder import work
 from steerloop.kernels.options import EVALS, band, command, resolve
+from steerloop.kernels.spectral import cosine
 from steerloop.model import Model, load
 from steerloop.record import open_run
-from steerloop.kernels.spectral import cosine
 from steerloop.steer import Vector, extract, steered
 
 

@@ -5,9 +5,9 @@ import torch
 
 from steerloop.config import Config
 from steerloop.kernels.files import Data
+from steerloop.kernels.spectral import cosine
 from steerloop.model import Model
 from steerloop.sample import score
-from steerloop.kernels.spectral import cosine
 from steerloop.steer import Vector, mean_states
 
 

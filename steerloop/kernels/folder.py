@@ -83,6 +83,8 @@ class Folder(Nowhere):
         except BlockingIOError as e:
             raise UserError(f"{self.path} is in use by another process: wait for it, or stop it"
                             ) from e
+        for part in self.path.rglob(".*.part"):  # of a process that was killed while it wrote
+            part.unlink()
         sums = self.path / SUMS
         lines = sums.read_text().splitlines() if sums.exists() else []
         self.sums = {name: digest for digest, name in (x.split("  ", 1) for x in lines)}
