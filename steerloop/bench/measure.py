@@ -18,12 +18,14 @@ from statistics import median
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steerloop.kernels.nf4 import NF4
 from steerloop.model import Model
 
 MB = 2**20
+LONG = 0.1  # seconds of one product of the probe, above which no larger one is tried
 TICK = 0.004  # seconds between two readings of the memory
 
 
@@ -118,7 +120,7 @@ def against(found: dict[str, dict[str, Any]], ours: str = "ours") -> dict[str, d
     return found
 
 
-def best(run: Callable[[], Any], device: torch.device, repeats: int = 7) -> float:
+def best(run: Callable[[], Any], device: torch.device, repeats: int = 5) -> float:
     """Seconds of the fastest of several runs, the first one not counted."""
     seconds = []
     for _ in range(repeats + 1):
@@ -131,10 +133,16 @@ def best(run: Callable[[], Any], device: torch.device, repeats: int = 7) -> floa
 
 
 def matmul_peak(dtype: torch.dtype, device: torch.device) -> float:
-    """Measured floating point operations per second of one large square product."""
-    n = 8192 if device.type == "cuda" else 1024
-    a, b = torch.randn((2, n, n), device=device).to(dtype)
-    return 2 * n**3 / best(lambda: a @ b, device)
+    """Measured floating point operations per second: the best of growing products x Wᵀ, none of
+    which takes long."""
+    most, rate = 8192 if device.type == "cuda" else 2048, 0.0
+    for n in (2**i for i in range(8, most.bit_length())):
+        x, weight = torch.randn((2, n, n), device=device).to(dtype)
+        seconds = best(lambda x=x, weight=weight: F.linear(x, weight), device)
+        rate = max(rate, 2 * n**3 / seconds)
+        if seconds > LONG:
+            break
+    return rate
 
 
 def bandwidth(dtype: torch.dtype, device: torch.device) -> float:

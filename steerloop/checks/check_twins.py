@@ -45,7 +45,7 @@ def check_loss_and_gradient(kind):
 
 def check_a_heal_step(small):
     ours = small()
-    model, twin, cfg = raced(ours)
+    model, twin, _ = raced(ours)
     table = completions(5).filter(pl.col("completion_ids").list.len() > 1)
     columns = table["prompt_ids"].to_list(), table["completion_ids"].to_list()
     with torch.no_grad(), model.gates(model.gates.before(0)):
@@ -76,12 +76,12 @@ def check_a_heal_step(small):
 def check_greedy_tokens(small, stops):
     ours = small()
     model, twin, cfg = raced(ours)
-    vector, doses = ours.vector(), [0.0, 0.5]
+    vector, doses = ours.vector(), [0.0, 20.0]
     table = sample(model, jobs(model, TEXTS, doses), vector, cfg, "x", 12, 0.0, stops)
     prompts, expected = table["prompt_ids"].to_list(), table["completion_ids"].to_list()
     for run in (twins.sample, twins.sample_batch):
         assert run(twin, prompts, table["dose"].to_list(), vector, 12, 0.0, stops) == expected
-    assert len({tuple(x) for x in expected}) > len(TEXTS)
+    assert expected[::2] != expected[1::2]  # steered or not makes a difference
 
 
 @DENSE
