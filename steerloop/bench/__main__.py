@@ -41,6 +41,7 @@ from steerloop.config import Config, parse
 from steerloop.kernels.files import code_version, write_whole
 from steerloop.kernels.options import hardware
 
+QUANT = {"nf4": "nf4", "bf16": "none"}  # --quant of the bench → that of a run
 PROMPT = 200  # tokens before a completion, for `memory`
 # rows, tokens, prompt: the sizes that docs/bench holds against their targets
 NAMED = {"loss": (8, 128, 0), "heal": (0, 200, 100), "sample": (48, 64, 100),
@@ -59,7 +60,7 @@ def options(argv: list[str]) -> argparse.Namespace:
     add("--shape", choices=[*SHAPES, "embedded"], default="tiny")
     add("--blocks", type=count, default=0, help="keep that many blocks of the shape; 0: all")
     add("--device", choices=["cpu", "cuda"], default="cpu")
-    add("--quant", choices=["nf4", "bf16"], default="nf4", help="4-bit base, or dense")
+    add("--quant", choices=QUANT, default="nf4", help="4-bit base, or dense")
     add("--weights", type=Path, help="folder to keep the random weights in")
     add("--rows", type=count, help="rows of ours: completions, vignettes, prompts, pairs")
     add("--twin_rows", type=count, default=4, help="rows that a slow twin is measured on")
@@ -90,15 +91,15 @@ def weights(chosen: argparse.Namespace) -> Iterator[Config]:
         if not (folder / "tokenizer_config.json").exists():  # what is written last
             with ProcessPoolExecutor(1, get_context("spawn")) as pool:
                 pool.submit(save_random, folder, chosen.shape, blocks=chosen.blocks).result()
-        yield Config(model=str(folder), device=chosen.device,
-                     quant="nf4" if chosen.quant == "nf4" else "none")
+        middle = [chosen.blocks // 2] if chosen.blocks else []  # a short stack may miss the band
+        yield Config(model=str(folder), device=chosen.device, steer_blocks=middle,
+                     quant=QUANT[chosen.quant])
 
 
 def figures(chosen: argparse.Namespace) -> dict[str, Any]:
     """What was asked for."""
     if chosen.what == "memory":
-        return {"gb": memory.need(chosen.shape, Config(
-            quant="nf4" if chosen.quant == "nf4" else "none"), PROMPT)}
+        return {"gb": memory.need(chosen.shape, Config(quant=QUANT[chosen.quant]), PROMPT)}
     device = hardware(chosen.device, 0)
     size = races.Size(chosen.rows, min(chosen.twin_rows, chosen.rows or chosen.twin_rows),
                       chosen.tokens, chosen.prompt, chosen.think, chosen.repeats)
@@ -129,13 +130,14 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        found = figures(chosen)
+        with contextlib.redirect_stdout(sys.stderr):  # what a run logs is not the answer
+            found = figures(chosen)
         cuda = chosen.what != "memory" and chosen.device == "cuda"
         machine = torch.cuda.get_device_name() if cuda else f"{os.cpu_count()} CPU cores"
         facts = {"bench": chosen.what, "shape": chosen.shape, "blocks": chosen.blocks or "all",
                  "quant": chosen.quant, "machine": machine, "threads": torch.get_num_threads(),
                  "torch": torch.__version__, "code": code_version()}
-        if "embedded" in (chosen.shape, "embedded" if chosen.what == "round" else ""):
+        if chosen.what == "round" or chosen.shape == "embedded":
             facts |= {"shape": "embedded", "quant": "none (float32)"}
         text = json.dumps(rounded(facts | found), indent=1)
         print(text)

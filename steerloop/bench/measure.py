@@ -44,7 +44,8 @@ def hand_back() -> None:
 
 @contextmanager
 def watched(cuda: bool) -> Iterator[dict[str, float]]:
-    """Fills in seconds, and the peaks over what was held before, MB."""
+    """Fills in seconds (of the clock, and of CPU time, which other work on the machine disturbs
+    less), and the peaks over what was held before, MB."""
     hand_back()
     before, peak, done = resident(), resident(), threading.Event()
 
@@ -61,13 +62,14 @@ def watched(cuda: bool) -> Iterator[dict[str, float]]:
         held = torch.cuda.memory_allocated()
     thread, found = threading.Thread(target=watch), {}
     thread.start()
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     try:
         yield found
         if cuda:
             torch.cuda.synchronize()
     finally:
         found["seconds"] = time.perf_counter() - start
+        found["cpu_seconds"] = time.process_time() - cpu
         done.set()
         thread.join()
         look()
@@ -81,13 +83,13 @@ class Runner:
     """One way to do a piece of work: `run` does `units` of it."""
 
     run: Callable[[], Any]
-    units: float = 1.0
+    units: float | int = 1
 
 
 def race(runners: dict[str, Runner], repeats: int, cuda: bool) -> dict[str, dict[str, Any]]:
     """Every runner once to warm up, then all of them in turn, `repeats` times over.
 
-    By name: `seconds` (median) for `units` of the work, all of them, units per second, and
+    By name: `seconds` and `cpu_seconds` (medians) for `units` of the work, units per second, and
     `peak_mb`, the most memory it held over what was held before it.
     """
     for runner in runners.values():
@@ -98,16 +100,15 @@ def race(runners: dict[str, Runner], repeats: int, cuda: bool) -> dict[str, dict
             with watched(cuda) as found:
                 runner.run()
             seen[name].append(found)
-    return {name: row([x["seconds"] for x in seen[name]], runner.units,
-                      max(x["cuda" if cuda else "anon"] for x in seen[name]))
-            for name, runner in runners.items()}
+    return {name: row(found, runners[name].units, cuda) for name, found in seen.items()}
 
 
-def row(seconds: list[float], units: float, peak: float) -> dict[str, Any]:
+def row(seen: list[dict[str, float]], units: float | int, cuda: bool) -> dict[str, Any]:
     """Figures of one runner."""
-    middle = median(seconds)
-    return {"units": units, "seconds": middle, "all_seconds": seconds,
-            "units_per_second": units / middle, "peak_mb": peak}
+    seconds, cpu = (median(x[k] for x in seen) for k in ("seconds", "cpu_seconds"))
+    return {"units": units, "seconds": seconds, "all_seconds": [x["seconds"] for x in seen],
+            "cpu_seconds": cpu, "units_per_second": units / seconds,
+            "peak_mb": max(x["cuda" if cuda else "anon"] for x in seen)}
 
 
 def against(found: dict[str, dict[str, Any]], ours: str = "ours") -> dict[str, dict[str, Any]]:
@@ -115,8 +116,11 @@ def against(found: dict[str, dict[str, Any]], ours: str = "ours") -> dict[str, d
     memory ours needs."""
     for name, x in found.items():
         if name != ours:
-            x["ours_times_faster"] = found[ours]["units_per_second"] / x["units_per_second"]
-            x["ours_share_of_peak_memory"] = found[ours]["peak_mb"] / max(x["peak_mb"], 1e-9)
+            mine = found[ours]
+            x["ours_times_faster"] = mine["units_per_second"] / x["units_per_second"]
+            x["ours_times_less_cpu"] = (x["cpu_seconds"] / x["units"]) / (
+                mine["cpu_seconds"] / mine["units"])
+            x["ours_share_of_peak_memory"] = mine["peak_mb"] / max(x["peak_mb"], 1e-9)
     return found
 
 
@@ -175,7 +179,7 @@ def linear_size(blocks: list[nn.Module]) -> int:
                if isinstance(m, nn.Linear))
 
 
-def step_bytes(model: Model, rows: int, tokens: float) -> float:
+def step_bytes(model: Model, rows: int, tokens: float | int) -> float | int:
     """Bytes that one decoding step has to read at least: the base as it is held, and the keys and
     values of `rows` × `tokens`, windows not counted."""
     config = model.hf.config.get_text_config()

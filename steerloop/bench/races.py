@@ -91,8 +91,9 @@ def vector(model: Model, cfg: Config) -> Vector:
             for b in blocks}
 
 
-def products(model: Model, found: Found, tokens: float, blocks: list[int], head: float,
-             repeat: float = 1.0) -> Found:
+def products(
+    model: Model, found: Found, tokens: int, blocks: list[int], head: int, repeat: float = 1.0
+) -> Found:
     """Share of the matrix-product peak: `tokens` through these blocks, `repeat` times over, and
     `head` products of one hidden state with the output embedding."""
     v, d = model.head.weight.shape
@@ -107,7 +108,9 @@ def product_share(rate: float, weight: Tensor) -> Found:
     return {"gflops": rate / 1e9, "peak_gflops": peak / 1e9, "share_of_matmul_peak": rate / peak}
 
 
-def reading(model: Model, seconds: float, steps: float, rows: int, tokens: float) -> Found:
+def reading(
+    model: Model, seconds: float, steps: float | int, rows: int, tokens: float
+) -> Found:
     """Share of the memory bandwidth that `steps` decoding steps need at least."""
     rate = steps * step_bytes(model, rows, tokens) / seconds
     peak = bandwidth(model.head.weight.dtype, model.device)
@@ -183,8 +186,9 @@ def heal(model: Model, cfg: Config, size: Size) -> Found:
     found = race({"step alone": Runner(ours), "reference": Runner(reference),
                   "PEFT, dense loss": Runner(plain)}, size.repeats, model.device.type == "cuda")
     step, once = found.pop("step alone"), found.pop("reference")
-    seconds = step["seconds"] + once["seconds"] / cfg.epochs
-    found = {"ours": step | {"seconds": seconds, "units_per_second": 1 / seconds,
+    seconds, cpu = (step[k] + once[k] / cfg.epochs for k in ("seconds", "cpu_seconds"))
+    found = {"ours": step | {"seconds": seconds, "cpu_seconds": cpu,
+                             "units_per_second": 1 / seconds,
                              "peak_mb": max(step["peak_mb"], once["peak_mb"]),
                              "step_alone_seconds": step["seconds"],
                              "reference_seconds": once["seconds"]}} | found

@@ -16,7 +16,7 @@ import polars as pl
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from steerloop import lora, report, train
+from steerloop import report, train
 from steerloop.bench import twins
 from steerloop.config import Config, parse
 from steerloop.heal import heal
@@ -34,12 +34,30 @@ HEAL_STEPS = 3  # of the twin, after one to warm up
 TOP = 8  # operations listed
 
 
+class Moment(NamedTuple):
+    """Seconds of the clock and of CPU time."""
+
+    seconds: float
+    cpu_seconds: float
+
+    def until(self, end: "Moment", times: float = 1.0) -> dict[str, float]:
+        """What went by between two moments, scaled."""
+        return {k: times * (getattr(end, k) - getattr(self, k)) for k in self._fields}
+
+
+def now(cuda: bool) -> Moment:
+    """This moment, all work on the device done."""
+    if cuda:
+        torch.cuda.synchronize()
+    return Moment(time.perf_counter(), time.process_time())
+
+
 class Call(NamedTuple):
-    """One call that the clock saw, seconds."""
+    """One call that the clock saw."""
 
     name: str
-    start: float
-    end: float
+    start: Moment
+    end: Moment
     result: Any
 
 
@@ -51,11 +69,8 @@ def clocked(cuda: bool) -> Iterator[list[Call]]:
 
     def clock(name: str, f: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
-            result = f(*args, **kwargs)
-            if cuda:
-                torch.cuda.synchronize()
-            calls.append(Call(name, start, time.perf_counter(), result))
+            start, result = now(cuda), f(*args, **kwargs)
+            calls.append(Call(name, start, now(cuda), result))
             return result
         return run
 
@@ -70,15 +85,26 @@ def clocked(cuda: bool) -> Iterator[list[Call]]:
             setattr(place, name, f)
 
 
-def shares(calls: list[Call]) -> tuple[float, dict[str, dict[str, float]]]:
-    """Seconds of the first round, from the start of extraction to the end of its table, and by
-    stage; `rest` is folding, the drift, and writing what was found."""
-    start = next(x.start for x in calls if x.name == "extract")
-    end = next(x.end for x in calls if x.name == "round_table")
-    inside = [x for x in calls if start <= x.start and x.end <= end and x.name in STAGES]
-    seconds = {name: sum(x.end - x.start for x in inside if x.name == name) for name in STAGES}
-    seconds["rest"] = end - start - sum(seconds.values())
-    return end - start, {k: {"seconds": x, "share": x / (end - start)} for k, x in seconds.items()}
+def first_round(calls: list[Call]) -> list[Call]:
+    """From extraction to the table of the first round."""
+    names = [x.name for x in calls]
+    return calls[names.index("extract") : names.index("round_table") + 1]
+
+
+def named(calls: list[Call]) -> dict[str, Any]:
+    """Stage → what it returned."""
+    return {x.name: x.result for x in calls}
+
+
+def shares(calls: list[Call]) -> dict[str, Any]:
+    """What the round took, and each stage of it; `rest` is folding, the drift, and writing what was
+    found."""
+    whole = calls[0].start.until(calls[-1].end)
+    spent = {name: [x.start.until(x.end) for x in calls if x.name == name] for name in STAGES}
+    stages = {name: {k: sum(x[k] for x in found) for k in whole} for name, found in spent.items()}
+    stages["rest"] = {k: x - sum(y[k] for y in stages.values()) for k, x in whole.items()}
+    return whole | {"stages": {name: x | {"share": x["seconds"] / whole["seconds"]}
+                               for name, x in stages.items()}}
 
 
 def top_operations(work: Callable[[], Any], cuda: bool) -> dict[str, Any]:
@@ -104,24 +130,19 @@ class Scaled:
     def __init__(self, few: int, cuda: bool) -> None:
         self.few, self.cuda, self.stages = few, cuda, {}
 
-    def __call__(self, name: str, rows: list[Any], total: float, work: Callable[[list], Any]
+    def __call__(self, name: str, rows: list[Any], total: int, work: Callable[[list], Any]
                  ) -> None:
         """`work` does the rows it is given; the stage has `total` of them."""
         part = rows[: self.few]
         work(part[:1])
-        if self.cuda:
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        work(part)
-        if self.cuda:
-            torch.cuda.synchronize()
-        seconds = (time.perf_counter() - start) * total / len(part)
-        self.stages[name] = {"seconds": seconds, "measured_rows": len(part), "rows": total}
+        start, _, end = now(self.cuda), work(part), now(self.cuda)
+        self.stages[name] = start.until(end, total / len(part)) | {
+            "measured_rows": len(part), "rows": total}
 
 
 def twin_round(model: Model, data: Data, cfg: Config, calls: list[Call], few: int) -> dict:
     """Seconds of each stage of the round that ours had, by the twins, scaled from `few` rows."""
-    result = {x.name: x.result for x in calls}
+    result = named(calls)
     vector, (c_star, curve), (table, kappa) = (result[x] for x in ("extract", "solve", "collect"))
     twin, clock = twins.load(cfg, model), Scaled(few, model.device.type == "cuda")
     kept, blocks, dose = table.filter("train"), list(vector), kappa * c_star
@@ -190,7 +211,7 @@ def evaluation(
 
 def healing(
     twin: twins.Twin, model: Model, kept: pl.DataFrame, cfg: Config, steps: int
-) -> dict[str, float]:
+) -> dict[str, float | int]:
     """Seconds of `steps` optimiser steps of PEFT, scaled from HEAL_STEPS."""
     student, size = twins.adapted(twin, list(model.layers)), cfg.batch * cfg.accumulate
     live = [p for p in student.parameters() if p.requires_grad]
@@ -207,18 +228,16 @@ def healing(
         optimiser.zero_grad()
 
     step(0)
-    start = time.perf_counter()
+    start = now(cuda := model.device.type == "cuda")
     for i in range(HEAL_STEPS):
         step(i + 1)
-    if model.device.type == "cuda":
-        torch.cuda.synchronize()
-    seconds = (time.perf_counter() - start) * steps / HEAL_STEPS
-    return {"seconds": seconds, "measured_rows": HEAL_STEPS, "rows": steps}
+    return start.until(now(cuda), steps / HEAL_STEPS) | {
+        "measured_rows": HEAL_STEPS, "rows": steps}
 
 
 def inside(model: Model, data: Data, cfg: Config, calls: list[Call]) -> dict[str, Any]:
     """Top operations of one sampled batch, and of one epoch of healing."""
-    result, cuda = {x.name: x.result for x in calls}, model.device.type == "cuda"
+    result, cuda = named(calls), model.device.type == "cuda"
     c_star, (table, kappa) = result["solve"][0], result["collect"]
     doses = [kappa * a * c_star for a in cfg.multiples]
     rows = jobs(model, data.prompts, doses).head(cfg.batch_rows)
@@ -235,21 +254,17 @@ def run(device: str, few: int, *flags: str) -> dict[str, Any]:
     ours spend their time. `flags` change the run."""
     with tempfile.TemporaryDirectory() as runs:
         cfg = parse(["--device", device, "--runs", runs, "--rounds", "1", *flags])
-        begin = time.perf_counter()
-        with clocked(device == "cuda") as calls:
+        begin = now(cuda := device == "cuda")
+        with clocked(cuda) as calls:
             train.train(cfg)
-        whole = time.perf_counter() - begin
-    seconds, stages = shares(calls)
-    first = [x for x in calls if x.end <= next(y.end for y in calls if y.name == "round_table")]
-    data, model = read_data(cfg), load(cfg)
-    found = twin_round(model, data, cfg, first, few)
-    total = sum(x["seconds"] for x in found["stages"].values())
-    lora.open_round(model.layers, model.gates, 0)
+        run_seconds = begin.until(now(cuda))["seconds"]
+    data, model, calls = read_data(cfg), load(cfg), first_round(calls)
+    ours, twin = shares(calls), twin_round(model, data, cfg, calls, few)
+    twin |= {k: sum(x[k] for x in twin["stages"].values()) for k in Moment._fields}
     return {
-        "round": {"ours_seconds": seconds, "twin_seconds": total,
-                  "ours_times_faster": total / seconds,
-                  "note": "the twin's seconds are scaled from measured_rows to rows in each stage; "
-                          "its bare base carries no adapter but while it heals"},
-        "run_of_one_round_seconds": whole,
-        "rows_sampled": len({x.name: x for x in first}["collect"].result[0]),
-        "stages": stages, "twin": found, "inside": inside(model, data, cfg, first)}
+        "ours_times_faster": twin["seconds"] / ours["seconds"],
+        "ours_times_less_cpu": twin["cpu_seconds"] / ours["cpu_seconds"],
+        "note": "the twin is timed on measured_rows and scaled to rows, stage by stage; its base "
+                "carries no adapter but while it heals",
+        "run_of_one_round_seconds": run_seconds, "rows_sampled": len(named(calls)["collect"][0]),
+        "ours": ours, "twin": twin, "inside": inside(model, data, cfg, calls)}

@@ -77,10 +77,10 @@ def check_greedy_tokens(small, stops):
     ours = small()
     model, twin, cfg = raced(ours)
     vector, doses = ours.vector(), [0.0, 20.0]
-    table = sample(model, jobs(model, TEXTS, doses), vector, cfg, "x", 12, 0.0, stops)
+    table = sample(model, jobs(model, TEXTS, doses), vector, cfg, "x", 8, 0.0, stops)
     prompts, expected = table["prompt_ids"].to_list(), table["completion_ids"].to_list()
     for run in (twins.sample, twins.sample_batch):
-        assert run(twin, prompts, table["dose"].to_list(), vector, 12, 0.0, stops) == expected
+        assert run(twin, prompts, table["dose"].to_list(), vector, 8, 0.0, stops) == expected
     assert expected[::2] != expected[1::2]  # steered or not makes a difference
 
 
@@ -97,7 +97,7 @@ def check_choices(small):
 
 @DENSE
 def check_doses_and_scores(small, tmp_path):
-    ours = small(temperature=0.0, dose_prompts=2, dose_tokens=10, target_kl=0.5)
+    ours = small(temperature=0.0, dose_prompts=2, dose_tokens=5, target_kl=0.5)
     model, twin, cfg = raced(ours)
     data = read_data(replace(cfg, **data_files(tmp_path)))
     vector, prompts = ours.vector(), [model.render(x) for x in data.prompts[:2]]
