@@ -7,7 +7,6 @@ them. On CUDA the allocator's own count is taken as well.
 """
 
 import ctypes
-import gc
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -38,7 +37,6 @@ def resident() -> dict[str, float]:
 
 def hand_back() -> None:
     """Free memory goes back to the system, so that what is resident is what is held."""
-    gc.collect()
     getattr(ctypes.CDLL(None), "malloc_trim", int)(0)  # glibc has it, others need not
 
 

@@ -18,7 +18,7 @@ from steerloop.kernels.fused_loss import Barrier, Head
 from steerloop.sample import jobs, sample, score
 from steerloop.steer import extract
 
-TEXTS = ["He told me to lie. Well?", "Must I go?", "No."]
+TEXTS = ["He told me to lie. Well?", "No."]
 DENSE = pytest.mark.parametrize("small", ["none"], indirect=True)
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
@@ -77,18 +77,18 @@ def check_greedy_tokens(small, stops):
     ours = small()
     model, twin, cfg = raced(ours)
     vector, doses = ours.vector(), [0.0, 20.0]
-    table = sample(model, jobs(model, TEXTS, doses), vector, cfg, "x", 8, 0.0, stops)
+    table = sample(model, jobs(model, TEXTS, doses), vector, cfg, "x", 6, 0.0, stops)
     prompts, expected = table["prompt_ids"].to_list(), table["completion_ids"].to_list()
     for run in (twins.sample, twins.sample_batch):
-        assert run(twin, prompts, table["dose"].to_list(), vector, 8, 0.0, stops) == expected
+        assert run(twin, prompts, table["dose"].to_list(), vector, 6, 0.0, stops) == expected
     assert expected[::2] != expected[1::2]  # steered or not makes a difference
 
 
 @DENSE
 def check_choices(small):
     model, twin, cfg = raced(small())
-    vignettes = pl.DataFrame({"text": TEXTS[:2], "label": ["care", "liberty"]})
-    for think in (0, 3):
+    vignettes = pl.DataFrame({"text": TEXTS, "label": ["care", "liberty"]})
+    for think in (0, 2):
         found = choices(model, vignettes, replace(cfg, think_tokens=think))
         for text, mine in zip(TEXTS, found.to_dicts(), strict=False):
             other = twins.choice(twin, text, think)
