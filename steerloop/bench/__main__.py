@@ -1,73 +1,151 @@
-"""What a run costs, on random weights of an exact shape; figures as JSON.
+"""What things cost, on random weights of an exact shape; figures as JSON.
+
+Ours against a straightforward twin, in the same process, in turn:
+
+    python -m steerloop.bench loss --shape gemma-3-1b --quant bf16    loss and its gradient
+    python -m steerloop.bench heal --shape gemma-3-270m --blocks 6    one optimiser step
+    python -m steerloop.bench sample --shape gemma-3-270m             steered completions
+    python -m steerloop.bench evaluate --think 32                     forced choice, free answer
+    python -m steerloop.bench dose --shape embedded                   the iso-KL dose
+    python -m steerloop.bench extract                                 a steering vector
+    python -m steerloop.bench round                                   a round of the embedded model
+
+Ours alone:
 
     python -m steerloop.bench load --shape gemma-3-1b      load, sample and heal once: time, peaks
     python -m steerloop.bench memory --shape gemma-3-4b    GPU memory by part, computed
+    python -m steerloop.bench limits                       measured matrix-product and memory peaks
+
+--shape embedded takes the embedded model with its own preset, whatever --quant says.
 """
 
 import argparse
+import contextlib
 import json
 import os
+import sys
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import logging
 
-from steerloop.bench import load, memory
+from steerloop import UserError
+from steerloop.bench import load, measure, memory, races, round
 from steerloop.bench.shapes import SHAPES, save_random
-from steerloop.config import Config
-from steerloop.kernels.files import code_version
+from steerloop.config import Config, parse
+from steerloop.kernels.files import code_version, write_whole
+from steerloop.kernels.options import hardware
 
+QUANT = {"nf4": "nf4", "bf16": "none"}  # --quant of the bench → that of a run
 PROMPT = 200  # tokens before a completion, for `memory`
+# rows, tokens, prompt: the sizes that docs/bench holds against their targets
+NAMED = {"loss": (8, 128, 0), "heal": (0, 200, 100), "sample": (48, 64, 100),
+         "evaluate": (64, 0, 0), "dose": (8, 64, 0), "extract": (64, 0, 0), "load": (8, 32, 0)}
 
 
-def options() -> argparse.Namespace:
+def options(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m steerloop.bench",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("what", choices=["load", "memory"])
-    parser.add_argument("--shape", choices=SHAPES, default="tiny")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--quant", choices=["nf4", "none"], default="nf4")
-    parser.add_argument("--weights", type=Path, help="folder to keep the random weights in")
-    parser.add_argument("--rows", type=int, default=8, help="sampled rows")
-    parser.add_argument("--tokens", type=int, default=32, help="tokens of a completion")
-    parser.add_argument("--json", type=Path, help="write the figures there, too")
-    return parser.parse_args()
+    add, count = parser.add_argument, int
+    add("what", choices=["loss", *races.MODELS, "round", "load", "memory", "limits"])
+    add("--shape", choices=[*SHAPES, "embedded"], default="tiny")
+    add("--blocks", type=count, default=0, help="keep that many blocks of the shape; 0: all")
+    add("--device", choices=["cpu", "cuda"], default="cpu")
+    add("--quant", choices=QUANT, default="nf4", help="4-bit base, or dense")
+    add("--weights", type=Path, help="folder to keep the random weights in")
+    add("--rows", type=count, help="rows of ours: completions, vignettes, prompts, pairs")
+    add("--twin_rows", type=count, default=4, help="rows that a slow twin is measured on")
+    add("--tokens", type=count, help="tokens of a completion")
+    add("--prompt", type=count, help="tokens of the prompt before it")
+    add("--think", type=count, default=0, help="tokens of thought, for evaluate")
+    add("--repeats", type=count, default=3, help="how often each runs after its warm-up")
+    add("--json", type=Path, help="write the figures there, too")
+    chosen = parser.parse_args(argv)
+    named = dict(zip(("rows", "tokens", "prompt"), NAMED.get(chosen.what, (0, 0, 0)), strict=True))
+    vars(chosen).update({k: x for k, x in named.items() if vars(chosen)[k] is None})
+    if chosen.shape == "embedded" and chosen.what in ("loss", "load", "memory"):
+        parser.error(f"{chosen.what} takes the shape of a published model, not embedded")
+    if min(chosen.twin_rows, chosen.repeats) < 1:
+        parser.error("--twin_rows and --repeats are at least 1")
+    return chosen
 
 
-def loaded(chosen: argparse.Namespace) -> dict[str, Any]:
-    """Figures of `load.run`. The weights are made elsewhere: peaks are those of a process."""
+@contextlib.contextmanager
+def weights(chosen: argparse.Namespace) -> Iterator[Config]:
+    """The config of a model with random weights. They are made elsewhere: peaks are those of a
+    process. Those kept in --weights have to be of the shape asked for."""
+    if chosen.shape == "embedded":
+        yield parse(["--model", "embedded", "--device", chosen.device])
+        return
     with tempfile.TemporaryDirectory() as scratch:
-        folder = chosen.weights or Path(scratch)
-        if not (folder / "config.json").exists():
+        folder = (chosen.weights or Path(scratch)) / f"{chosen.shape}-{chosen.blocks}"
+        if not (folder / "tokenizer_config.json").exists():  # what is written last
             with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-                pool.submit(save_random, folder, chosen.shape).result()
-        cfg = Config(model=str(folder), quant=chosen.quant, device=chosen.device)
-        return load.run(folder, cfg, chosen.rows, chosen.tokens)
+                pool.submit(save_random, folder, chosen.shape, blocks=chosen.blocks).result()
+        middle = [chosen.blocks // 2] if chosen.blocks else []  # a short stack may miss the band
+        yield Config(model=str(folder), device=chosen.device, steer_blocks=middle,
+                     quant=QUANT[chosen.quant])
 
 
-def main() -> None:
-    """Print what was asked for."""
-    chosen = options()
+def figures(chosen: argparse.Namespace) -> dict[str, Any]:
+    """What was asked for."""
     if chosen.what == "memory":
-        found = {"gb": memory.need(chosen.shape, Config(quant=chosen.quant), PROMPT)}
-    else:
-        found = loaded(chosen)
-    cuda = chosen.what == "load" and chosen.device == "cuda"
-    machine = torch.cuda.get_device_name() if cuda else f"{os.cpu_count()} CPU cores"
-    facts = {"shape": chosen.shape, "quant": chosen.quant, "machine": machine,
-             "torch": torch.__version__, "code": code_version()}
-    text = json.dumps(facts | found, indent=1)
-    print(text)
-    if chosen.json:
-        chosen.json.write_text(text + "\n")
+        return {"gb": memory.need(chosen.shape, Config(quant=QUANT[chosen.quant]), PROMPT)}
+    device = hardware(chosen.device, 0)
+    size = races.Size(chosen.rows, min(chosen.twin_rows, chosen.rows or chosen.twin_rows),
+                      chosen.tokens, chosen.prompt, chosen.think, chosen.repeats)
+    if chosen.what == "limits":
+        return {"limits": measure.limits(device)}
+    if chosen.what == "loss":
+        return races.loss(chosen.shape, device, torch.bfloat16, size)
+    if chosen.what == "round":
+        return round.run(chosen.device, size.twin_rows)
+    with weights(chosen) as cfg:
+        if chosen.what == "load":
+            return load.run(Path(cfg.model), cfg, size.rows, size.tokens)
+        return races.run(chosen.what, cfg, size)
+
+
+def rounded(x: Any) -> Any:
+    """Four digits are more than a clock gives."""
+    if isinstance(x, dict):
+        return {k: rounded(v) for k, v in x.items()}
+    if isinstance(x, list):
+        return [rounded(v) for v in x]
+    return float(f"{x:.4g}") if isinstance(x, float) else x
+
+
+def main(argv: list[str]) -> None:
+    """Print what was asked for. One line and a non-zero exit status where that cannot be."""
+    chosen = options(argv)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # what a run logs is not the answer
+            found = figures(chosen)
+        cuda = chosen.what != "memory" and chosen.device == "cuda"
+        machine = torch.cuda.get_device_name() if cuda else f"{os.cpu_count()} CPU cores"
+        facts = {"bench": chosen.what, "shape": chosen.shape, "blocks": chosen.blocks or "all",
+                 "quant": chosen.quant, "machine": machine, "threads": torch.get_num_threads(),
+                 "torch": torch.__version__, "code": code_version()}
+        if chosen.what == "round" or chosen.shape == "embedded":
+            facts |= {"shape": "embedded", "quant": "none (float32)"}
+        text = json.dumps(rounded(facts | found), indent=1)
+        print(text)
+        if chosen.json:
+            write_whole(chosen.json, lambda path: path.write_text(text + "\n"))
+    except UserError as e:
+        sys.exit(f"error: {e}")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

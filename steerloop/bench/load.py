@@ -1,14 +1,9 @@
 """Load a model, take one heal step, sample one batch: peak memory and time of each.
 
-Run in a process of its own, since peaks are those of a process. Host memory is read from
-/proc/self/status: `rss` is all that was resident at once, with the pages of the weight files that
-the loader maps (the kernel may drop those at any time); `anon` is without them.
+Run in a process of its own, since peaks are those of a process.
 """
 
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -17,56 +12,13 @@ import polars as pl
 import torch
 
 from steerloop import lora
+from steerloop.bench.measure import MB, watched, weight_bytes
 from steerloop.config import Config
 from steerloop.heal import step_loss
 from steerloop.kernels.fused_loss import Barrier
-from steerloop.kernels.nf4 import NF4
 from steerloop.kernels.weights import load_weights
-from steerloop.model import Model, load
+from steerloop.model import load
 from steerloop.sample import sample
-
-MB = 2**20
-
-
-def resident() -> dict[str, float]:
-    """Resident memory of this process, MB."""
-    lines = dict(x.split(":", 1) for x in Path("/proc/self/status").read_text().splitlines())
-    rss, anon = (int(lines[x].split()[0]) / 1024 for x in ("VmRSS", "RssAnon"))
-    return {"rss": rss, "anon": anon}
-
-
-@contextmanager
-def watched(cuda: bool) -> Iterator[dict[str, float]]:
-    """Fills in seconds, and the peaks over what was resident before, MB."""
-    before, peak, done = resident(), resident(), threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.002):
-            peak.update({k: max(peak[k], v) for k, v in resident().items()})
-
-    thread, found, start = threading.Thread(target=watch), {}, time.perf_counter()
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
-    thread.start()
-    try:
-        yield found
-    finally:
-        if cuda:
-            torch.cuda.synchronize()
-            found["cuda"] = torch.cuda.max_memory_allocated() / MB
-        found["seconds"] = time.perf_counter() - start
-        done.set()
-        thread.join()
-        found.update({k: peak[k] - before[k] for k in peak})
-
-
-def weight_bytes(model: Model) -> float:
-    """MB of the base as it is held: packed codes and scales, and what stays dense."""
-    packed = [m for m in model.hf.modules() if isinstance(m, NF4)]
-    states = [x for m in packed for x in (m.packed, m.state.absmax, m.state.state2.absmax)]
-    stack = {id(p) for x in model.layers.values() for p in (x.live_A, x.live_B)}
-    dense = {id(p): p for p in model.hf.parameters() if id(p) not in stack}
-    return sum(x.nbytes for x in [*states, *dense.values()]) / MB
 
 
 def run(folder: Path, cfg: Config, rows: int, tokens: int) -> dict[str, Any]:
@@ -78,7 +30,7 @@ def run(folder: Path, cfg: Config, rows: int, tokens: int) -> dict[str, Any]:
     with watched(cuda) as wrapped:
         model = load(cfg)
     shards = [x.stat().st_size / MB for x in folder.glob("*.safetensors")]
-    found = {"weights": weights, "weights_and_stack": wrapped, "base_mb": weight_bytes(model),
+    found = {"weights": weights, "weights_and_stack": wrapped, "base_mb": weight_bytes(model) / MB,
              "files_mb": sum(shards), "largest_shard_mb": max(shards)}
     rng = Random(0)
 

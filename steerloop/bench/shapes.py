@@ -1,12 +1,13 @@
 """Exact shapes of published models, and checkpoints of random weights in those shapes.
 
-The tokenizer is one of bytes: nothing measured here depends on what the tokens mean.
+The tokenizer is made on the spot from the texts of the data pack, so that prompts are about as long
+as they are for published models; digits stay single tokens. Its tokens mean nothing to the weights.
 """
 
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
@@ -14,8 +15,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from steerloop.kernels.files import PACKAGE
+
 SPECIALS = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
 STOPS = [1, 5]
+WORDS = 3000  # tokens of the tokenizer; every shape's vocabulary has room for them
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ m['role'] }}\n"
     "{{ m['content'] }}<end_of_turn>\n{% endfor %}"
@@ -38,29 +42,39 @@ SHAPES = {
 }  # fmt: skip
 
 
-def config(shape: str) -> Gemma3TextConfig:
-    """The model configuration of a shape."""
-    return Gemma3TextConfig(**SHAPES[shape])
+def config(shape: str, blocks: int = 0) -> Gemma3TextConfig:
+    """The model configuration of a shape, cut to its first `blocks` blocks (0: all)."""
+    known = SHAPES[shape]
+    return Gemma3TextConfig(
+        **known | {"num_hidden_layers": min(blocks or 999, known["num_hidden_layers"])})
 
 
-def save_random(folder: Path, shape: str, shard: str = "500MB") -> Path:
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Byte pairs learned from the data pack, one token a digit, and a chat template."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True),
+         pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    core.decoder = decoders.ByteLevel()
+    files = [PACKAGE / "data" / x for x in ("prompts.txt", "contexts.txt", "vignettes.jsonl")]
+    core.train([str(x) for x in files], trainers.BpeTrainer(
+        vocab_size=WORDS, special_tokens=SPECIALS, show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>",
+        unk_token="<unk>", chat_template=TEMPLATE)
+
+
+def save_random(folder: Path, shape: str, shard: str = "500MB", blocks: int = 0) -> Path:
     """Write random bf16 weights of a shape in shards, with a tokenizer that can chat."""
     torch.manual_seed(0)
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
-        hf = Gemma3ForCausalLM(config(shape))
+        hf = Gemma3ForCausalLM(config(shape, blocks))
     finally:
         torch.set_default_dtype(default)
     hf.generation_config = GenerationConfig(eos_token_id=STOPS, pad_token_id=0, bos_token_id=2)
     hf.save_pretrained(folder, max_shard_size=shard)
-    alphabet = SPECIALS + sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE({x: i for i, x in enumerate(alphabet)}, []))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    core.add_special_tokens(SPECIALS)
-    PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>",
-        unk_token="<unk>", chat_template=TEMPLATE,
-    ).save_pretrained(folder)  # fmt: skip
+    tokenizer().save_pretrained(folder)
     return folder

@@ -1,0 +1,311 @@
+"""Ours against its straightforward twin, stage by stage: same weights, same process, in turn.
+
+Every race returns what it did, a row of figures for each runner, and how close ours came to the
+machine: the share of a measured matrix-product peak, or of the measured memory bandwidth where
+reading the weights is what binds (decoding). Both count the work that cannot be avoided, so they
+are lower bounds: for products those of the linear layers and the head, for bandwidth one reading of
+the weights as they are held and of the keys and values per step.
+
+The student is fresh, so the twins of all stages but `heal` run the bare base, without any adapter.
+
+Letters: n positions, d width, v vocabulary.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from random import Random
+from typing import Any
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from steerloop import lora
+from steerloop.barrier import heal_loss
+from steerloop.bench import twins
+from steerloop.bench.measure import (
+    Runner,
+    against,
+    bandwidth,
+    linear_size,
+    matmul_peak,
+    race,
+    step_bytes,
+)
+from steerloop.bench.shapes import SHAPES
+from steerloop.config import Config
+from steerloop.dose import solve
+from steerloop.evaluate import JSON_TOKENS, choices
+from steerloop.heal import step_loss
+from steerloop.kernels.files import lines, persona, read, read_data, vignettes
+from steerloop.kernels.forced_choice import answers, question
+from steerloop.kernels.fused_loss import Barrier, Head
+from steerloop.kernels.optimise import adamw
+from steerloop.kernels.options import band
+from steerloop.model import Model, load
+from steerloop.sample import sample
+from steerloop.steer import Vector, extract
+
+SIZE = 0.1  # of the steering vector's entries against those of the residual stream
+TARGET = 0.02  # nats: random weights say little, so a KL of 1 nat is out of their reach
+
+
+@dataclass
+class Size:
+    """How much work: rows of ours, rows that the slow twin is measured on, tokens of a completion
+    and of its prompt, tokens of thought, and how often everything runs."""
+
+    rows: int
+    twin_rows: int
+    tokens: int
+    prompt: int
+    think: int
+    repeats: int
+
+
+Found = dict[str, Any]
+
+
+def texts(count: int, length: int, seed: int = 0) -> list[list[int]]:
+    """Random ordinary tokens."""
+    rng = Random(seed)
+    return [[rng.randrange(10, 250) for _ in range(length)] for _ in range(count)]
+
+
+def vector(model: Model, cfg: Config) -> Vector:
+    """A random direction on the steered band, a tenth of the states in size."""
+    blocks = band(cfg.steer_blocks, cfg.steer_band, len(model.decoder.layers), "steer")
+    generator, d, size = torch.Generator().manual_seed(0), model.head.weight.shape[1], {}
+
+    def note(block: int) -> Callable[..., None]:
+        def hook(module: Any, inputs: Any, out: Any) -> None:
+            size[block] = out.float().square().mean().sqrt().item()
+        return hook
+
+    hooks = [model.decoder.layers[b].register_forward_hook(note(b)) for b in blocks]
+    with torch.no_grad():
+        model.trunk(*model.pad(texts(4, 16)))
+    for hook in hooks:
+        hook.remove()
+    return {b: (SIZE * size[b] * torch.randn(d, generator=generator)).to(model.device)
+            for b in blocks}
+
+
+def products(
+    model: Model, found: Found, tokens: int, blocks: list[int], head: int, repeat: float = 1.0
+) -> Found:
+    """Share of the matrix-product peak: `tokens` through these blocks, `repeat` times over, and
+    `head` products of one hidden state with the output embedding."""
+    v, d = model.head.weight.shape
+    linear = linear_size([model.decoder.layers[b] for b in blocks])
+    flops = 2 * (repeat * tokens * linear + head * v * d)
+    return product_share(flops / found["ours"]["seconds"], model.head.weight)
+
+
+def product_share(rate: float, weight: Tensor) -> Found:
+    """Floating point operations per second beside the peak of the weight's dtype."""
+    peak = matmul_peak(weight.dtype, weight.device)
+    return {"gflops": rate / 1e9, "peak_gflops": peak / 1e9, "share_of_matmul_peak": rate / peak}
+
+
+def reading(
+    model: Model, seconds: float, steps: float | int, rows: int, tokens: float
+) -> Found:
+    """Share of the memory bandwidth that `steps` decoding steps need at least."""
+    rate = steps * step_bytes(model, rows, tokens) / seconds
+    peak = bandwidth(model.head.weight.dtype, model.device)
+    return {"gb_per_s": rate / 1e9, "peak_gb_per_s": peak / 1e9, "share_of_bandwidth": rate / peak}
+
+
+def loss(shape: str, device: torch.device, dtype: torch.dtype, size: Size) -> Found:
+    """heal_loss with its gradient on `rows` completions of `tokens` tokens, no model around it."""
+    n, v, d = size.rows * size.tokens, SHAPES[shape]["vocab_size"], SHAPES[shape]["hidden_size"]
+    torch.manual_seed(0)
+    head = Head((torch.randn(v, d) * d**-0.5).to(device, dtype))
+    h, h_ref = torch.randn((2, n, d)).to(device, dtype)
+    h.requires_grad_()
+    rows = torch.arange(size.rows, device=device).repeat_interleave(size.tokens)
+    targets = torch.randint(v, (n,), device=device)
+    barrier = Barrier("kl_rev", "rmse", 0.3, 0.0)
+
+    def ours() -> None:
+        h.grad = None
+        heal_loss(h, h_ref, targets, rows, head, barrier, n, size.rows)[0].backward()
+
+    def twin() -> None:
+        h.grad = None
+        z = torch.nn.functional.linear(h, head.weight)
+        with torch.no_grad():
+            z_ref = torch.nn.functional.linear(h_ref, head.weight)
+        twins.loss(z, z_ref, targets, rows, barrier, n, size.rows).backward()
+
+    found = race({"ours": Runner(ours, n), "dense": Runner(twin, n)}, size.repeats,
+                 device.type == "cuda")
+    rate = 3 * 2 * n * v * d / found["ours"]["seconds"]
+    return {"positions": n, "v": v, "d": d, "unit": "position", "runners": against(found),
+            "limit": product_share(rate, head.weight)}
+
+
+def heal(model: Model, cfg: Config, size: Size) -> Found:
+    """One optimiser step on cfg.batch × cfg.accumulate completions of about `tokens` tokens.
+
+    Ours reads the reference's hidden states once a round and uses them in every epoch, so a step
+    carries 1 / cfg.epochs of that reading; the twin runs its reference in every step.
+    """
+    rng, count = Random(0), cfg.batch * cfg.accumulate
+    ends = [x[: round(size.tokens * rng.uniform(0.8, 1.0))] for x in texts(count, size.tokens, 1)]
+    prompts, barrier = texts(count, size.prompt), Barrier("kl_rev", cfg.agg, cfg.lam, 0.0)
+    lora.open_round(model.layers, model.gates, 0)
+    live = [p for x in model.layers.values() for p in (x.live_A, x.live_B)]
+    twin = twins.load(cfg, model)
+    student = twins.adapted(twin, list(model.layers))
+    factors = [p for p in student.parameters() if p.requires_grad]
+    optimisers = [adamw(x, cfg.lr, cfg.betas, 0.0, 0.0, 10**6)[0] for x in (live, factors)]
+
+    @torch.no_grad()
+    def reference() -> list[Tensor]:
+        with model.gates(model.gates.before(0)):
+            return [x for batch in model.batches((prompts, ends, [0.0] * count), cfg.batch_rows)
+                    for x in batch.split(model.hidden(batch))]
+
+    refs = reference()
+
+    def update(which: int, parameters: list[Tensor]) -> None:
+        torch.nn.utils.clip_grad_norm_(parameters, cfg.clip)
+        optimisers[which].step()
+        optimisers[which].zero_grad()
+
+    def ours() -> None:
+        step_loss(model, list(zip(prompts, ends, refs, strict=True)), barrier, cfg.batch)
+        update(0, live)
+
+    def plain() -> None:
+        twins.step_loss(student, twin, list(zip(prompts, ends, strict=True)), barrier, cfg.batch)
+        update(1, factors)
+
+    found = race({"step alone": Runner(ours), "reference": Runner(reference),
+                  "PEFT, dense loss": Runner(plain)}, size.repeats, model.device.type == "cuda")
+    step, once = found.pop("step alone"), found.pop("reference")
+    seconds, cpu = (step[k] + once[k] / cfg.epochs for k in ("seconds", "cpu_seconds"))
+    found = {"ours": step | {"seconds": seconds, "cpu_seconds": cpu,
+                             "units_per_second": 1 / seconds,
+                             "peak_mb": max(step["peak_mb"], once["peak_mb"]),
+                             "step_alone_seconds": step["seconds"],
+                             "reference_seconds": once["seconds"]}} | found
+    n, depth = sum(map(len, ends)), len(model.decoder.layers)
+    tokens = n + count * size.prompt
+    lowest = min(int(name.split("layers.")[1].split(".")[0]) for name in model.layers)
+    passes = 1 + 1 / cfg.epochs + (depth - lowest) / depth  # student, its share of refs, backward
+    return {"completions": count, "tokens": tokens, "completion_tokens": n, "unit": "step",
+            "runners": against(found),
+            "limit": products(model, found, tokens, list(range(depth)), 3 * n, passes)}
+
+
+def sampling(model: Model, cfg: Config, size: Size) -> Found:
+    """`rows` steered completions of exactly `tokens` tokens, doses mixed."""
+    v, prompts = vector(model, cfg), texts(size.rows, size.prompt)
+    doses = [cfg.multiples[i % len(cfg.multiples)] for i in range(size.rows)]
+    table = pl.DataFrame({"prompt_ids": prompts, "dose": doses}).with_columns(
+        prompt_id=pl.int_range(size.rows), copy=0)
+    twin, few = twins.load(cfg, model), size.twin_rows
+    whole = replace(cfg, batch_rows=size.rows)
+
+    def one() -> None:
+        twins.sample(twin, prompts[:few], doses[:few], v, size.tokens, 1.0, False)
+
+    def batch() -> None:
+        twins.sample_batch(twin, prompts, doses, v, size.tokens, 1.0, False)
+
+    found = race({
+        "ours": Runner(lambda: sample(model, table, v, whole, "bench", size.tokens, stops=False),
+                       size.rows),
+        "generate, one at a time": Runner(one, few),
+        "generate, same batch": Runner(batch, size.rows),
+    }, size.repeats, model.device.type == "cuda")
+    for x in found.values():
+        x["tokens_per_second"] = x["units_per_second"] * size.tokens
+    return {"rows": size.rows, "tokens": size.tokens, "prompt": size.prompt, "unit": "row",
+            "runners": against(found),
+            "limit": reading(model, found["ours"]["seconds"], size.tokens, size.rows,
+                             size.prompt + size.tokens / 2)}
+
+
+def evaluate(model: Model, cfg: Config, size: Size) -> Found:
+    """`rows` vignettes in both option orders, thought and free answer as a run has them."""
+    asked = read(cfg.vignettes.replace("{split}", cfg.split), vignettes)
+    asked = pl.concat([asked] * -(-size.rows // len(asked))).head(size.rows)
+    cfg, twin = replace(cfg, think_tokens=size.think), twins.load(cfg, model)
+
+    def plain() -> None:
+        for text in asked["text"].head(size.twin_rows):
+            twins.choice(twin, text, size.think)
+
+    found = race({"ours": Runner(lambda: choices(model, asked, cfg), size.rows),
+                  "one at a time": Runner(plain, size.twin_rows)},
+                 size.repeats, model.device.type == "cuda")
+    prompts = [model.render(question(x, reverse, size.think > 0))
+               for x in asked["text"] for reverse in (False, True)]
+    end = len(answers(model.encode, size.think > 0)[0])
+    said = 2 * size.rows * size.think + size.rows * JSON_TOKENS
+    tokens, heads = sum(map(len, prompts)) + 2 * size.rows * end + said, 2 * size.rows * end + said
+    return {"vignettes": size.rows, "think": size.think, "unit": "vignette",
+            "prompt": sum(map(len, prompts)) / len(prompts), "runners": against(found),
+            "limit": products(model, found, tokens, list(range(len(model.decoder.layers))), heads)}
+
+
+def dose(model: Model, cfg: Config, size: Size) -> Found:
+    """c* to the same tolerance, on `rows` prompts; the twin on `twin_rows` of them."""
+    random = cfg.model != "embedded"
+    cfg = replace(cfg, dose_prompts=size.rows, dose_tokens=size.tokens,
+                  n_prompts=max(size.rows, cfg.n_prompts),
+                  target_kl=TARGET if random else cfg.target_kl)
+    data, twin, solved = read_data(cfg), twins.load(cfg, model), {}
+    blocks = band(cfg.steer_blocks, cfg.steer_band, len(model.decoder.layers), "steer")
+    v = vector(model, cfg) if random else extract(model, data.pairs, data.contexts, blocks,
+                                                  cfg.batch_rows)
+    prompts = [model.render(x) for x in data.prompts[: size.rows]]
+
+    def ours() -> None:
+        solved["ours"], solved["curve"] = solve(model, v, data, cfg, "bench")
+
+    def plain() -> None:
+        solved["twin"] = twins.solve(twin, prompts[: size.twin_rows], v)
+
+    found = race({"ours": Runner(ours, len(prompts)),
+                  "bisection, one at a time": Runner(plain, size.twin_rows)},
+                 size.repeats, model.device.type == "cuda")
+    doses, seconds = len(solved["curve"]), found["ours"]["seconds"]
+    rows = doses * len(prompts) / 2  # two calls: the grid, and the steps inside its bracket
+    steps = size.tokens * -(-rows // cfg.batch_rows) * 2
+    share = reading(model, seconds, steps, int(min(rows, cfg.batch_rows)), size.tokens / 2)
+    return {"prompts": len(prompts), "tokens": size.tokens, "target_kl": cfg.target_kl,
+            "c_star": solved["ours"], "c_star_twin": solved["twin"], "doses": doses,
+            "unit": "prompt", "runners": against(found), "limit": share}
+
+
+def extraction(model: Model, cfg: Config, size: Size) -> Found:
+    """The vector of the band from `rows` pairs."""
+    pairs = read(cfg.persona, persona)[0]
+    contexts = read(cfg.contexts, lines)
+    contexts = (contexts * -(-size.rows // len(contexts)))[: size.rows]
+    blocks = band(cfg.steer_blocks, cfg.steer_band, len(model.decoder.layers), "steer")
+    poles = [[model.render(x, pairs[i % len(pairs)][pole]) for i, x in enumerate(contexts)]
+             for pole in (0, 1)]
+    twin, few = twins.load(cfg, model), size.twin_rows
+    found = race({
+        "ours": Runner(lambda: extract(model, pairs, contexts, blocks, cfg.batch_rows), size.rows),
+        "all states and logits": Runner(
+            lambda: twins.extract(twin, *(x[:few] for x in poles), blocks), few),
+    }, size.repeats, model.device.type == "cuda")
+    tokens = sum(len(x) for pole in poles for x in pole)
+    return {"pairs": size.rows, "tokens": tokens, "unit": "pair", "runners": against(found),
+            "limit": products(model, found, tokens, list(range(max(blocks) + 1)), 0)}
+
+
+MODELS: dict[str, Callable[[Model, Config, Size], Found]] = {
+    "heal": heal, "sample": sampling, "evaluate": evaluate, "dose": dose, "extract": extraction}
+
+
+def run(what: str, cfg: Config, size: Size) -> Found:
+    """One race with the model of a config."""
+    return MODELS[what](load(cfg), cfg, size)

@@ -1,0 +1,107 @@
+"""The bench runs as a user would run it, and its figures add up."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from steerloop import report, train
+from steerloop.bench import measure, races, round, shapes
+from steerloop.bench.__main__ import main, options
+from steerloop.checks.small import data_files
+
+SIZE = races.Size(rows=2, twin_rows=1, tokens=4, prompt=5, think=0, repeats=1)
+
+
+@pytest.fixture(autouse=True)
+def known_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The probes take longer than all the rest."""
+    for probe in ("matmul_peak", "bandwidth"):
+        monkeypatch.setattr(races, probe, lambda dtype, device: 1e15)
+
+
+@pytest.mark.parametrize("small", ["none"], indirect=True)
+@pytest.mark.parametrize("what", races.MODELS)
+def check_every_race_runs(small, what, tmp_path):
+    ours = small(**data_files(tmp_path), dose_prompts=1)
+    found = races.MODELS[what](ours.model, ours.cfg, SIZE)
+    runners, step = found["runners"], what == "heal"
+    mine, twin = runners.pop("ours"), next(iter(runners.values()))
+    assert twin["ours_times_faster"] == pytest.approx(
+        twin["seconds"] / twin["units"] * mine["units"] / mine["seconds"])
+    assert (mine["units"], twin["units"]) == ((1, 1) if step else (2, 1))
+    assert 0 < min(x for name, x in found["limit"].items() if "share" in name) < 1
+    if step:
+        assert mine["seconds"] == pytest.approx(
+            mine["step_alone_seconds"] + mine["reference_seconds"] / ours.cfg.epochs)
+
+
+def check_figures_are_printed_and_written(capsys, tmp_path):
+    main(["loss", "--shape", "tiny", "--rows", "2", "--tokens", "3", "--repeats", "1",
+          "--json", str(file := tmp_path / "found.json")])
+    found = json.loads(capsys.readouterr().out)
+    assert json.loads(file.read_text()) == found
+    assert found["positions"] == 6 and found["runners"]["dense"]["units"] == 6
+
+
+def check_a_shape_can_be_cut():
+    assert shapes.config("gemma-3-270m", 6).num_hidden_layers == 6
+    assert shapes.config("gemma-3-270m").num_hidden_layers == 18
+    encode = shapes.tokenizer().encode
+    assert len(encode("Which rule does this break most? 17")) < 14
+    assert encode("17")[0] == encode("12")[0] != encode("27")[0]  # a digit is a token
+
+
+def check_peaks_and_medians():
+    held = []
+    work = {"ours": measure.Runner(lambda: torch.ones(2**22).sum(), 2),
+            "twin": measure.Runner(lambda: torch.ones(2**24).sum())}
+    found = measure.against(measure.race(work, 2, cuda=False))
+    assert 60 < found["twin"]["peak_mb"] < 80  # 64 MB of ones
+    assert sum(found["twin"]["all_seconds"]) == pytest.approx(2 * found["twin"]["seconds"])
+    assert found["twin"]["ours_share_of_peak_memory"] < 0.5
+    with measure.watched(False) as seen:
+        held.append(torch.ones(2**23))
+        time.sleep(0.03)
+    assert 30 < seen["anon"] < 40 and seen["seconds"] >= 0.03 > seen["cpu_seconds"] - 0.05
+
+
+def check_a_round_is_cut_out_of_a_run():
+    """Stages inside the round count, those before and after do not."""
+    moment = [round.Moment(float(i), i / 2) for i in range(20)]
+    calls = [round.Call("evaluate", moment[0], moment[3], None),
+             round.Call("extract", moment[4], moment[5], "v"),
+             round.Call("collect", moment[5], moment[9], None),
+             round.Call("evaluate", moment[9], moment[10], None),
+             round.Call("evaluate", moment[11], moment[12], None),
+             round.Call("round_table", moment[13], moment[14], None),
+             round.Call("evaluate", moment[14], moment[19], None)]
+    found = round.shares(round.first_round(calls))
+    assert found["seconds"] == 10 and found["cpu_seconds"] == 5
+    assert {k: x["seconds"] for k, x in found["stages"].items()} == {
+        "extract": 1, "solve": 0, "collect": 4, "evaluate": 2, "heal": 0, "rest": 3}
+    assert sum(x["share"] for x in found["stages"].values()) == pytest.approx(1)
+
+
+def check_the_clock_leaves_no_trace():
+    before = train.extract, report.round_table
+    with pytest.raises(KeyError), round.clocked(cuda=False):
+        assert train.extract is not before[0]
+        raise KeyError
+    assert (train.extract, report.round_table) == before
+
+
+@pytest.mark.parametrize("wrong", [["loss", "--shape", "embedded"], ["nothing"],
+                                   ["sample", "--repeats", "0"]])
+def check_wrong_options_are_refused(wrong, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        options(wrong)
+    assert "error:" in capsys.readouterr().err
+
+
+def check_named_sizes_are_the_defaults():
+    found = options(["sample", "--tokens", "7"])
+    assert (found.rows, found.tokens, found.prompt) == (48, 7, 100)
+    assert Path("x") == options(["load", "--json", "x"]).json
