@@ -1,0 +1,40 @@
+"""Run folders as a finished run leaves them, without the minutes: random rounds on a small model."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import polars as pl
+import torch
+
+from steerloop import lora
+from steerloop.checks.small import Small, completions
+from steerloop.config import Config
+from steerloop.kernels.folder import Folder
+
+
+def made_run(folder: Path, cfg: Config, size: float = 0.3) -> Path:
+    """Three folded random rounds with vectors, completions and doses, as `train` would save them."""
+    s, run = Small(replace(cfg, rounds=3)), Folder(folder / "run")
+    run.json("config.json", config=asdict(s.cfg), code="", packages={})
+    rows = completions(6, seed=1).with_columns(keep=pl.lit(True), train=pl.lit(True))
+    for k in range(3):
+        s.stir(seed=k, size=size)
+        name = f"rounds/{k:02d}"
+        run.tensors(f"{name}/adapter", lora.fold(s.model.layers, s.model.gates), round=k)
+        vector = s.vector(seed=k)
+        run.tensors(f"{name}/vector", {f"block.{b}": v for b, v in vector.items()})
+        run.table(f"{name}/completions", rows)
+        run.event("sample", round=k, c_star=0.5 + k)
+    run.json("summary.json", best_round=1, healed=[])
+    return run.path
+
+
+def change_json(path: Path, **values: object) -> None:
+    """Overwrite entries of a JSON document."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Largest absolute difference."""
+    return (a.double() - b.double()).abs().max().item()
