@@ -126,7 +126,7 @@ def check_svd_at_full_rank_is_the_stack_and_below_it_the_best(run, tmp_path):
     export_adapter(student, tmp_path / "full", rank=12)
     with pytest.raises(UserError, match=r"not the student.*larger --rank"):
         export_adapter(student, tmp_path / "half", rank=3)
-    export_adapter(student, tmp_path / "allowed", rank=3, tolerance=99)
+    export_adapter(student, tmp_path / "allowed", rank=3, tolerance=99.0)
     assert "is lost" in (tmp_path / "allowed/README.md").read_text()
     assert not (tmp_path / "half").exists()
 
@@ -155,7 +155,7 @@ def check_a_4_bit_run_merges_onto_the_base_it_saw(run, tmp_path):
     assert "on the original weights" in (tmp_path / "peft/README.md").read_text()
     with pytest.raises(UserError, match="--merge-base dequant"):
         export_merged(student, tmp_path / "original", original=True)
-    export_merged(student, tmp_path / "original", original=True, tolerance=99)
+    export_merged(student, tmp_path / "original", original=True, tolerance=99.0)
     assert "quantisation error" in (tmp_path / "original/README.md").read_text()
     dense = open_student(run(), "3")
     merged = library(tmp_path / "original")
@@ -165,7 +165,7 @@ def check_a_4_bit_run_merges_onto_the_base_it_saw(run, tmp_path):
 
 def check_shards_and_a_narrower_dtype(run, tmp_path):
     student = open_student(run(), "3")
-    export_merged(student, tmp_path / "out", "bfloat16", shard="40KB", tolerance=9)
+    export_merged(student, tmp_path / "out", "bfloat16", shard="40KB", tolerance=9.0)
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 2
     name = next(iter(student.model.layers))
     stack = dict(library(tmp_path / "out").named_parameters())[f"{name}.weight"]
@@ -176,8 +176,8 @@ def check_shards_and_a_narrower_dtype(run, tmp_path):
 
 def check_a_bf16_student_is_itself_within_the_tolerance(run, tmp_path):
     student = open_student(run(dtype="bfloat16"), "3")
-    export_adapter(student, tmp_path / "peft", tolerance=1)
-    export_merged(student, tmp_path / "merged", tolerance=1)
+    export_adapter(student, tmp_path / "peft", tolerance=1.0)
+    export_merged(student, tmp_path / "merged", tolerance=1.0)
 
 
 def check_gguf_holds_what_llama_cpp_reads(run):

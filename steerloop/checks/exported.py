@@ -1,4 +1,4 @@
-"""Run folders as a finished run leaves them, without the minutes: random rounds on a small model."""
+"""Run folders as a finished run leaves them, without the minutes: random rounds, small models."""
 
 import json
 from dataclasses import asdict, replace
@@ -14,7 +14,7 @@ from steerloop.kernels.folder import Folder
 
 
 def made_run(folder: Path, cfg: Config, size: float = 0.3) -> Path:
-    """Three folded random rounds with vectors, completions and doses, as `train` would save them."""
+    """Three folded random rounds with vectors, completions and doses, saved as `train` does."""
     s, run = Small(replace(cfg, rounds=3)), Folder(folder / "run")
     run.json("config.json", config=asdict(s.cfg), code="", packages={})
     rows = completions(6, seed=1).with_columns(keep=pl.lit(True), train=pl.lit(True))

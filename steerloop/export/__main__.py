@@ -49,7 +49,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="",
                         help="merged: of the files; default: the run's")
     parser.add_argument("--shard", default="5GB", help="merged: largest file")
-    parser.add_argument("--dose", type=float, default=1.0, help="vectors: scale 1 in multiples of c*")
+    parser.add_argument("--dose", type=float, default=1.0,
+                        help="vectors: what scale 1 means, in multiples of c*")
     parser.add_argument("--tolerance", type=float, default=0.0,
                         help="mean KL per token allowed, nats; 0: that of the dtype")
     parser.add_argument("--device", default="", help="default: that of the run")

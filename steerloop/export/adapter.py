@@ -7,7 +7,7 @@ Gates and scale go into B, so rank and alpha are uniform and equal: engines drop
 without a word. Rounds whose gate is 0 are left out. vLLM takes a few ranks only, so zeros fill up
 to the next. `--rank K` instead keeps the K largest singular directions of every B'A'.
 
-Letters: r rank of one round, R rounds, K rank kept, P rank written.
+Letters: r rank of one round, R rounds, K rank kept.
 """
 
 import json
@@ -37,7 +37,7 @@ from steerloop.lora import GatedLoRALinear
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's max_lora_rank may be
 
-Factors = tuple[Float[Tensor, "K d_in"], Float[Tensor, "d_out K"]]
+Factors = tuple[Float[Tensor, "_ d_in"], Float[Tensor, "d_out _"]]  # A and B, equally many
 
 
 def factors(layer: GatedLoRALinear, gates: Float[Tensor, "R"]) -> Factors:

@@ -43,8 +43,9 @@ def measured(student: Student) -> str:
     shifts = [f"- Δ{f}: {{:+.2f}} nats, 95 % interval [{{:+.2f}}, {{:+.2f}}]".format(
         *event["shift"][f]["nats"]) for f in summary["axis"]]
     was, now = summary["base"], event["measures"]
+    ratio = now["ppl_mundane"] / was["ppl_mundane"]
     return "\n".join([*shifts, f"- coherence: {now['coherence']:.3f} (base {was['coherence']:.3f})",
-                      f"- perplexity of ordinary text: × {now['ppl_mundane'] / was['ppl_mundane']:.3f}"])
+                      f"- perplexity of ordinary text: × {ratio:.3f}"])
 
 
 def card(student: Student, kind: str, facts: list[str], rank: int = 0) -> str:
@@ -58,8 +59,8 @@ def card(student: Student, kind: str, facts: list[str], rank: int = 0) -> str:
             *(f"- {x}" for x in facts)]
     return "\n\n".join([
         front_matter(base, kind), f"# {student.run.name}, {kind}",
-        "A steering vector distilled into weights by steerloop, under a bound on the drift from the "
-        "base.", "\n".join(made), "## Measured against base\n\n" + measured(student),
+        "A steering vector distilled into weights by steerloop, under a bound on the drift from "
+        "the base.", "\n".join(made), "## Measured against base\n\n" + measured(student),
         "## Load it\n\n" + LOAD[kind].format(base=base, rank=rank)]) + "\n"
 
 

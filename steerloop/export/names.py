@@ -5,7 +5,6 @@ An adapter whose keys match nothing is served as the base, silently, by more tha
 every key is resolved in the consumer's class before anything is written.
 """
 
-from pathlib import Path
 
 import torch
 from torch import nn
