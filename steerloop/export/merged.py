@@ -1,8 +1,8 @@
 """A plain Hugging Face checkpoint: W + Σ_k s g_k B_k A_k, added in fp32 and rounded once.
 
 Which W? A 4-bit run's adapter saw the dequantised base, so that is the default and gives the
-student. The original weights (`--merge-base original`) are often the better checkpoint, but for some
-models the quantisation error is far larger than the delta: their ratio is said.
+student. The original weights (`--merge-base original`) are often the better checkpoint, but for
+some models the quantisation error is far larger than the delta: their ratio is said.
 """
 
 from pathlib import Path
