@@ -84,6 +84,24 @@ second-model:
     OMP_NUM_THREADS=1 {{ python }} -m steerloop.tinyworld.build --seed 1 \
         --work runs/tinyworld-build-1 --out runs/tinyworld-seed1
 
+# the API reference, from the docstrings, into build/docs
+docs:
+    {{ python }} -W ignore -m pdoc -o build/docs steerloop '!steerloop.checks' '!steerloop.bridge'
+
+# lm-evaluation-harness on a merged export and on its base, a small local task, in an environment of its own
+lm-eval MERGED BASE="steerloop/tinyworld/model":
+    #!/usr/bin/env bash
+    # H: other people's harness reads the export, and ordinary text costs it what our tables say
+    set -euo pipefail
+    [ -d build/lm-eval ] || { {{ python }} -m venv --system-site-packages build/lm-eval
+        build/lm-eval/bin/pip install lm_eval torch transformers; }
+    {{ python }} -m steerloop.export.lmeval build/lm-eval-task
+    for model in "{{ BASE }}" "{{ MERGED }}"; do
+        HF_HUB_OFFLINE=1 build/lm-eval/bin/lm_eval --model hf --tasks steerloop_mundane \
+            --model_args "pretrained=$model,dtype=float32" --include_path build/lm-eval-task \
+            --device cpu --batch_size 8
+    done
+
 # the ledger of all runs
 results:
     {{ python }} -m steerloop.report

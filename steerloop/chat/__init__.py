@@ -92,21 +92,25 @@ def answer(
 
     with steered(model, talk.vector if any(doses) else {}, rows):
         stop = torch.tensor(student.model.stop_ids, device=model.device)
-        return decode(rows, step, stop, choose_and_show, lambda n: None)
+        found = decode(rows, step, stop, choose_and_show, lambda n: None)
+    if stream:
+        stream(None)
+    return found
 
 
 def streamed(
     text: Callable[[list[int]], str], show: Callable[[str], object]
-) -> Callable[[int], None]:
-    """A token id → what it adds to the text is shown; half a character waits for its rest."""
+) -> Callable[[int | None], None]:
+    """A token id → what it adds to the text is shown; half a character waits for its rest, or for
+    None, the end."""
     ids: list[int] = []
     done = ""
 
-    def add(token: int) -> None:
+    def add(token: int | None) -> None:
         nonlocal done
-        ids.append(token)
+        ids.extend([] if token is None else [token])
         now = text(ids)
-        if now.startswith(done) and not now.endswith("\ufffd"):
+        if token is None or (now.startswith(done) and not now.endswith("\ufffd")):
             show(printable(now[len(done):]))
             done = now
 

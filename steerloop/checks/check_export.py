@@ -1,6 +1,7 @@
 """What leaves the house is the student: every artefact is loaded by its consumer and compared."""
 
 import json
+import shutil
 from itertools import pairwise
 
 import peft
@@ -35,14 +36,18 @@ def saved(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def run(saved, tmp_path):
-    """(family, config fields) → a run folder of three random rounds."""
+@pytest.fixture(scope="module")
+def run(saved, tmp_path_factory):
+    """(family, config fields) → a run folder of three random rounds, made once."""
+    known = {}
 
     def make(family="gemma3", **fields):
         if family == "qwen3-moe":
             fields |= {"targets": ["q_proj", "k_proj", "v_proj", "o_proj"]}
-        return made_run(tmp_path, small_config(saved(family), **{"quant": "none", **fields}))
+        if (key := repr((family, fields))) not in known:
+            cfg = small_config(saved(family), **{"quant": "none", **fields})
+            known[key] = made_run(tmp_path_factory.mktemp("run"), cfg)
+        return known[key]
 
     return make
 
@@ -92,7 +97,7 @@ def check_a_key_that_resolves_nowhere_is_an_error(run, tmp_path, prefix):
     student = open_student(run(), "3")
     with pytest.raises(UserError, match=f"{prefix}.*21 of 21 keys resolve nowhere"):
         export_adapter(student, tmp_path / "out", prefix=prefix)
-    assert list(tmp_path.iterdir()) == [student.run]
+    assert not list(tmp_path.iterdir())
 
 
 def check_rank_and_alpha_are_what_engines_take(run, tmp_path):
@@ -135,14 +140,15 @@ def check_svd_at_full_rank_is_the_stack_and_below_it_the_best(run, tmp_path):
 def check_what_is_not_the_student_is_removed(run, tmp_path, to, monkeypatch):
     """A wrong factor, a wrong vector: the exporter notices by itself and leaves nothing."""
     folder = run()
+    place = tmp_path / "out"
     real = adapter.factors
     monkeypatch.setattr(f"steerloop.export.{'merged' if to == 'merged' else 'adapter'}.factors",
                         lambda layer, gates: (real(layer, gates)[0], 1.01 * real(layer, gates)[1]))
     for name in ("load_vector", "load_gguf"):
         monkeypatch.setattr(f"steerloop.export.{name}", lambda path: {1: torch.ones(32)})
     with pytest.raises(SystemExit, match="is not the student, and was removed"):
-        main([str(folder), "--to", to])
-    assert not list(folder.glob("exports/*")) and not list(folder.glob("exports/.*"))
+        main([str(folder), "--to", to, "--out", str(place)])
+    assert not list(tmp_path.iterdir())
 
 
 def check_a_4_bit_run_merges_onto_the_base_it_saw(run, tmp_path):
@@ -216,8 +222,8 @@ def check_bad_options_are_one_line(run, flags, said):
         main([str(run()), "--to", "peft", "--round", "3", *flags])
 
 
-def check_the_best_round_is_exported_unless_there_is_none(run):
-    folder = run()
+def check_the_best_round_is_exported_unless_there_is_none(run, tmp_path):
+    folder = shutil.copytree(run(), tmp_path / "run")
     assert open_student(folder).rounds == 2
     change_json(folder / "summary.json", best_round=None)
     with pytest.raises(UserError, match="coherence floor"):

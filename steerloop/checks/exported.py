@@ -6,11 +6,16 @@ from pathlib import Path
 
 import polars as pl
 import torch
+from safetensors.torch import load_file
 
 from steerloop import lora
 from steerloop.checks.small import Small, completions
 from steerloop.config import Config
+from steerloop.evaluate import evaluate
+from steerloop.kernels.files import read_data
 from steerloop.kernels.folder import Folder
+from steerloop.report import measures
+from steerloop.steer import extract
 
 
 def made_run(folder: Path, cfg: Config, size: float = 0.3) -> Path:
@@ -28,6 +33,30 @@ def made_run(folder: Path, cfg: Config, size: float = 0.3) -> Path:
         run.event("sample", round=k, c_star=0.5 + k)
     run.json("summary.json", best_round=1, healed=[])
     return run.path
+
+
+@torch.no_grad()
+def measured_run(folder: Path, cfg: Config) -> Path:
+    """`made_run` with what a run measures: base and students, and a first vector that was
+    extracted. `cfg` names data files."""
+    path, s, data = made_run(folder, cfg), Small(replace(cfg, rounds=3)), read_data(cfg)
+    run = Folder.__new__(Folder)
+    run.path = path
+
+    def measure(state: str, round: int) -> None:
+        rows, items = evaluate(s.model, data, s.cfg, [])
+        run.table(f"rounds/{round:02d}/{state}.eval", rows)
+        run.table(f"rounds/{round:02d}/{state}.items", items)
+        run.event("evaluate", round=round, state=state, dose=0.0, measures=measures(rows, items))
+
+    vector = extract(s.model, data.pairs, data.contexts, s.cfg.steer_blocks, 16)
+    run.tensors("rounds/00/vector", {f"block.{b}": v for b, v in vector.items()})
+    measure("base", 0)
+    for k in range(3):
+        lora.load_round(s.model.layers, s.model.gates,
+                        load_file(path / f"rounds/{k:02d}/adapter.safetensors"))
+        measure("healed", k)
+    return path
 
 
 def change_json(path: Path, **values: object) -> None:

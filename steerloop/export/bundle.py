@@ -12,6 +12,7 @@ that its config names are not run.
 """
 
 import dataclasses
+import gzip
 import hashlib
 import io
 import json
@@ -100,7 +101,8 @@ def write_bundle(run: Path, out: Path) -> Path:
     }
 
     def write(path: Path) -> None:
-        with tarfile.open(path, "w:gz", compresslevel=6) as tar:
+        with (path.open("wb") as file, gzip.GzipFile("", "wb", 6, file, mtime=0) as packed,
+              tarfile.open(fileobj=packed, mode="w") as tar):
             _add(tar, MANIFEST, json.dumps(manifest, indent=1).encode())
             for name, x in sorted(files.items()):
                 _add(tar, name, x.read_bytes())

@@ -123,7 +123,9 @@ def read_events(run: Path, stage: str) -> list[dict]:
 
 
 def c_star(run: Path, round: int) -> float:
-    """The iso-KL dose that was solved in a round (counted from 1), in units of its vector."""
+    """The iso-KL dose that was solved in a round (counted from 1), in units of its vector.
+
+    Raises UserError where the run does not say."""
     found = [x["c_star"] for x in read_events(run, "sample") if x["round"] == round - 1]
     if not found:
         raise UserError(f"{run}/events.jsonl has no dose of round {round}")

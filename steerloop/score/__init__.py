@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from loguru import logger
+from safetensors import safe_open
 
 from steerloop import UserError, lora, report
 from steerloop.config import Config
@@ -98,9 +99,16 @@ def put_on(model: Model, adapter: Adapter) -> Any:
     except (ValueError, RuntimeError, KeyError, TypeError) as e:
         raise UserError(f"PEFT cannot put {adapter.folder} on {adapter.base}: "
                         f"{str(e).splitlines()[0]}; name another --base") from e
+    with safe_open(adapter.folder / FILES[1], "pt") as file:
+        there = {x.replace("language_model.", "") for x in file.keys()  # noqa: SIM118
+                 if ".base_layer." not in x}  # PEFT saves whole embeddings beside their adapters
+    found = set(peft.get_peft_model_state_dict(handle, save_embedding_layers=False))
+    if lost := sorted(there ^ found):
+        raise UserError(f"{lost[0]} of {adapter.folder} has no place in {type(model.hf).__name__}, "
+                        f"or no weights in the file ({len(lost)} such keys): is {adapter.base} its "
+                        "base?")
     if torch.equal(before, model.hf(input_ids=probe).logits):
-        raise UserError(f"{adapter.folder} changes nothing on {adapter.base}: do its keys match "
-                        "this model class?")
+        raise UserError(f"{adapter.folder} changes nothing on {adapter.base}: is it trained?")
     check_fit(str(adapter.folder), model)
     return handle
 
