@@ -88,18 +88,17 @@ second-model:
 docs:
     {{ python }} -W ignore -m pdoc -o build/docs steerloop '!steerloop.checks' '!steerloop.bridge'
 
-# lm-evaluation-harness on a merged export and on its base, a small local task, in an environment of its own
+# lm-evaluation-harness on a merged export and on its base: a small local task, an environment of its own
 lm-eval MERGED BASE="steerloop/tinyworld/model":
     #!/usr/bin/env bash
-    # H: other people's harness reads the export, and ordinary text costs it what our tables say
+    # H: other people's harness loads the export, and it answers ordinary questions as the base does
     set -euo pipefail
-    [ -d build/lm-eval ] || { {{ python }} -m venv --system-site-packages build/lm-eval
-        build/lm-eval/bin/pip install lm_eval torch transformers; }
-    {{ python }} -m steerloop.export.lmeval build/lm-eval-task
+    [ -x build/lm-eval/bin/lm_eval ] || { {{ python }} -m venv build/lm-eval
+        build/lm-eval/bin/pip install -q lm_eval torch transformers accelerate; }
     for model in "{{ BASE }}" "{{ MERGED }}"; do
-        HF_HUB_OFFLINE=1 build/lm-eval/bin/lm_eval --model hf --tasks steerloop_mundane \
-            --model_args "pretrained=$model,dtype=float32" --include_path build/lm-eval-task \
-            --device cpu --batch_size 8
+        HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 build/lm-eval/bin/lm_eval --model hf --device cpu \
+            --model_args "pretrained=$model,dtype=float32" --apply_chat_template --batch_size 8 \
+            --tasks steerloop_mundane --include_path steerloop/export/tasks
     done
 
 # the ledger of all runs

@@ -18,7 +18,7 @@ from steerloop.kernels.weights import load_weights, locate
 from steerloop.model import Model
 
 ROWS, LONGEST = 8, 192  # completions compared, tokens of each
-TOLERANCE = {"float32": 1e-6, "bfloat16": 2e-2}  # mean KL per token, nats; the maximum: 20 times
+TOLERANCE = {"float32": 1e-6, "bfloat16": 2e-3}  # mean KL per token, nats; the maximum: 20 times
 
 Logits = Callable[[Int[Tensor, "1 t"]], Float[Tensor, "1 t v"]]
 
