@@ -85,6 +85,23 @@ second-model:
     OMP_NUM_THREADS=1 {{ python }} -m steerloop.tinyworld.build --seed 1 \
         --work runs/tinyworld-build-1 --out runs/tinyworld-seed1
 
+# the API reference, from the docstrings, into build/docs
+docs:
+    {{ python }} -W ignore -m pdoc -o build/docs steerloop '!steerloop.checks' '!steerloop.bridge'
+
+# lm-evaluation-harness on a merged export and on its base: a small local task, an environment of its own
+lm-eval MERGED BASE="steerloop/tinyworld/model":
+    #!/usr/bin/env bash
+    # H: other people's harness loads the export, and it answers ordinary questions as the base does
+    set -euo pipefail
+    [ -x build/lm-eval/bin/lm_eval ] || { {{ python }} -m venv build/lm-eval
+        build/lm-eval/bin/pip install -q lm_eval torch transformers accelerate; }
+    for model in "{{ BASE }}" "{{ MERGED }}"; do
+        HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 build/lm-eval/bin/lm_eval --model hf --device cpu \
+            --model_args "pretrained=$model,dtype=float32" --apply_chat_template --batch_size 8 \
+            --tasks steerloop_mundane --include_path steerloop/export/tasks
+    done
+
 # the ledger of all runs
 results:
     {{ python }} -m steerloop.report

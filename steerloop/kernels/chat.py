@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from steerloop import UserError
 
+ANSWER = "\ufffc"  # stands for an assistant's text while the template writes what follows it
 TODAY = "26 Jul 2024"  # for templates that print the date: prompts must not change overnight
 
 
@@ -66,6 +67,14 @@ class Chat:
         elif system:
             turns[0]["content"] = f"{system}\n\n{user}"
         return self.encode(self._text(turns, ask=True))
+
+    def follow(self, user: str) -> list[int]:
+        """What stands between an assistant's text and the answer to the next user text, as ids:
+        the end of its turn, the user's turn, the assistant tag. So earlier ids travel as they are.
+        """
+        turns = [("user", "x"), ("assistant", ANSWER), ("user", user)]
+        text = self._text([{"role": r, "content": x} for r, x in turns], ask=True)
+        return self.encode(text.partition(ANSWER)[2])
 
     def encode(self, text: str) -> list[int]:
         """Text → ids, no special token added."""

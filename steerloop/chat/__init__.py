@@ -1,0 +1,138 @@
+"""Talk to a student, with a dial per round.
+
+Token ids travel: a conversation is the ids of its prompts and answers, never tokenised again. All
+answers to one prompt come from one batch whose rows differ in gates and dose alone, under the same
+random draws.
+
+Letters: b rows, R slots of the stack.
+"""
+
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import DynamicCache
+
+from steerloop import UserError
+from steerloop.export.student import Student
+from steerloop.kernels.decode import Rows, decode, draws, pick
+from steerloop.steer import Vector, steered
+
+
+@dataclass
+class Talk:
+    """A conversation and its dial. `dose` is in multiples of `c_star`, the dose calibrated for
+    `vector`, which is that of round 1 (of the untouched base)."""
+
+    student: Student
+    vector: Vector
+    c_star: float
+    gates: Float[Tensor, "R"]
+    tokens: int
+    temperature: float
+    seed: int = 0
+    dose: float = 0.0
+    before: list[int] = field(default_factory=list)  # the context of the last prompt
+    context: list[int] = field(default_factory=list)
+    turns: list[tuple[str, str]] = field(default_factory=list)
+
+
+def printable(text: str) -> str:
+    """Text for a terminal: what a model writes must not move the cursor or set colours."""
+    return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else "\ufffd" for c in text)
+
+
+def prompt_ids(talk: Talk, user: str) -> list[int]:
+    """The conversation so far and the next user text, ready to be answered.
+
+    Raises UserError where no room is left for an answer.
+    """
+    model = talk.student.model
+    ids = talk.context + model.follow(user) if talk.context else model.render(user)
+    limit = getattr(model.hf.config.get_text_config(), "max_position_embeddings", None)
+    if limit and len(ids) + talk.tokens > limit:
+        raise UserError(f"{len(ids)} tokens of conversation and {talk.tokens} of answer are more "
+                        f"than the {limit} that the model takes: /reset, or fewer --tokens")
+    return ids
+
+
+@torch.no_grad()
+def answer(
+    talk: Talk, user: str, gates: Float[Tensor, "b R"], doses: list[float],
+    show: Callable[[str], object] | None = None,
+) -> list[list[int]]:
+    """Token ids of one answer per row, under that row's gates and dose (multiples of c*).
+
+    `show` receives the text of the first row as it comes.
+    """
+    student, model, cfg = talk.student, talk.student.model, talk.student.cfg
+    ids, b = prompt_ids(talk, user), len(doses)
+    u = draws(f"{talk.seed}|chat|{len(talk.turns)}", talk.tokens).expand(b, -1).to(model.device)
+    rows = Rows(torch.arange(b), *model.pad([ids] * b),
+                talk.c_star * torch.tensor(doses, device=model.device), u,
+                DynamicCache(config=model.hf.config.get_text_config()))
+    gates = gates.to(model.device)
+    stream = streamed(model.decode, show) if show else None
+
+    def step(now: Rows) -> Float[Tensor, "b v"]:
+        with model.gates(gates[now.index.to(gates.device)]):
+            return model.head(model.trunk(now.ids, now.mask, now.cache)[:, -1])
+
+    choose = partial(pick, temperature=talk.temperature, k=cfg.top_k, p=cfg.top_p)
+
+    def choose_and_show(logits: Tensor, draw: Tensor) -> Tensor:
+        token = choose(logits, draw)
+        if stream and rows.index[0] == 0:
+            stream(int(token[0]))
+        return token
+
+    with steered(model, talk.vector if any(doses) else {}, rows):
+        stop = torch.tensor(student.model.stop_ids, device=model.device)
+        found = decode(rows, step, stop, choose_and_show, lambda n: None)
+    if stream:
+        stream(None)
+    return found
+
+
+def streamed(
+    text: Callable[[list[int]], str], show: Callable[[str], object]
+) -> Callable[[int | None], None]:
+    """A token id → what it adds to the text is shown; half a character waits for its rest, or for
+    None, the end."""
+    ids: list[int] = []
+    done = ""
+
+    def add(token: int | None) -> None:
+        nonlocal done
+        ids.extend([] if token is None else [token])
+        now = text(ids)
+        if token is None or (now.startswith(done) and not now.endswith("\ufffd")):
+            show(printable(now[len(done):]))
+            done = now
+
+    return add
+
+
+def say(talk: Talk, user: str, show: Callable[[str], object] | None = None) -> str:
+    """Answer under the dial, and remember: the answer's ids join the conversation."""
+    prompt = prompt_ids(talk, user)
+    (ids,) = answer(talk, user, talk.gates[None], [talk.dose], show)
+    model, talk.before = talk.student.model, talk.context
+    talk.context = prompt + (ids[:-1] if ids[-1] in model.stop_ids else ids)
+    talk.turns.append((user, model.decode(ids)))
+    return talk.turns[-1][1]
+
+
+def compare(talk: Talk, user: str) -> dict[str, str]:
+    """The answers of base, of the student before its last round, and of the student under the dial,
+    to the same prompt, from one batch. The conversation stays as it was."""
+    now = talk.gates
+    before = now * talk.student.model.gates.before(talk.student.rounds - 1).to(now)
+    rows = torch.stack([torch.zeros_like(now), before, now])
+    found = answer(talk, user, rows, [0.0, talk.dose, talk.dose])
+    names = ("base", "previous", "student")
+    return {name: talk.student.model.decode(ids) for name, ids in zip(names, found, strict=True)}

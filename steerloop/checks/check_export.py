@@ -1,0 +1,242 @@
+"""What leaves the house is the student: every artefact is loaded by its consumer and compared."""
+
+import json
+import shutil
+from itertools import pairwise
+
+import peft
+import pytest
+import torch
+from gguf import GGUFReader
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from steerloop import UserError
+from steerloop.checks.exported import change_json, difference, made_run
+from steerloop.checks.families import DENSE, save_family
+from steerloop.checks.small import small_config, token_batch
+from steerloop.export import adapter, export_adapter, export_merged, export_vector
+from steerloop.export.__main__ import main
+from steerloop.export.student import c_star, open_student, read_vector
+
+FAMILIES = [*DENSE, "biases", "qwen3-moe"]
+PREFIX = {"gemma3-multimodal": "model.language_model.layers."}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Family → its directory, written once."""
+    root, known = tmp_path_factory.mktemp("families"), {}
+
+    def folder(family):
+        if family not in known:
+            known[family] = save_family(root / family, family)
+        return known[family]
+
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(saved, tmp_path_factory):
+    """(family, config fields) → a run folder of three random rounds, made once."""
+    known = {}
+
+    def make(family="gemma3", **fields):
+        if family == "qwen3-moe":
+            fields |= {"targets": ["q_proj", "k_proj", "v_proj", "o_proj"]}
+        if (key := repr((family, fields))) not in known:
+            cfg = small_config(saved(family), **{"quant": "none", **fields})
+            known[key] = made_run(tmp_path_factory.mktemp("run"), cfg)
+        return known[key]
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    """Two completions show what eight do, in a quarter of the time."""
+    monkeypatch.setattr("steerloop.export.parity.ROWS", 2)
+
+
+def answers(student, ids):
+    """The student's logits, through the library's own forward pass."""
+    with torch.no_grad(), student.model.gates(student.gates):
+        return student.model.hf(input_ids=ids).logits
+
+
+def library(folder, **options):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).eval()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def check_peft_and_transformers_load_the_student(run, tmp_path, family):
+    student = open_student(run(family), "3", "1,0.5,-0.25")
+    ids = token_batch(2, 20)
+    wanted = answers(student, ids)
+    base = library(student.cfg.model)
+    with torch.no_grad():
+        assert difference(base(input_ids=ids).logits, wanted) > 0.1
+        found = peft.PeftModel.from_pretrained(base, export_adapter(student, tmp_path / "peft"))
+        assert difference(found(input_ids=ids).logits, wanted) < 1e-4
+        merged = library(export_merged(student, tmp_path / "merged"))
+        assert difference(merged(input_ids=ids).logits, wanted) < 1e-4
+    names = load_file(tmp_path / "peft/adapter_model.safetensors")
+    start = "base_model.model." + PREFIX.get(family, "model.layers.")
+    assert len(names) == 2 * len(student.model.layers)
+    assert all(x.startswith(start) and x.endswith((".lora_A.weight", ".lora_B.weight"))
+               for x in names)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    assert tokenizer.chat_template == student.model.tokenizer.chat_template
+    vision = [x for x, _ in merged.named_parameters() if "vision" in x]
+    assert bool(vision) is (family == "gemma3-multimodal")
+
+
+def check_the_text_decoder_of_a_multimodal_checkpoint_can_be_served_alone(run, tmp_path):
+    student = open_student(run("gemma3-multimodal"), "3")
+    export_adapter(student, tmp_path / "out", prefix="model")
+    names = load_file(tmp_path / "out/adapter_model.safetensors")
+    assert all(x.startswith("base_model.model.model.layers.") for x in names)
+
+
+@pytest.mark.parametrize("prefix", ["model.language_model", "layers"])
+def check_a_key_that_resolves_nowhere_is_an_error(run, tmp_path, prefix):
+    student = open_student(run(), "3")
+    with pytest.raises(UserError, match=f"{prefix}.*21 of 21 keys resolve nowhere"):
+        export_adapter(student, tmp_path / "out", prefix=prefix)
+    assert not list(tmp_path.iterdir())
+
+
+def check_rank_and_alpha_are_what_engines_take(run, tmp_path):
+    student = open_student(run(), "3", "1,0,1")
+    export_adapter(student, tmp_path / "out")
+    config = json.loads((tmp_path / "out/adapter_config.json").read_text())
+    assert config["r"] == config["lora_alpha"] == 8  # two open rounds of rank 4
+    assert config["rank_pattern"] == config["alpha_pattern"] == {}
+    assert {len(x) for k, x in load_file(tmp_path / "out/adapter_model.safetensors").items()
+            if "lora_A" in k} == {8}
+    assert [adapter.allowed(x) for x in (1, 2, 12, 129, 257, 512)] == [1, 8, 16, 256, 320, 512]
+    with pytest.raises(UserError, match="--rank 512"):
+        adapter.allowed(513)
+    assert all(a < b for a, b in pairwise(adapter.RANKS))
+
+
+def check_svd_at_full_rank_is_the_stack_and_below_it_the_best(run, tmp_path):
+    student = open_student(run(), "3", "1,0.5,1")
+    layer = next(iter(student.model.layers.values()))
+    A, B = adapter.factors(layer, student.gates)
+    dense = sum(layer.scale * g * layer.slot(k)["B"] @ layer.slot(k)["A"]
+                for k, g in enumerate((1, 0.5, 1)))
+    assert difference(B @ A, dense) < 1e-5
+    (A12, B12), lost = adapter.truncate((A, B), 12)
+    assert difference(B12 @ A12, dense) < 1e-5 and lost < 1e-8
+    (A3, B3), lost = adapter.truncate((A, B), 3)
+    assert A3.shape[0] == B3.shape[1] == 3
+    sigma = torch.linalg.svdvals(dense.double())
+    assert abs(lost / sigma[3:].square().sum() - 1) < 1e-4
+    assert abs((dense - B3 @ A3).square().sum() / lost - 1) < 1e-4
+    export_adapter(student, tmp_path / "full", rank=12)
+    with pytest.raises(UserError, match=r"not the student.*larger --rank"):
+        export_adapter(student, tmp_path / "half", rank=3)
+    export_adapter(student, tmp_path / "allowed", rank=3, tolerance=99.0)
+    assert "is lost" in (tmp_path / "allowed/README.md").read_text()
+    assert not (tmp_path / "half").exists()
+
+
+@pytest.mark.parametrize("to", ["peft", "merged", "vector", "gguf-vector"])
+def check_what_is_not_the_student_is_removed(run, tmp_path, to, monkeypatch):
+    """A wrong factor, a wrong vector: the exporter notices by itself and leaves nothing."""
+    folder = run()
+    place = tmp_path / "out"
+    real = adapter.factors
+    monkeypatch.setattr(f"steerloop.export.{'merged' if to == 'merged' else 'adapter'}.factors",
+                        lambda layer, gates: (real(layer, gates)[0], 1.01 * real(layer, gates)[1]))
+    for name in ("load_vector", "load_gguf"):
+        monkeypatch.setattr(f"steerloop.export.{name}", lambda path: {1: torch.ones(32)})
+    with pytest.raises(SystemExit, match="is not the student, and was removed"):
+        main([str(folder), "--to", to, "--out", str(place)])
+    assert not list(tmp_path.iterdir())
+
+
+def check_a_4_bit_run_merges_onto_the_base_it_saw(run, tmp_path):
+    student = open_student(run(quant="nf4"), "3")
+    ids = token_batch(2, 20)
+    merged = library(export_merged(student, tmp_path / "dequant"))
+    with torch.no_grad():
+        assert difference(merged(input_ids=ids).logits, answers(student, ids)) < 1e-4
+    export_adapter(student, tmp_path / "peft")
+    assert "on the original weights" in (tmp_path / "peft/README.md").read_text()
+    with pytest.raises(UserError, match="--merge-base dequant"):
+        export_merged(student, tmp_path / "original", original=True)
+    export_merged(student, tmp_path / "original", original=True, tolerance=99.0)
+    assert "quantisation error" in (tmp_path / "original/README.md").read_text()
+    dense = open_student(run(), "3")
+    merged = library(tmp_path / "original")
+    with torch.no_grad():
+        assert difference(merged(input_ids=ids).logits, answers(dense, ids)) < 1e-4
+
+
+def check_shards_and_a_narrower_dtype(run, tmp_path):
+    student = open_student(run(), "3")
+    export_merged(student, tmp_path / "out", "bfloat16", shard="40KB", tolerance=9.0)
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 2
+    name = next(iter(student.model.layers))
+    stack = dict(library(tmp_path / "out").named_parameters())[f"{name}.weight"]
+    layer = student.model.layers[name]
+    A, B = adapter.factors(layer, student.gates)
+    assert torch.equal(stack, (layer.base.weight + B @ A).bfloat16().float())
+
+
+def check_a_bf16_student_is_itself_within_the_tolerance(run, tmp_path):
+    student = open_student(run(dtype="bfloat16"), "3")
+    export_adapter(student, tmp_path / "peft")
+    export_merged(student, tmp_path / "merged")
+
+
+def check_gguf_holds_what_llama_cpp_reads(run):
+    folder = run()
+    main([str(folder), "--to", "gguf-vector", "--dose", "0.5"])
+    reader = GGUFReader(folder / "exports/gguf-vector-round1/vector.gguf")
+    said = {k: reader.get_field(k).contents() for k in (
+        "general.architecture", "controlvector.model_hint", "controlvector.layer_count")}
+    assert list(said.values()) == ["controlvector", "gemma3", 2]
+    wanted = read_vector(folder, 1, torch.device("cpu"))
+    assert [x.name for x in reader.tensors] == ["direction.1", "direction.2"]
+    for x, v in zip(reader.tensors, wanted.values(), strict=True):
+        assert x.tensor_type.name == "F32" and list(x.shape) == [32]
+        assert torch.equal(torch.from_numpy(x.data.copy()), 0.5 * c_star(folder, 1) * v)
+
+
+def check_a_vector_says_what_scale_1_is(run, tmp_path):
+    folder = run(steer_blocks=[0, 2])
+    with pytest.raises(UserError, match=r"cannot steer block 0.*--to vector"):
+        export_vector(open_student(folder, "1"), tmp_path / "gguf", gguf=True)
+    main([str(folder), "--to", "vector", "--round", "2"])
+    found = load_file(folder / "exports/vector-round2/vector.safetensors")
+    wanted = read_vector(folder, 2, torch.device("cpu"))
+    assert set(found) == {"block.0", "block.2"}
+    assert all(torch.equal(found[f"block.{b}"], 1.5 * v) for b, v in wanted.items())
+
+
+@pytest.mark.parametrize(("flags", "said"), [
+    (["--round", "4"], "rounds 1 to 3"),
+    (["--gates", "1,1"], "one a round"),
+    (["--gates", "0"], "nothing to export"),
+    (["--round", "3", "--rank", "13"], "the stack has rank 12"),
+])
+def check_bad_options_are_one_line(run, flags, said):
+    with pytest.raises(SystemExit, match=said):
+        main([str(run()), "--to", "peft", "--round", "3", *flags])
+
+
+def check_the_best_round_is_exported_unless_there_is_none(run, tmp_path):
+    folder = shutil.copytree(run(), tmp_path / "run")
+    assert open_student(folder).rounds == 2
+    change_json(folder / "summary.json", best_round=None)
+    with pytest.raises(UserError, match="coherence floor"):
+        open_student(folder)
+
+
+def check_a_missing_package_is_named(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "gguf", None)
+    with pytest.raises(UserError, match=r"pip install 'steerloop\[export\]'"):
+        export_vector(open_student(run(), "1"), tmp_path / "out", gguf=True)

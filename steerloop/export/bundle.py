@@ -1,0 +1,235 @@
+"""A run in one file that someone else can check: config, versions, seed, hashes of data and model,
+the data themselves, vectors, adapters, tables. `verify` runs the cheap parts again:
+
+    files      every file is what the manifest says
+    tables     the measures in events.jsonl follow from the saved rows
+    model      the base here has the same weights
+    answers    forced choice of base and last student, computed anew, against the saved tables
+    vector     round 1's vector, extracted anew from the base
+
+A bundle is other people's input: only plain files with relative names are unpacked, and the probes
+that its config names are not run.
+"""
+
+import dataclasses
+import gzip
+import hashlib
+import io
+import json
+import platform
+import tarfile
+import tempfile
+from importlib.metadata import version
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import polars as pl
+import torch
+from loguru import logger
+
+from steerloop import UserError, report
+from steerloop.config import Config
+from steerloop.evaluate import choices
+from steerloop.export.student import (
+    Student,
+    finished_rounds,
+    open_student,
+    read_config,
+    read_events,
+    read_vector,
+)
+from steerloop.kernels.files import PACKAGE, Data, code_version, read_data, write_whole
+from steerloop.kernels.forced_choice import FOUNDATIONS
+from steerloop.kernels.weights import locate
+from steerloop.report.text import markdown
+from steerloop.steer import cosine, extract
+
+MANIFEST = "bundle.json"
+DATA = ("persona", "contexts", "prompts", "vignettes", "mundane", "labelled")
+PACKAGES = ("torch", "transformers", "polars", "numpy", "safetensors")
+NEAR = {"float32": 1e-3, "bfloat16": 5e-2}  # probability, and 1 - cosine of the vector
+KEPT = ("*.json", "*.jsonl", "*.md", "*.txt", "*.parquet", "rounds/*/*")
+
+
+class Found(NamedTuple):
+    """One line of a comparison. `same` None: a difference that explains, but does not count."""
+
+    part: str
+    same: bool | None
+    said: str
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def data_files(cfg: Config) -> dict[str, Path]:
+    """Config field → the data file it names, by its own path or inside the package."""
+    names = {x: getattr(cfg, x).replace("{split}", cfg.split) for x in DATA}
+    return {x: Path(n) if Path(n).exists() else PACKAGE / n for x, n in names.items() if n}
+
+
+def here() -> dict[str, str]:
+    """Versions of what computes, and the commit of this code."""
+    return {x: version(x) for x in PACKAGES} | {
+        "python": platform.python_version(), "steerloop": code_version()}
+
+
+def model_hashes(model: str) -> dict[str, str]:
+    """Weight file → SHA-256."""
+    return {x.name: sha256(x) for x in sorted(locate(model).glob("*.safetensors"))}
+
+
+def write_bundle(run: Path, out: Path) -> Path:
+    """Pack a run into `out` (.tar.gz); the same run gives the same bytes. Raises UserError for a
+    run without a finished round, or whose data are gone."""
+    cfg = read_config(run)
+    if not finished_rounds(run):
+        raise UserError(f"{run} has no finished round to share")
+    data = data_files(cfg)
+    if gone := [str(x) for x in data.values() if not x.is_file()]:
+        raise UserError(f"{run} was made with {gone[0]}, which is not there any more")
+    files = {str(x.relative_to(run)): x for kind in KEPT for x in sorted(run.glob(kind))}
+    files |= {f"data/{k}{x.suffix}": x for k, x in data.items()}
+    manifest = {
+        "schema": 1, "run": run.name, "model": cfg.model, "seed": cfg.seed,
+        "weights": model_hashes(cfg.model), "versions": here(),
+        "made_with": json.loads((run / "config.json").read_text()).get("code", ""),
+        "files": {name: sha256(x) for name, x in sorted(files.items())},
+    }
+
+    def write(path: Path) -> None:
+        with (path.open("wb") as file, gzip.GzipFile("", "wb", 6, file, mtime=0) as packed,
+              tarfile.open(fileobj=packed, mode="w") as tar):
+            _add(tar, MANIFEST, json.dumps(manifest, indent=1).encode())
+            for name, x in sorted(files.items()):
+                _add(tar, name, x.read_bytes())
+
+    write_whole(out, write)
+    return out
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size = len(content)
+    tar.addfile(entry, io.BytesIO(content))
+
+
+def unpack(bundle: Path, into: Path) -> dict:
+    """Unpack plain files with relative names, and return the manifest. Raises UserError."""
+    try:
+        with tarfile.open(bundle) as tar:
+            for entry in tar:
+                name = PurePosixPath(entry.name)
+                if not entry.isfile() or name.is_absolute() or ".." in name.parts:
+                    raise UserError(f"{bundle} holds {entry.name!r}, which is no plain file below "
+                                    "it: not unpacked")
+                (into / name).parent.mkdir(parents=True, exist_ok=True)
+                (into / name).write_bytes(tar.extractfile(entry).read())
+        return json.loads((into / MANIFEST).read_text())
+    except (OSError, tarfile.TarError, ValueError, EOFError) as e:
+        raise UserError(f"{bundle} is no bundle: {e}") from e
+
+
+def check_files(folder: Path, manifest: dict) -> Found:
+    """Is every file there, and what it was?"""
+    wrong = [name for name, digest in manifest["files"].items()
+             if not (folder / name).is_file() or sha256(folder / name) != digest]
+    return Found("files", not wrong, ", ".join(wrong) or f"{len(manifest['files'])} as packed")
+
+
+def check_versions(manifest: dict) -> Found:
+    """Versions here and there."""
+    now = here()
+    other = [f"{k} {v} there, {now.get(k, 'none')} here"
+             for k, v in manifest["versions"].items() if v != now.get(k)]
+    return Found("versions", None if other else True, "; ".join(other) or "the same")
+
+
+def check_data(folder: Path, cfg: Config) -> Found:
+    """Do the names in the config mean the same files here? The bundle's own are used anyway."""
+    other = []
+    for name, path in data_files(cfg).items():
+        (packed,) = folder.glob(f"data/{name}.*")
+        if not path.is_file() or sha256(path) != sha256(packed):
+            other.append(name)
+    return Found("data", None if other else True,
+                 f"other here: {', '.join(other)}; the bundle's are used" if other else "the same")
+
+
+def check_tables(folder: Path) -> Found:
+    """Do the recorded measures follow from the saved rows?"""
+    worst, count = 0.0, 0
+    for event in read_events(folder, "evaluate"):
+        stem = folder / f"rounds/{int(event['round']):02d}/{event['state']}"
+        again = report.measures(*(pl.read_parquet(f"{stem}.{x}.parquet")
+                                  for x in ("eval", "items")))
+        worst = max([worst, *(abs(again.get(k, float("inf")) - v)
+                              for k, v in event["measures"].items())])
+        count += 1
+    return Found("tables", worst < 1e-6, f"{count} states, largest difference {worst:.1e}")
+
+
+def check_model(manifest: dict, cfg: Config) -> Found:
+    """Are the weights of the base the same here?"""
+    now = model_hashes(cfg.model)
+    return Found("model", now == manifest["weights"],
+                 "the same weights" if now == manifest["weights"] else "other weights here")
+
+
+@torch.no_grad()
+def check_answers(student: Student, data: Data) -> list[Found]:
+    """Forced choice of base and student, computed anew, against the saved rows."""
+    model, cfg, found = student.model, student.cfg, []
+    columns = [f"p_{f}" for f in FOUNDATIONS]
+    for state, gates, round in (("base", 0 * student.gates, 0),
+                                ("healed", student.gates, student.rounds - 1)):
+        saved = pl.read_parquet(student.run / f"rounds/{round:02d}/{state}.eval.parquet")
+        with model.gates(gates):
+            now = choices(model, data.vignettes, cfg, free=False)
+        pair = [x.sort("vignette").select(columns).to_numpy() for x in (saved, now)]
+        worst = abs(pair[0] - pair[1]).max().item() if len(saved) == len(now) else float("inf")
+        found.append(Found(f"answers of {state}", worst < NEAR[cfg.dtype],
+                           f"{len(now)} vignettes, largest difference of a probability "
+                           f"{worst:.1e}"))
+    return found
+
+
+@torch.no_grad()
+def check_extraction(student: Student, data: Data) -> Found:
+    """Round 1's vector, extracted anew from the base."""
+    model, cfg = student.model, student.cfg
+    saved = read_vector(student.run, 1, model.device)
+    with model.gates(model.gates.before(0)):
+        now = extract(model, data.pairs, data.contexts, sorted(saved), cfg.batch_rows)
+    gap = 1 - cosine(saved, now)
+    return Found("vector of round 1", gap < NEAR[cfg.dtype], f"1 - cosine {gap:.1e}")
+
+
+def compare_bundle(bundle: Path, device: str = "") -> list[Found]:
+    """Every comparison, cheap ones first. Raises UserError where a bundle is none, or its model is
+    not to be had here."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        manifest = unpack(bundle, folder)
+        files = check_files(folder, manifest)
+        if not files.same:
+            return [files]
+        cfg = read_config(folder)
+        found = [files, check_versions(manifest), check_data(folder, cfg), check_tables(folder),
+                 check_model(manifest, cfg)]
+        student = open_student(folder, str(finished_rounds(folder)), "1", device)
+        packed = {x: str(next(folder.glob(f"data/{x}.*"))) for x in data_files(cfg)}
+        data = read_data(dataclasses.replace(cfg, **packed))
+        return [*found, *check_answers(student, data), check_extraction(student, data)]
+
+
+def verify(bundle: Path, device: str = "") -> None:
+    """Print what is the same and what is not. Raises UserError where a part that counts differs."""
+    found = compare_bundle(bundle, device)
+    words = {True: "same", False: "DIFFERS", None: "differs, explains"}
+    logger.info(markdown([{"part": x.part, "": words[x.same], "found": x.said} for x in found]))
+    if wrong := [x.part for x in found if x.same is False]:
+        raise UserError(f"{bundle} is not reproduced here: {', '.join(wrong)}; see the table")

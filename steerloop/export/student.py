@@ -1,0 +1,132 @@
+"""A finished (or interrupted) run folder → its student in memory, at a round and under gates."""
+
+import json
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file
+from torch import Tensor
+
+from steerloop import UserError, lora
+from steerloop.config import Config
+from steerloop.model import Model, load
+from steerloop.steer import Vector
+
+
+@dataclass
+class Student:
+    """A run's model with its first `rounds` rounds baked, to be heard under `gates`."""
+
+    run: Path
+    cfg: Config
+    model: Model
+    rounds: int
+    gates: Float[Tensor, "R"]  # one a slot of the stack; slots after `rounds` are 0
+
+
+def read_config(run: Path) -> Config:
+    """The config that a run was made with. Raises UserError where the folder is no run, or one of
+    another version."""
+    try:
+        found = json.loads((run / "config.json").read_text())["config"]
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{run} is not a run folder (no readable config.json in it): name one below"
+                        " runs/, `python -m steerloop.train` makes one") from e
+    if unknown := set(found) - {x.name for x in fields(Config)}:
+        raise UserError(f"{run}/config.json has knobs that this version lacks "
+                        f"({', '.join(sorted(unknown))}): use the version that made the run")
+    return Config(**found)
+
+
+def finished_rounds(run: Path) -> int:
+    """How many rounds of a run were folded and saved, without a gap."""
+    count = 0
+    while (run / f"rounds/{count:02d}/adapter.safetensors").is_file():
+        count += 1
+    return count
+
+
+def rounds_of(run: Path, wanted: str) -> int:
+    """'best' or a number as the tables count (1: after the first round) → how many rounds to bake.
+
+    Raises UserError for a round that the run does not have, and where no round is the best.
+    """
+    there = finished_rounds(run)
+    if not there:
+        raise UserError(f"{run} has no finished round: let `python -m steerloop.train` get further")
+    if wanted == "best":
+        try:
+            best = json.loads((run / "summary.json").read_text())["best_round"]
+        except (OSError, ValueError, KeyError) as e:
+            raise UserError(f"{run} has no summary.json that names the best round: write it with "
+                            f"`python -m steerloop.report {run}`, or take --round 1 to {there}"
+                            ) from e
+        if best is None:
+            raise UserError(f"{run}: no round stayed above the coherence floor, so none is the "
+                            f"best; --round 1 to {there} takes one all the same")
+        return best + 1
+    if not wanted.isdecimal() or not 1 <= int(wanted) <= there:
+        raise UserError(f"--round {wanted}: this run has rounds 1 to {there}, or best")
+    return int(wanted)
+
+
+def read_gates(text: str, rounds: int, slots: int) -> Float[Tensor, "R"]:
+    """'1,1,0.5', or one strength for all → a gate per slot of the stack, 0 for rounds not baked.
+
+    Raises UserError for anything but one finite number, or one a round.
+    """
+    try:
+        values = torch.tensor([float(x) for x in text.replace(",", " ").split()])
+    except ValueError:
+        values = torch.zeros(0)
+    if len(values) not in (1, rounds) or not values.isfinite().all():
+        raise UserError(f"gates '{text}': give one number, or one a round ({rounds}), as in "
+                        f"{','.join(['1'] * rounds)}")
+    return torch.cat([values.expand(rounds), torch.zeros(slots - rounds)])
+
+
+def open_student(run: Path, round: str = "best", gates: str = "1", device: str = "") -> Student:
+    """Load the run's base and bake its rounds, exactly as the run did.
+
+    Raises UserError where the folder, the round, the gates or the model do not fit.
+    """
+    cfg = read_config(run)
+    cfg = replace(cfg, device=device or cfg.device)
+    rounds = rounds_of(run, round)
+    heard = read_gates(gates, rounds, cfg.rounds)
+    model = load(cfg)
+    for k in range(rounds):
+        saved = load_file(run / f"rounds/{k:02d}/adapter.safetensors")
+        try:
+            lora.load_round(model.layers, model.gates, saved)
+        except (KeyError, RuntimeError) as e:
+            raise UserError(f"{run}/rounds/{k:02d}/adapter.safetensors does not fit {cfg.model} "
+                            f"({e}): is it the model that the run was made with?") from e
+    return Student(run, cfg, model, rounds, heard.to(model.device))
+
+
+def read_vector(run: Path, round: int, device: torch.device) -> Vector:
+    """The vector extracted in a round (counted from 1), at its raw size."""
+    found = load_file(run / f"rounds/{round - 1:02d}/vector.safetensors", device=str(device))
+    return {int(name.removeprefix("block.")): v.float() for name, v in found.items()}
+
+
+def read_events(run: Path, stage: str) -> list[dict]:
+    """The records of one stage, in order. Raises UserError where the run has no record."""
+    try:
+        found = [json.loads(x) for x in (run / "events.jsonl").read_text().splitlines()]
+    except (OSError, ValueError) as e:
+        raise UserError(f"{run} is not a run folder (no readable events.jsonl in it)") from e
+    return [x for x in found if x["stage"] == stage]
+
+
+def c_star(run: Path, round: int) -> float:
+    """The iso-KL dose that was solved in a round (counted from 1), in units of its vector.
+
+    Raises UserError where the run does not say."""
+    found = [x["c_star"] for x in read_events(run, "sample") if x["round"] == round - 1]
+    if not found:
+        raise UserError(f"{run}/events.jsonl has no dose of round {round}")
+    return found[-1]

@@ -1,0 +1,108 @@
+"""The steering vector for other tools: GGUF as llama.cpp loads it, or safetensors.
+
+Magnitudes are baked: at scale 1 a file steers at `dose` × c*, the calibrated dose. llama.cpp adds
+`direction.i` to the output of block i (counted from 0) and has no slot for block 0.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from steerloop import UserError
+from steerloop.export.extras import extra
+from steerloop.export.parity import Logits, Parity, compare, texts
+from steerloop.export.student import Student, c_star, read_vector
+from steerloop.steer import Vector, steered
+
+ARCH = "controlvector"
+HINTS = {"mistral": "llama", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "mixtral": "llama"}
+
+
+def baked(student: Student, dose: float) -> Vector:
+    """The vector of the student's last round times dose · c*: what steers at scale 1."""
+    round = student.rounds
+    size = dose * c_star(student.run, round)
+    return {b: size * v for b, v in read_vector(student.run, round, student.model.device).items()}
+
+
+def note(student: Student, dose: float) -> dict[str, str]:
+    """Where a vector comes from and what scale 1 means, as safetensors metadata."""
+    size = c_star(student.run, student.rounds)
+    return {"format": "pt", "steerloop": json.dumps({
+        "schema": 1, "model": student.cfg.model, "run": student.run.name, "round": student.rounds,
+        "extracted_from": f"student after {student.rounds - 1} rounds (0: the untouched base)",
+        "added_to": "the output of each decoder block named, at every position",
+        "scale_1": f"{dose:g} x c*", "c_star": size, "raw": f"divide by {dose * size!r}",
+        "target_kl_nats": student.cfg.target_kl})}
+
+
+def write_vector(vector: Vector, path: Path, metadata: dict[str, str]) -> None:
+    """safetensors: `block.<i>` → (d,) fp32."""
+    save_file({f"block.{b}": v.cpu().contiguous() for b, v in vector.items()}, path, metadata)
+
+
+def load_vector(path: Path) -> Vector:
+    """What `write_vector` wrote."""
+    with safe_open(path, "pt") as file:
+        return {int(k.removeprefix("block.")): file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+
+
+def hint(model_type: str, known: set[str]) -> str:
+    """llama.cpp's name of an architecture. Raises UserError where it has none."""
+    name = HINTS.get(model_type, model_type.removesuffix("_text").replace("_", ""))
+    if name not in known:
+        raise UserError(f"llama.cpp has no architecture for a {model_type} model: --to vector "
+                        "writes safetensors")
+    return name
+
+
+def write_gguf(vector: Vector, path: Path, model_type: str) -> None:
+    """GGUF control vector: `direction.<i>` (d,) fp32. Raises UserError for a vector on block 0."""
+    gguf = extra("gguf")
+    if 0 in vector:
+        raise UserError("llama.cpp cannot steer block 0, and this vector does: --to vector keeps "
+                        "it, or extract with --steer_blocks from 1 up")
+    writer = gguf.GGUFWriter(path, ARCH)
+    writer.add_string(f"{ARCH}.model_hint", hint(model_type, set(gguf.MODEL_ARCH_NAMES.values())))
+    writer.add_uint32(f"{ARCH}.layer_count", len(vector))
+    for b, v in sorted(vector.items()):
+        writer.add_tensor(f"direction.{b}", v.float().cpu().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def load_gguf(path: Path) -> Vector:
+    """Read a GGUF control vector with the `gguf` package. Raises UserError for another kind."""
+    reader = extra("gguf").GGUFReader(path)
+    arch = reader.get_field("general.architecture")
+    if arch is None or arch.contents() != ARCH:
+        raise UserError(f"{path} is no control vector")
+    return {int(x.name.removeprefix("direction.")): torch.from_numpy(x.data.copy()).float()
+            for x in reader.tensors}
+
+
+def steered_logits(student: Student, vector: Vector) -> Logits:
+    """Logits of the model that the vector was extracted from, steered at scale 1."""
+    model = student.model
+    vector = {b: v.to(model.device) for b, v in vector.items()}
+
+    @torch.no_grad()
+    def logits(ids: Tensor) -> Float[Tensor, "1 t v"]:
+        ids = ids.to(model.device)
+        with model.gates(model.gates.before(student.rounds - 1)), steered(model, vector, 1.0):
+            return model.head(model.trunk(ids, ids >= 0))
+
+    return logits
+
+
+def check_vector(student: Student, vector: Vector, loaded: Vector, tolerance: float) -> Parity:
+    """The model steered by what was read back against the model steered by what was written."""
+    return compare(texts(student), steered_logits(student, vector),
+                   steered_logits(student, loaded), tolerance)

@@ -1,0 +1,150 @@
+"""Our evaluation of anyone's model or adapter, on the same items, with the same intervals.
+
+A plain model is measured as it is, or against another (`--base`). A PEFT adapter is measured on its
+base, off and on, so that what it changes is paired by vignette. The result is a folder like that of
+a run: config.json, events.jsonl and the tables of base and scored state, which
+`python -m steerloop.report` reads.
+"""
+
+import dataclasses
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from loguru import logger
+from safetensors import safe_open
+
+from steerloop import UserError, lora, report
+from steerloop.config import Config
+from steerloop.evaluate import evaluate
+from steerloop.export.extras import extra
+from steerloop.kernels.files import Data, code_version, read_data
+from steerloop.kernels.folder import Folder, log_to
+from steerloop.kernels.fused_loss import Head
+from steerloop.kernels.options import EVALS, hardware, resolve
+from steerloop.kernels.weights import SHORT, check_fit, load_weights, stop_ids
+from steerloop.model import Model
+from steerloop.report.run import run_table
+
+FILES = ["adapter_config.json", "adapter_model.safetensors"]
+
+
+@dataclass
+class Adapter:
+    """A PEFT adapter's folder, and the base it names (hub id or folder)."""
+
+    folder: Path
+    base: str
+
+
+def find_adapter(model: str) -> Adapter | None:
+    """The adapter of this name, a folder or on the hub; None where it is a model.
+
+    Raises UserError for an adapter without safetensors, or that does not name its base.
+    """
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        if model == "embedded" or model.lower() in SHORT or "/" not in model:
+            return None
+        try:
+            folder = Path(snapshot_download(model, allow_patterns=FILES))
+        except (OSError, ValueError):  # loading it as a model says what is wrong
+            return None
+    if not (folder / FILES[0]).is_file():
+        return None
+    if not (folder / FILES[1]).is_file():
+        raise UserError(f"{model} has no {FILES[1]}: only safetensors are read; convert it with "
+                        "PEFT's save_pretrained")
+    config = extra("peft").PeftConfig.from_pretrained(str(folder))
+    if config.is_prompt_learning:
+        raise UserError(f"{model} is a {config.peft_type.value} adapter, which changes the prompt "
+                        "and not the weights: not supported")
+    return Adapter(folder, config.base_model_name_or_path or "")
+
+
+def bare(cfg: Config) -> Model:
+    """A model with nothing wrapped: the library's own layers. Raises UserError."""
+    device = hardware(cfg.device, cfg.threads)
+    tokenizer, hf = load_weights(cfg.model, cfg.dtype, cfg.attn, cfg.quant, device)
+    cap = getattr(hf.config.get_text_config(), "final_logit_softcapping", None)
+    head = Head(hf.get_output_embeddings().weight, cap)
+    model = Model(tokenizer, stop_ids(hf), hf, hf.get_decoder(), head, lora.Gates(1), {}, device)
+    check_fit(cfg.model, model)
+    return model
+
+
+def put_on(model: Model, adapter: Adapter) -> Any:
+    """Put an adapter into the model's layers with PEFT, and return PEFT's handle (which can switch
+    it off). Names of a multimodal checkpoint are turned into those of its text decoder.
+
+    Raises UserError where keys match nothing, or what it changes would not be measured.
+    """
+    peft = extra("peft")
+    config = peft.PeftConfig.from_pretrained(str(adapter.folder))
+    if isinstance(config.target_modules, str):
+        config.target_modules = config.target_modules.replace("language_model\\.", "").replace(
+            "language_model.", "")
+    else:
+        config.target_modules = {x.replace("language_model.", "") for x in config.target_modules}
+    probe = torch.tensor([model.render("Hello")], device=model.device)
+    before = model.hf(input_ids=probe).logits
+    try:
+        handle = peft.PeftModel.from_pretrained(
+            model.hf, str(adapter.folder), config=config,
+            key_mapping={r"\blanguage_model\.": ""}).eval()
+    except (ValueError, RuntimeError, KeyError, TypeError) as e:
+        raise UserError(f"PEFT cannot put {adapter.folder} on {adapter.base}: "
+                        f"{str(e).splitlines()[0]}; name another --base") from e
+    with safe_open(adapter.folder / FILES[1], "pt") as file:
+        there = {x.replace("language_model.", "") for x in file.keys()  # noqa: SIM118
+                 if ".base_layer." not in x}  # PEFT saves whole embeddings beside their adapters
+    found = set(peft.get_peft_model_state_dict(handle, save_embedding_layers=False))
+    if lost := sorted(there ^ found):
+        raise UserError(f"{lost[0]} of {adapter.folder} has no place in {type(model.hf).__name__}, "
+                        f"or no weights in the file ({len(lost)} such keys): is {adapter.base} its "
+                        "base?")
+    if torch.equal(before, model.hf(input_ids=probe).logits):
+        raise UserError(f"{adapter.folder} changes nothing on {adapter.base}: is it trained?")
+    check_fit(str(adapter.folder), model)
+    return handle
+
+
+def measure(
+    run: Folder, state: str, model: Model, data: Data, cfg: Config
+) -> None:
+    """Evaluate the model as it stands, into the folder, as a run does."""
+    rows, items = evaluate(model, data, cfg, [resolve(x) for x in cfg.probes + EVALS[cfg.eval]])
+    run.table(f"rounds/00/{state}.eval", rows)
+    run.table(f"rounds/00/{state}.items", items)
+    run.event("evaluate", round=0, state=state, dose=0.0, measures=report.measures(rows, items))
+
+
+@torch.no_grad()
+def score(name: str, cfg: Config, base: str = "") -> Path:
+    """Measure `name` (directory, hub id, adapter) under the data and settings of `cfg`, against its
+    base where it has one or `base` names one. Returns the folder; raises UserError."""
+    adapter, data = find_adapter(name), read_data(cfg)
+    first = base or (adapter.base if adapter else name)
+    if adapter:
+        adapter.base = first
+    model = bare(cfg := dataclasses.replace(cfg, model=first))
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+    run = Folder(Path(cfg.runs) / f"{stamp}_{Path(name).name}_score")
+    run.json("config.json", config=dataclasses.asdict(cfg), scored=name, code=code_version())
+    log_to(run.path / "log.txt")
+    run.event("axis", axis=[data.down, data.up])
+    handle = put_on(model, adapter) if adapter else None
+    off: AbstractContextManager = handle.disable_adapter() if handle else nullcontext()
+    with off:
+        measure(run, "base", model, data, cfg)
+    if adapter or first != name:
+        if not adapter:
+            model = bare(dataclasses.replace(cfg, model=name))
+        measure(run, "scored", model, data, cfg)
+    logger.info(f"{run.path}: {name}" + (f" against {first}" if first != name else ""))
+    logger.info(f"\n{run_table(run.path)}")
+    return run.path
