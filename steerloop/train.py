@@ -62,15 +62,15 @@ def train(cfg: Config) -> Path:
         run.table(f"rounds/{round:02d}/completions", table)
         run.event("sample", round=round, c_star=c_star, kappa=kappa, curve=curve.to_dicts(),
                   survival=report.survival(table), cos_first=cosine(vectors[-1], vectors[0]))
-        one = (kept := table.filter("train")).row(0, named=True)
-        logger.info(f"a kept completion at dose {one['dose']:.2f}, in full:\n"
-                    + model.decode(one["prompt_ids"] + one["completion_ids"], special=True))
+        kept = table.filter("train")
+        resolve("steerloop.evidence:examples")(model, data, cfg, kept, round)
         measure("steered", round, vectors[-1], kappa * c_star)
         run.event("heal", round=round, **heal(model, kept, cfg, round))
         run.tensors(f"rounds/{round:02d}/adapter", lora.fold(model.layers, model.gates),
                     round=round, model=cfg.model, r=cfg.r, alpha=cfg.alpha, targets=cfg.targets)
         drift = resolve("steerloop.evidence:drift")(model, kept, data, cfg, vectors[-1])
         run.event("drift", round=round, **drift)
+        resolve("steerloop.evidence:diary")(model, data, cfg, run, round, vectors[-1])
         healed = measure("healed", round, {})
         logger.info(f"round {round + 1} of {cfg.rounds}\n{report.round_table(run.path, round)}")
         if healed["coherence"] < floor:
