@@ -72,7 +72,7 @@ def train(cfg: Config) -> Path:
         run.event("drift", round=round, **drift)
         resolve("steerloop.evidence:diary")(model, data, cfg, run, round, vectors[-1])
         healed = measure("healed", round, {})
-        logger.info(f"round {round + 1} of {cfg.rounds}\n{report.round_table(run.path, round)}")
+        logger.info(f"round {round + 1} of {cfg.rounds}\n{report.after_round(run.path, round)}")
         if healed["coherence"] < floor:
             logger.warning(f"stopped: coherence {healed['coherence']:.3f} is below {floor:.3f}")
             break

@@ -7,7 +7,8 @@ from typing import Any
 from steerloop.kernels.files import write_whole
 from steerloop.report.gates import NAMES, Gate, heads, named, write_gates
 from steerloop.report.ledger import update_ledger
-from steerloop.report.run import axis_of, beaten, events, states
+from steerloop.report.pages import write_pages
+from steerloop.report.run import axis_of, beaten, events, round_table, states
 
 ARM = (
     "model", "barrier", "agg", "ref", "lam", "lam_pow", "tau", "kl_budget", "lr", "epochs",
@@ -62,8 +63,17 @@ def summarise(run: Path, judged: list[Gate]) -> dict[str, Any]:
     }
 
 
-def finish(run: Path) -> None:
-    """Write gates.md and summary.json, and bring the ledger beside the run folder up to date."""
+def after_round(run: Path, round: int) -> str:
+    """Judge the run as it stands, rewrite its pages, and return the round's table."""
+    write_gates(run)
+    write_pages(run, live=True)
+    return round_table(run, round)
+
+
+def finish(run: Path, single: bool = False) -> None:
+    """Write gates.md, summary.json and the pages (see `write_pages`), and bring the ledger beside
+    the run folder up to date."""
     text = json.dumps(summarise(run, write_gates(run)), indent=1, allow_nan=False)
     write_whole(run / "summary.json", lambda path: path.write_text(text))
+    write_pages(run, single=single)
     update_ledger(run.parent)
