@@ -6,7 +6,8 @@ const figures = JSON.parse(document.getElementById("figures").textContent);
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const options = {
   displaylogo: false, responsive: true, scrollZoom: false,
-  modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoom2d", "pan2d"],
+  modeBarButtons: [["toImage", "zoomIn2d", "zoomOut2d", "resetScale2d"]], // none that sends data
+  displayModeBar: matchMedia("(hover: hover)").matches ? "hover" : false,
 };
 
 function coloured(value) {
