@@ -11,15 +11,21 @@ from steerloop.report.text import interval
 
 Figure = dict[str, Any]
 LABELS = {
-    "matched": "plain steering, same shift",
-    "calibrated": "plain steering, iso-KL dose",
+    "matched": "steering, same shift",
+    "calibrated": "steering, iso-KL dose",
     "prompted": "persona prompt",
     "nll": "plain distillation",
-    "nll_turned": "plain distillation, turned down",
-    "healed_as_nll": "student turned down to plain distillation",
-    "healed_as_prompted": "student turned down to the prompt",
+    "nll_turned": "distillation, same shift",
+    "healed_as_nll": "student at distillation's shift",
+    "healed_as_prompted": "student at the prompt's shift",
 }
-SYMBOLS = ("diamond", "square", "triangle-up", "cross", "star", "triangle-down", "hexagon")
+SPOTS = {  # where a label can stand, as its lower left corner in widths and heights of it
+    "top center": (-0.5, 0.4), "bottom center": (-0.5, -1.4), "middle right": (0.1, -0.5),
+    "middle left": (-1.1, -0.5), "top right": (0.0, 0.2), "top left": (-1.0, 0.2),
+    "bottom right": (0.0, -1.2), "bottom left": (-1.0, -1.2),
+}
+LETTER, HEIGHT, MARK = 0.017, 0.05, 0.015  # sizes of a letter, a line and a mark, shares of a map
+SYMBOLS = ("diamond", "square", "triangle-up", "cross", "star", "triangle-down", "hexagon") * 3
 STEPS = ("base", "steered", "healed")
 FONT = 'ui-sans-serif, system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
 
@@ -56,11 +62,35 @@ def bars(values: list[list[float]], colour: str) -> Figure:
 def points(name: str, events: list[dict[str, Any]], axis: list[str], hovers: list[str],
            colour: str, soft: str, **how: Any) -> Figure:
     """States as one trace of the map, with intervals both ways."""
-    xs, ys = zip(*(place(e, axis) for e in events), strict=True)
+    xs, ys = ([e["shift"][f]["nats"] for e in events] for f in axis)
     return {"type": "scatter", "name": escape(name), "x": [x[0] for x in xs],
             "y": [y[0] for y in ys], "error_x": bars(xs, soft), "error_y": bars(ys, soft),
             "hovertext": hovers, "hoverinfo": "text", "cliponaxis": False,
             "textfont": {"color": colour, "size": 12}} | how
+
+
+def spread(texts: list[str], places: list[tuple[float, float]]) -> list[str]:
+    """Where each label of a map goes, so that it covers no mark and no label before it as far as
+    that can be; labels stay inside of the map."""
+    low, size = zip(*((min(v), max(max(v) - min(v), 1e-9)) for v in zip(*places, strict=True)),
+                    strict=True)
+    at = [tuple((v - a) / b for v, a, b in zip(p, low, size, strict=True)) for p in places]
+    taken = [(x - MARK, y - MARK, x + MARK, y + MARK) for x, y in at]
+    chosen = []
+    for text, (x, y) in zip(texts, at, strict=True):
+        w, h = LETTER * len(text), HEIGHT
+        boxes = {spot: (x + i * w, y + j * h, x + (i + 1) * w, y + (j + 1) * h)
+                 for spot, (i, j) in SPOTS.items()}
+
+        def cost(spot: str, boxes: dict[str, tuple[float, ...]] = boxes) -> float:
+            a = boxes[spot]
+            covered = sum(max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
+                          * max(0.0, min(a[3], b[3]) - max(a[1], b[1])) for b in taken)
+            return covered + max(0.0, -a[0], a[2] - 1) * HEIGHT
+
+        chosen.append(min(SPOTS, key=cost))
+        taken.append(boxes[chosen[-1]])
+    return chosen
 
 
 def base_layout(**more: Any) -> Figure:
@@ -87,6 +117,10 @@ def map_figure(found: list[dict[str, Any]], axis: list[str]) -> Figure:
     path = [base] + [e for e in found if e["state"] == "healed"]
     steered = [e for e in found if e["state"] == "steered"]
     others = [e for e in found if e["state"] not in STEPS]
+    texts = ["base", *(str(e["round"] + 1) for e in path[1:] + steered),
+             *(label(e["state"]) for e in others)]
+    spots = spread(texts, [tuple(e["shift"][f]["nats"][0] for f in axis)
+                           for e in path + steered + others])
 
     def told(events: list[dict[str, Any]], word: str) -> list[str]:
         return [hover(f"round {e['round'] + 1}, {word}" if e["state"] != "base" else "base", e,
@@ -104,19 +138,21 @@ def map_figure(found: list[dict[str, Any]], axis: list[str]) -> Figure:
             "line": {"color": "--warm-soft", "width": 1, "dash": "dot"}})
         traces.append(points(
             "steered: the vector applied", steered, axis, told(steered, "steered"), "--warm",
-            "--warm-soft", mode="markers+text", text=[str(e["round"] + 1) for e in steered],
-            textposition="bottom center", opacity=0.75,
+            "--warm-soft", mode="markers+text", opacity=0.75,
+            text=texts[len(path):len(path) + len(steered)],
+            textposition=spots[len(path):len(path) + len(steered)],
             marker={"size": 8, "symbol": "circle-open", "color": "--warm"}))
     traces.append(points(
         "healed: the student by round", path, axis, told(path, "healed"), "--ink", "--accent-soft",
-        mode="lines+markers+text", text=["base", *(str(e["round"] + 1) for e in path[1:])],
-        textposition="top center", line={"color": "--accent", "width": 2},
+        mode="lines+markers+text", text=texts[:len(path)], textposition=spots[:len(path)],
+        line={"color": "--accent", "width": 2},
         marker={"size": [9] + [11] * (len(path) - 1), "color": "--accent",
                 "symbol": ["circle-open"] + ["circle"] * (len(path) - 1)}))
-    for e, symbol in zip(others, SYMBOLS * len(others), strict=False):
+    for e, symbol, spot in zip(others, SYMBOLS, spots[len(path) + len(steered):], strict=False):
         name = label(e["state"])
         traces.append(points(
-            name, [e], axis, [hover(name, e, axis, base)], "--muted", "--line", mode="markers",
+            name, [e], axis, [hover(name, e, axis, base)], "--muted", "--line", showlegend=False,
+            mode="markers+text", text=[escape(name)], textposition=spot,
             marker={"size": 10, "symbol": symbol, "color": "--muted"}))
     down, up = (escape(x) for x in axis)
     layout = base_layout(
@@ -172,7 +208,8 @@ def rounds_figure(
                          range=[-0.35, rounds + 0.35], anchor="y3"),
         yaxis=axis_style(domain=[0.76, 0.95], zeroline=False, nticks=4),
         yaxis2=axis_style(domain=[0.40, 0.59], nticks=4),
-        yaxis3=axis_style(domain=[0.0, 0.23], nticks=4, rangemode="tozero"),
+        yaxis3=axis_style(domain=[0.0, 0.23], nticks=4, rangemode="tozero",
+                          exponentformat="none"),
         annotations=[{"text": text, "xref": "paper", "yref": "paper", "x": 0, "y": y,
                       "xanchor": "left", "yanchor": "middle", "showarrow": False,
                       "font": {"size": 12, "color": "--ink"}}

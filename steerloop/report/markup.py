@@ -17,7 +17,8 @@ from steerloop.kernels.files import write_whole
 
 HERE = Path(__file__).parent
 REFRESH = 20  # seconds between two looks at a run that goes on
-LONG = {"text", "prompt"}
+LONG = {"text", "prompt"}  # columns that wrap
+INTERVAL = re.compile(r"[+-]?[\d.]+ \[[^]]*\]")
 
 
 def embedded(value: Any) -> str:
@@ -34,7 +35,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         text = f"{value:.3f}" if isinstance(value, float) else "" if value is None else str(value)
         kind = "n" if number else "text" if name in LONG else text if text in (
-            "PASS", "FAIL", "OPEN") else ""
+            "PASS", "FAIL", "OPEN") else "whole" if INTERVAL.match(text) else ""
         return f'<td class="{kind}">{escape(text)}</td>'
 
     numeric = {k for k, v in rows[0].items() if isinstance(v, int | float)}

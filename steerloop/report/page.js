@@ -22,6 +22,9 @@ function coloured(value) {
 function draw() {
   for (const [id, figure] of Object.entries(figures)) {
     const { data, layout } = coloured(figure);
+    if (innerWidth < 640) {
+      for (const trace of data) if (trace.textfont) trace.textfont.size = 10;
+    }
     Plotly.react(id, data, layout, options);
   }
 }
