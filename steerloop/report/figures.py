@@ -25,6 +25,7 @@ SPOTS = {  # where a label can stand, as its lower left corner in widths and hei
     "bottom right": (0.0, -1.2), "bottom left": (-1.0, -1.2),
 }
 LETTER, HEIGHT, MARK = 0.017, 0.05, 0.015  # sizes of a letter, a line and a mark, shares of a map
+PAD = 0.06  # what a map has around its marks
 SYMBOLS = ("diamond", "square", "triangle-up", "cross", "star", "triangle-down", "hexagon") * 3
 STEPS = ("base", "steered", "healed")
 FONT = 'ui-sans-serif, system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
@@ -75,21 +76,22 @@ def spread(texts: list[str], places: list[tuple[float, float]]) -> list[str]:
     low, size = zip(*((min(v), max(max(v) - min(v), 1e-9)) for v in zip(*places, strict=True)),
                     strict=True)
     at = [tuple((v - a) / b for v, a, b in zip(p, low, size, strict=True)) for p in places]
-    taken = [(x - MARK, y - MARK, x + MARK, y + MARK) for x, y in at]
-    chosen = []
+    marks = [(x - MARK, y - MARK, x + MARK, y + MARK) for x, y in at]
+    labels, chosen = [], []
+
+    def over(a: tuple[float, ...], boxes: list[tuple[float, ...]]) -> float:
+        return sum((max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
+                    * max(0.0, min(a[3], b[3]) - max(a[1], b[1])) for b in boxes), 0.0)
+
     for text, (x, y) in zip(texts, at, strict=True):
         w, h = LETTER * len(text), HEIGHT
         boxes = {spot: (x + i * w, y + j * h, x + (i + 1) * w, y + (j + 1) * h)
                  for spot, (i, j) in SPOTS.items()}
 
-        def cost(spot: str, boxes: dict[str, tuple[float, ...]] = boxes) -> float:
-            a = boxes[spot]
-            covered = sum(max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
-                          * max(0.0, min(a[3], b[3]) - max(a[1], b[1])) for b in taken)
-            return covered + max(0.0, -a[0], a[2] - 1) * HEIGHT
-
-        chosen.append(min(SPOTS, key=cost))
-        taken.append(boxes[chosen[-1]])
+        costs = {spot: over(a, marks) + 4 * over(a, labels) + max(0.0, -a[0] - PAD, a[2] - 1 - PAD) * h
+                 for spot, a in boxes.items()}
+        chosen.append(min(costs, key=costs.__getitem__))
+        labels.append(boxes[chosen[-1]])
     return chosen
 
 

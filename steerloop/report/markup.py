@@ -52,12 +52,12 @@ def from_markdown(text: str, below: int = 1) -> str:
 
 
 def blocks(lines: list[str]) -> list[list[str]]:
-    """Lines grouped as paragraphs; an indented block goes on over blank lines."""
+    """Lines grouped as paragraphs; an indented block holds blank lines that are indented."""
     found: list[list[str]] = [[]]
     for line in lines:
-        now = found[-1]
-        code = line.startswith("    ")
-        if (not line.strip() and now) or (now and code != now[0].startswith("    ")):
+        now, code = found[-1], line.startswith("    ")
+        inside = bool(now) and now[0].startswith("    ")
+        if now and (code != inside or not (code or line.strip())):
             found.append([])
         if line.strip() or code:
             found[-1].append(line)

@@ -10,7 +10,7 @@ import polars as pl
 
 from steerloop.kernels.files import write_whole
 from steerloop.report.diary import prompts, read_diary, said, write_diary
-from steerloop.report.figures import label, map_figure, rounds_figure
+from steerloop.report.figures import STEPS, map_figure, rounds_figure
 from steerloop.report.markup import from_markdown, page, shared_script, table
 from steerloop.report.run import axis_of, events, last_by_round, rows_of, states
 from steerloop.report.text import interval
@@ -95,11 +95,11 @@ def judged(run: Path) -> list[dict[str, str]]:
 def charts(run: Path, found: list[dict[str, Any]]) -> str:
     """The two figures and what they show, in words."""
     down, up = axis_of(run)
-    others = [label(e["state"]) for e in found if e["state"] not in ("base", "steered", "healed")]
+    others = any(e["state"] not in STEPS for e in found)
     said = (f"Change of the log of the mean probability of {up} against that of {down}, with 95 % "
             "intervals over vignettes; base is at the origin. Filled: the student after each round."
             " Open: with the vector applied.")
-    said += f" Grey marks: {', '.join(others)}." if others else ""
+    said += " Grey: what was measured beside the loop." if others else ""
     return f"""<section class="figures">
 <figure><div class="plot" id="map" role="img" aria-label="{escape(up)} against {escape(down)}">
 </div><figcaption>{escape(said)}</figcaption></figure>
@@ -120,7 +120,10 @@ def report(run: Path, found: list[dict[str, Any]]) -> str:
         "Kept and dropped": examples(run),
         "Settings and versions": settings(run),
     }
-    return "".join(f"<section><h2>{escape(k)}</h2>{v}</section>" for k, v in parts.items())
+    ids = {name: name.split(",")[0].lower().replace(" ", "-") for name in parts}
+    links = "".join(f'<a href="#{x}">{escape(name)}</a>' for name, x in ids.items())
+    return f"<nav>{links}</nav>" + "".join(
+        f'<section id="{ids[k]}"><h2>{escape(k)}</h2>{v}</section>' for k, v in parts.items())
 
 
 def answers(run: Path) -> str:
