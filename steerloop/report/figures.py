@@ -88,7 +88,8 @@ def spread(texts: list[str], places: list[tuple[float, float]]) -> list[str]:
         boxes = {spot: (x + i * w, y + j * h, x + (i + 1) * w, y + (j + 1) * h)
                  for spot, (i, j) in SPOTS.items()}
 
-        costs = {spot: over(a, marks) + 4 * over(a, labels) + max(0.0, -a[0] - PAD, a[2] - 1 - PAD) * h
+        outside = {spot: max(0.0, -a[0] - PAD, a[2] - 1 - PAD) * h for spot, a in boxes.items()}
+        costs = {spot: over(a, marks) + 4 * over(a, labels) + outside[spot]
                  for spot, a in boxes.items()}
         chosen.append(min(costs, key=costs.__getitem__))
         labels.append(boxes[chosen[-1]])

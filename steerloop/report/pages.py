@@ -19,13 +19,16 @@ KEPT, DROPPED = 4, 3  # examples of a round: kept ones, and dropped ones for eac
 SCORES = ("dose", "ppl", "repeat", "echo", "loop", "zip")
 
 
-def write_pages(run: Path, live: bool = False, single: bool = False) -> None:
-    """Write map.html, report.html and diary.md of a run with at least one measured state.
+def write_pages(
+    run: Path, live: bool = False, single: bool = False, found: list[dict[str, Any]] | None = None
+) -> None:
+    """Write map.html, report.html and diary.md of a run with at least one measured state; `found`
+    are its `states`, if known.
 
     `live`: the run goes on, so pages look for newer ones. `single`: plotly's script goes into each
     page, which can then be sent alone; else both load the one beside the run folders.
     """
-    found = states(run)
+    found = found or states(run)
     script = None if single else f"../{shared_script(run.parent)}"
     shapes, head = figures(run, found), header(run, found, live)
     write_diary(run, found)

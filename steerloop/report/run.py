@@ -61,7 +61,7 @@ def rows_of(found: list[dict[str, Any]], axis: list[str]) -> list[dict[str, Any]
     return rows
 
 
-def round_table(run: Path, round: int) -> str:
+def round_table(run: Path, round: int, found: list[dict[str, Any]]) -> str:
     """One round (counted from 0) in a few lines that fit a terminal: how it was sampled, healed and
     what it spent, then base → steered → healed."""
     sample, heal, drift = (
@@ -72,7 +72,7 @@ def round_table(run: Path, round: int) -> str:
         ("KL to base {:.4f} nats, cos(shift, v) {:.2f}", drift, ("kl_base", "cos_teacher")),
     ]
     line = "; ".join(text.format(*(of[k] for k in keys)) for text, of, keys in said if of)
-    found, axis = states(run), axis_of(run)
+    axis = axis_of(run)
     here = [e for e in found if e["state"] == "base" or e["round"] == round]
     narrow = {"round", "score", "flips", "leaves", *SHOWN[1:], "top1", "overlap"}
     rows = [{k.replace("mundane ", "").replace("_", " "): v for k, v in row.items()

@@ -35,12 +35,12 @@ def best_round(
     return max(front, key=lambda e: e["score"][0])["round"] if front else None
 
 
-def summarise(run: Path, judged: list[Gate]) -> dict[str, Any]:
+def summarise(run: Path, judged: list[Gate], found: list[dict[str, Any]]) -> dict[str, Any]:
     """What summary.json says: the arm, base, every healed round, the best one (see `best_round`),
     plain steering at the shift of the last round, rivals, and the verdicts of the gates."""
     cfg = json.loads((run / "config.json").read_text())["config"]
     start = next(e for e in events(run) if e["stage"] == "start")
-    found, axis = states(run), axis_of(run)
+    axis = axis_of(run)
     healed = [e for e in found if e["state"] == "healed"]
     over = frozenset(e["round"] for e in events(run) if e["stage"] == "drift"
                      and 0 < cfg["kl_budget"] < e["kl_base"])
@@ -65,15 +65,18 @@ def summarise(run: Path, judged: list[Gate]) -> dict[str, Any]:
 
 def after_round(run: Path, round: int) -> str:
     """Judge the run as it stands, rewrite its pages, and return the round's table."""
-    write_gates(run)
-    write_pages(run, live=True)
-    return round_table(run, round)
+    found = states(run)
+    write_gates(run, found)
+    write_pages(run, live=True, found=found)
+    return round_table(run, round, found)
 
 
 def finish(run: Path, single: bool = False) -> None:
     """Write gates.md, summary.json and the pages (see `write_pages`), and bring the ledger beside
     the run folder up to date."""
-    text = json.dumps(summarise(run, write_gates(run)), indent=1, allow_nan=False)
+    found = states(run)
+    judged = write_gates(run, found)
+    text = json.dumps(summarise(run, judged, found), indent=1, allow_nan=False)
     write_whole(run / "summary.json", lambda path: path.write_text(text))
-    write_pages(run, single=single)
+    write_pages(run, single=single, found=found)
     update_ledger(run.parent)
