@@ -84,9 +84,9 @@ second-model:
     OMP_NUM_THREADS=1 {{ python }} -m steerloop.tinyworld.build --seed 1 \
         --work runs/tinyworld-build-1 --out runs/tinyworld-seed1
 
-# the ledger of all runs
-results:
-    {{ python }} -m steerloop.report
+# the ledger of all runs, grouped by arm; with run folders: one of them anew, or several compared
+results *RUNS:
+    {{ python }} -m steerloop.report {{ RUNS }}
 
 # sort imports and mend what the linter can
 fmt:

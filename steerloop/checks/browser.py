@@ -19,9 +19,9 @@ VOID = {"meta", "br", "link", "img", "input", "hr"}
 
 
 def browser() -> str:
-    """Where Chromium is. Skips the check elsewhere; CI, which installs it, fails instead."""
+    """Where Chromium is. Skips the check elsewhere; CI on Debian installs it, and fails instead."""
     found = next(filter(None, map(shutil.which, PROGRAMS)), None)
-    if found is None and os.environ.get("CI"):
+    if found is None and os.environ.get("CI") and shutil.which("apt-get"):
         pytest.fail("CI has no Chromium: .ci/run should have installed Debian's package")
     return found or pytest.skip("no Chromium on the PATH: apt-get install chromium")
 

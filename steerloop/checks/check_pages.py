@@ -11,6 +11,7 @@ import pytest
 from steerloop.checks.browser import visit
 from steerloop.checks.synthetic import tilted, write_run
 from steerloop.report import after_round, finish
+from steerloop.report.__main__ import main
 from steerloop.report.figures import spread
 from steerloop.report.markup import embedded, from_markdown
 from steerloop.report.pages import figures, write_pages
@@ -62,6 +63,9 @@ def check_the_report_draws_what_the_folder_says(run):
     labels = [x for x in page.find("text") if x in ("base", "1", "2", "steering, same shift",
                                                     "plain distillation")]
     assert {"base", "1", "2", "steering, same shift", "plain distillation"} <= set(labels)
+
+    buttons = {a["data-title"] for _, a, _ in page.elements if "data-title" in a}
+    assert buttons == {"Download plot as a PNG", "Zoom in", "Zoom out", "Reset axes"}  # no cloud
 
     tables = page.find("table")
     assert tables[0].count("healed") == 2 and "matched" in tables[0]
@@ -124,6 +128,20 @@ def check_pages_follow_a_run_only_while_it_goes_on(run):
             text = (run / name).read_text()
             assert ('http-equiv="refresh"' in text) is live and ("running" in text) is live
         assert (run / "gates.md").is_file() and (run / "diary.md").is_file()
+
+
+def check_a_run_cut_short_is_shown_too(run, capsys):
+    """After base alone, and in the middle of a round; an empty folder is one clear line."""
+    lines = (run / "events.jsonl").read_text().splitlines(keepends=True)
+    for kept, said in ((2, "No round has been healed yet"), (9, "After 1 round,")):
+        (run / "events.jsonl").write_text("".join(lines[:kept]))
+        main([str(run)])
+        assert said in (run / "report.html").read_text() and "pages:" in capsys.readouterr().out
+        for figure in figures(run, states(run)).values():
+            json.dumps(figure, allow_nan=False)
+    (run / "events.jsonl").write_text(lines[0])
+    with pytest.raises(SystemExit, match="nothing to show"):
+        main([str(run)])
 
 
 def check_the_figures_are_plotlys(run):

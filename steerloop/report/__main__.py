@@ -9,7 +9,7 @@ from pathlib import Path
 
 from steerloop import UserError
 from steerloop.report import finish, ledger_table, run_table
-from steerloop.report.compare import compare_runs
+from steerloop.report.compare import NAMES, compare_runs
 from steerloop.report.pages import write_pages
 from steerloop.report.run import events
 
@@ -39,6 +39,8 @@ def main(argv: list[str]) -> None:
         print(ledger_table(Path("runs")))
         return
     try:
+        if len(runs) > len(NAMES):
+            raise UserError(f"{len(runs)} runs: {len(NAMES)} can be compared at a time")
         for run in runs:
             if not (run / "events.jsonl").is_file():
                 raise UserError(f"{run} is not a run folder (no events.jsonl in it)")

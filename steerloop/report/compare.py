@@ -19,6 +19,7 @@ from steerloop.report.stats import difference, estimate, profile
 from steerloop.report.text import interval, markdown
 from steerloop.report.verdicts import MARGIN, PPL, WIDER
 
+NAMES = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # of runs, in the order given
 Tables = dict[str, pl.DataFrame]
 GRADED = (PPL, "opening_mass")  # means of numbers, unlike shares of yes and no
 
@@ -135,7 +136,7 @@ def compare_runs(runs: list[Path]) -> str:
     cfgs = [json.loads((run / "config.json").read_text())["config"] for run in runs]
     axis, rows, parts = axis_of(first), [], []
     differ = [k for k in cfgs[0] if k != "runs" and any(c.get(k) != cfgs[0][k] for c in cfgs)]
-    for name, run, cfg in zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", runs, cfgs, strict=False):
+    for name, run, cfg in zip(NAMES, runs, cfgs, strict=False):
         found = states(run)
         last = next(e for e in reversed(found) if e["state"] == "healed")
         now, base = last["measures"], found[0]["measures"]

@@ -204,7 +204,7 @@ def rounds_figure(
     rounds = max([1, *(r + 1 for r in samples)])
     titles = ("coherence", "direction cosines", "KL ledger: nats per token, student to base")
     tops = (1.0, 0.64, 0.28)
-    limits = [("y1", floor, f"floor {floor:.3f}")]
+    limits = [("y1", floor, f"floor {floor:.3f}")] if floor else []
     limits += [("y3", budget, f"budget {budget:g}")] if budget else []
     layout = base_layout(
         xaxis=axis_style("round", tickmode="linear", dtick=max(1, rounds // 10), zeroline=False,
