@@ -7,7 +7,7 @@ const dark = matchMedia("(prefers-color-scheme: dark)");
 const options = {
   displaylogo: false, responsive: true, scrollZoom: false,
   modeBarButtons: [["toImage", "zoomIn2d", "zoomOut2d", "resetScale2d"]], // none that sends data
-  displayModeBar: matchMedia("(hover: hover)").matches ? "hover" : false,
+  displayModeBar: innerWidth < 640 ? false : "hover",
 };
 
 function coloured(value) {
