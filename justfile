@@ -102,9 +102,9 @@ lm-eval MERGED BASE="steerloop/tinyworld/model":
             --tasks steerloop_mundane --include_path steerloop/export/tasks
     done
 
-# the ledger of all runs
-results:
-    {{ python }} -m steerloop.report
+# the ledger of all runs, grouped by arm; with run folders: one of them anew, or several compared
+results *RUNS:
+    {{ python }} -m steerloop.report {{ RUNS }}
 
 # sort imports and mend what the linter can
 fmt:

@@ -68,14 +68,12 @@ def collect(
     """
     bank = []
 
-    def drawn(rows: pl.DataFrame, key: str) -> pl.DataFrame:
-        return judge(model, sample(model, rows, vector, cfg, key), data, cfg, limit)
-
     def batch(kappa: float, n: int, stage: str) -> float:
         done, doses = sum(map(len, bank)), [kappa * a * c_star for a in cfg.multiples]
         rows = jobs(model, data.prompts, doses, copy=done)
         rows = rows.sample(min(n, len(rows)), shuffle=True, seed=cfg.seed + done)
-        rows = run.once(f"{work(round)}/batch-{len(bank)}", drawn, rows, f"{round}|{stage}")
+        rows = run.once(f"{work(round)}/batch-{len(bank)}", lambda: judge(
+            model, sample(model, rows, vector, cfg, f"{round}|{stage}"), data, cfg, limit))
         bank.append(rows.with_columns(kappa=pl.lit(kappa)))
         return rows["keep"].mean()
 

@@ -51,8 +51,7 @@ def choices(model: Model, vignettes: pl.DataFrame, cfg: Config, free: bool = Tru
     p = both_orders(logp := torch.cat(logps).cpu())
     rows = {"p_ans_any": logp.exp().sum(-1), "scaffold_nll": torch.cat(nlls).cpu()}
     if free:
-        valid = torch.tensor([parses(x) for x in written])
-        rows["json_is_valid"] = valid.float().repeat_interleave(2)
+        rows["json_is_valid"] = torch.tensor([float(parses(x)) for x in written for _ in (0, 1)])
     labels = vignettes["label"].to_list()
     return pl.DataFrame(
         {"vignette": texts, "foundation": labels}

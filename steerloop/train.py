@@ -71,9 +71,8 @@ def train(cfg: Config) -> Path:
                                 c_star, data, cfg, limit, round, most, run)
         run.event("sample", round=round, c_star=c_star, kappa=kappa, curve=curve.to_dicts(),
                   survival=report.survival(table), cos_first=cosine(vectors[-1], vectors[0]))
-        one = (kept := table.filter("train")).row(0, named=True)
-        logger.info(f"a kept completion at dose {one['dose']:.2f}, in full:\n"
-                    + model.decode(one["prompt_ids"] + one["completion_ids"], special=True))
+        kept = table.filter("train")
+        resolve("steerloop.evidence:examples")(model, data, cfg, kept, round)
         measure("steered", round, vectors[-1], kappa * c_star)
         stats, adapter = run.once(
             [f"{at}/heal", f"{at}/adapter"], healed_and_folded, kept, round,
@@ -84,15 +83,16 @@ def train(cfg: Config) -> Path:
         drift = run.once(f"{at}/drift", resolve("steerloop.evidence:drift"), model, kept, data, cfg,
                          vectors[-1])
         run.event("drift", round=round, **drift)
+        run.once(f"{at}/diary", resolve("steerloop.evidence:diary"), model, data, cfg, vectors[-1],
+                 kappa * c_star, round)
         healed = measure("healed", round, {})
         run.done(work(round))
-        logger.info(f"round {round + 1} of {cfg.rounds}\n{report.round_table(run.path, round)}")
+        logger.info(f"round {round + 1} of {cfg.rounds}\n{report.after_round(run.path, round)}")
         if healed["coherence"] < floor:
             logger.warning(f"stopped: coherence {healed['coherence']:.3f} is below {floor:.3f}")
             break
     resolve("steerloop.baselines:rivals")(model, data, cfg, run, measure, vectors[0], base, healed)
-    report.finish(run.path)
-    logger.info(f"{run.path}\n{report.run_table(run.path)}")
+    logger.info(f"{run.path}\n{report.finish(run.path)}")
     return run.path
 
 

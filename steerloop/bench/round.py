@@ -63,7 +63,7 @@ class Call(NamedTuple):
 
 @contextmanager
 def clocked(cuda: bool) -> Iterator[list[Call]]:
-    """While open, every call that `train` makes to a stage is noted, as is `round_table`, the last
+    """While open, every call that `train` makes to a stage is noted, as is `after_round`, the last
     thing a round does. The functions are put back on any exit."""
     calls: list[Call] = []
 
@@ -74,7 +74,7 @@ def clocked(cuda: bool) -> Iterator[list[Call]]:
             return result
         return run
 
-    places = [(train, name) for name in STAGES] + [(report, "round_table")]
+    places = [(train, name) for name in STAGES] + [(report, "after_round")]
     before = [getattr(place, name) for place, name in places]
     for (place, name), f in zip(places, before, strict=True):
         setattr(place, name, clock(name, f))
@@ -88,7 +88,7 @@ def clocked(cuda: bool) -> Iterator[list[Call]]:
 def first_round(calls: list[Call]) -> list[Call]:
     """From extraction to the table of the first round."""
     names = [x.name for x in calls]
-    return calls[names.index("extract") : names.index("round_table") + 1]
+    return calls[names.index("extract") : names.index("after_round") + 1]
 
 
 def named(calls: list[Call]) -> dict[str, Any]:

@@ -55,10 +55,11 @@ def check_types_are_checked_in_this_run(world):
 
 
 def check_the_folder_is_complete(run):
-    per_round = ["vector.safetensors", "adapter.safetensors", "completions.parquet"]
+    per_round = ["vector.safetensors", "adapter.safetensors", "completions.parquet",
+                 "diary.parquet"]
     measured = {"rounds/00/base", "rounds/01/matched"}
-    wanted = {"config.json", "events.jsonl", "summary.json", "log.txt", "gates.md",
-              "planted.parquet"}
+    wanted = {"config.json", "events.jsonl", "summary.json", "log.txt", "gates.md", "diary.md",
+              "map.html", "report.html", "planted.parquet"}
     for round in ("00", "01"):
         wanted |= {f"rounds/{round}/{name}" for name in per_round}
         measured |= {f"rounds/{round}/{state}" for state in ("steered", "healed")}

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from steerloop import UserError
 from steerloop.kernels.forced_choice import FOUNDATIONS, foundation
 
+SUMS = "checksums.txt"  # in the format of sha256sum
 PACKAGE = Path(__file__).parents[1]
 H = [f"h_{f}" for f in FOUNDATIONS]
 
@@ -147,6 +148,27 @@ def sha256(path: Path) -> str:
     """Checksum of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checksums(run: Path) -> dict[str, str]:
+    """What sha256 every kept file of a run should have, by its path in the folder."""
+    path = run / SUMS
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {name: digest for digest, name in (x.split("  ", 1) for x in lines)}
+
+
+def check_sum(run: Path, name: str, digest: str) -> None:
+    """Raises UserError where a kept file is not what was written."""
+    if sha256(run / name) != digest:
+        raise UserError(f"{run / name} is damaged: delete it, then `python -m steerloop.train "
+                        f"--resume {run}` makes it anew")
+
+
+def verify(run: Path) -> None:
+    """`check_sum` of every kept file that is there."""
+    for name, digest in checksums(run).items():
+        if (run / name).exists():
+            check_sum(run, name, digest)
 
 
 def event_line(record: dict[str, Any]) -> str:

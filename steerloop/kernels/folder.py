@@ -21,10 +21,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from steerloop import UserError
-from steerloop.kernels.files import event_line, read_events, sha256, write_whole
+from steerloop.kernels.files import (
+    SUMS,
+    check_sum,
+    checksums,
+    event_line,
+    read_events,
+    sha256,
+    write_whole,
+)
 
 FORMAT = "{time:HH:mm:ss} {level: <7} {message}"
-SUMS = "checksums.txt"  # in the format of sha256sum
 ENDS = (".parquet", ".safetensors", ".json")
 KEY = ("stage", "round", "state")  # of an event: each happens once
 
@@ -85,9 +92,7 @@ class Folder(Nowhere):
                             ) from e
         for part in self.path.rglob(".*.part"):  # of a process that was killed while it wrote
             part.unlink()
-        sums = self.path / SUMS
-        lines = sums.read_text().splitlines() if sums.exists() else []
-        self.sums = {name: digest for digest, name in (x.split("  ", 1) for x in lines)}
+        self.sums = checksums(self.path)
         self.known = {self._key(x): x for x in self.events()}
 
     @staticmethod
@@ -174,9 +179,7 @@ class Folder(Nowhere):
 
     def _read(self, file: str) -> Any:
         path = self.path / file
-        if sha256(path) != self.sums[file]:
-            raise UserError(f"{path} is damaged: delete it, then `python -m steerloop.train "
-                            f"--resume {self.path}` makes it anew")
+        check_sum(self.path, file, self.sums[file])
         if path.suffix == ".parquet":
             return pl.read_parquet(path)
         if path.suffix == ".json":

@@ -67,7 +67,8 @@ def accepted(run: Path, now: dict[str, Any], force: bool) -> dict[str, Any]:
     was, is_ = (flat({**x, "config": {k: v for k, v in x["config"].items() if k not in FREE}})
                 for x in (before, now))
     more = is_["config.rounds"] > was["config.rounds"]
-    if (run / "summary.json").exists() and not more:
+    summary = run / "summary.json"
+    if summary.exists() and json.loads(summary.read_text())["ended"] and not more:
         raise UserError(f"{run} is finished; --rounds N, more than {was['config.rounds']}, goes on")
     changed = {k: f"{was.get(k)} → {is_.get(k)}" for k in sorted(was.keys() | is_.keys())
                if was.get(k) != is_.get(k) and not (more and k == "config.rounds")}

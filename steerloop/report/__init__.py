@@ -1,11 +1,11 @@
-"""What a run folder says: tables with intervals, `summary.json`, the ledger of all runs.
+"""What a run folder says: pages, tables with intervals, `summary.json`, the ledger of all runs.
 
 Reads run folders only; needs no torch and no model.
 """
 
 from steerloop.report.ledger import ledger_table
-from steerloop.report.run import round_table, run_table
+from steerloop.report.run import run_table
 from steerloop.report.stats import measures, survival
-from steerloop.report.summary import finish
+from steerloop.report.summary import after_round, finish
 
-__all__ = ["finish", "ledger_table", "measures", "round_table", "run_table", "survival"]
+__all__ = ["after_round", "finish", "ledger_table", "measures", "run_table", "survival"]

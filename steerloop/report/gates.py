@@ -249,11 +249,11 @@ def course_gate(run: Path, cfg: dict[str, Any], found: list[dict[str, Any]], flo
     return gate
 
 
-def gates(run: Path) -> list[Gate]:
-    """U1, U2, U3 of a run with at least one healed round."""
+def gates(run: Path, found: list[dict[str, Any]] | None = None) -> list[Gate]:
+    """U1, U2, U3 of a run with at least one healed round; `found` are its `states`, if known."""
     cfg = json.loads((run / "config.json").read_text())["config"]
     floor = next(e["floor"] for e in events(run) if e["stage"] == "start")
-    found = states(run)
+    found = found or states(run)
     return [filter_gate(run, cfg), heal_gate(run, cfg, found, floor),
             course_gate(run, cfg, found, floor)]
 
@@ -271,9 +271,9 @@ def heads(found: list[Gate]) -> list[dict[str, str]]:
         for g in found]
 
 
-def write_gates(run: Path) -> list[Gate]:
-    """Judge a run and write its gates.md."""
-    found = gates(run)
+def write_gates(run: Path, measured: list[dict[str, Any]] | None = None) -> list[Gate]:
+    """Judge a run and write its gates.md; `measured` are its `states`, if known."""
+    found = gates(run, measured)
     names = [f"- **{x}**: {NAMES[x]}" for x in named(found)] or ["Nothing that has a name."]
     parts = [f"# Gates of {run.name}", markdown(heads(found)), "What this run is:",
              "\n".join(names)]

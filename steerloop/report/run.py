@@ -33,9 +33,15 @@ def axis_of(run: Path) -> list[str]:
     return next(e["axis"] for e in events(run) if "axis" in e)
 
 
-def _table(run: Path, found: list[dict[str, Any]], base: dict[str, float]) -> str:
-    axis = axis_of(run)
-    rows = []
+def last_by_round(run: Path, stage: str) -> dict[int, dict[str, Any]]:
+    """Round (from 0) → its record of a stage; of a round that was run again, the later one."""
+    found = {e["round"]: e for e in events(run) if e["stage"] == stage}
+    return dict(sorted(found.items()))
+
+
+def rows_of(found: list[dict[str, Any]], axis: list[str]) -> list[dict[str, Any]]:
+    """Measured states as the rows of a table; `found` starts with base."""
+    base, rows = found[0]["measures"], []
     for event in found:
         now = event["measures"]
         known = {*SHOWN, "ppl_mundane", *(k for k in now if k.endswith("_nats"))}
@@ -48,21 +54,33 @@ def _table(run: Path, found: list[dict[str, Any]], base: dict[str, float]) -> st
             | {"mundane ppl ×": now["ppl_mundane"] / base["ppl_mundane"]}
             | {k: now[k] for k in now if k not in known}
         )
-    return markdown(rows)
+    return rows
 
 
-def round_table(run: Path, round: int) -> str:
-    """Base → steered → healed of one round (counted from 0)."""
-    found = states(run)
+def round_table(run: Path, round: int, found: list[dict[str, Any]]) -> str:
+    """One round (counted from 0) in a few lines that fit a terminal: how it was sampled, healed and
+    what it spent, then base → steered → healed."""
+    sample, heal, drift = (
+        last_by_round(run, x).get(round, {}) for x in ("sample", "heal", "drift"))
+    said = [
+        ("c* {:.3g}, κ {:.2f}, cos(v, v₀) {:.2f}", sample, ("c_star", "kappa", "cos_first")),
+        ("{:.0%} of rows over τ {:.3g}", heal, ("active", "tau")),
+        ("KL to base {:.4f} nats, cos(shift, v) {:.2f}", drift, ("kl_base", "cos_teacher")),
+    ]
+    line = "; ".join(text.format(*(of[k] for k in keys)) for text, of, keys in said if of)
+    axis = axis_of(run)
     here = [e for e in found if e["state"] == "base" or e["round"] == round]
-    return _table(run, here, found[0]["measures"])
+    narrow = {"round", "score", "flips", "leaves", *SHOWN[1:], "top1", "overlap"}
+    rows = [{k.replace("mundane ", "").replace("_", " "): v for k, v in row.items()
+             if k not in narrow} for row in rows_of(here, axis)]
+    return f"{line}\n{markdown(rows)}"
 
 
 def run_table(run: Path) -> str:
     """Every measured state of a run, in order, the student against its rivals, and of a finished
     run the verdicts of its gates."""
     found = states(run)
-    parts = [_table(run, found, found[0]["measures"]), rivals_table(run)]
+    parts = [markdown(rows_of(found, axis_of(run))), rivals_table(run)]
     if (run / "summary.json").is_file():
         summary = json.loads((run / "summary.json").read_text())
         parts += [markdown(summary.get("gates", [])), *summary.get("named", [])]

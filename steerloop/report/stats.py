@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
@@ -128,6 +129,14 @@ def difference(steps: np.ndarray, seed: int, resamples: int) -> list[float]:
 
 
 Z = 1.959964
+T95 = (math.inf, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # by n − 1
+
+
+def over_seeds(values: list[float]) -> list[float]:
+    """[mean, low, high] over loop seeds, a 95 % t-interval; without end for a single one."""
+    n, middle = len(values), fmean(values)
+    half = T95[min(n, len(T95)) - 1] * (stdev(values) / n**0.5 if n > 1 else 1.0)
+    return [middle, middle - half, middle + half]
 
 
 def wilson(hits: np.ndarray) -> list[float]:

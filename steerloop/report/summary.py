@@ -7,7 +7,8 @@ from typing import Any
 from steerloop.kernels.files import write_whole
 from steerloop.report.gates import NAMES, Gate, heads, named, write_gates
 from steerloop.report.ledger import update_ledger
-from steerloop.report.run import axis_of, beaten, events, last_round, states
+from steerloop.report.pages import write_pages
+from steerloop.report.run import axis_of, beaten, events, last_round, round_table, run_table, states
 
 ARM = (
     "model", "barrier", "agg", "ref", "lam", "lam_pow", "tau", "kl_budget", "lr", "epochs",
@@ -34,12 +35,12 @@ def best_round(
     return max(front, key=lambda e: e["score"][0])["round"] if front else None
 
 
-def summarise(run: Path, judged: list[Gate]) -> dict[str, Any]:
+def summarise(run: Path, judged: list[Gate], found: list[dict[str, Any]]) -> dict[str, Any]:
     """What summary.json says: the arm, base, every healed round, the best one (see `best_round`),
     plain steering at the shift of the last round, rivals, and the verdicts of the gates."""
     cfg = json.loads((run / "config.json").read_text())["config"]
     start = next(e for e in events(run) if e["stage"] == "start")
-    found, axis = states(run), axis_of(run)
+    axis = axis_of(run)
     healed = [e for e in found if e["state"] == "healed"]
     over = frozenset(e["round"] for e in events(run) if e["stage"] == "drift"
                      and 0 < cfg["kl_budget"] < e["kl_base"])
@@ -62,8 +63,28 @@ def summarise(run: Path, judged: list[Gate]) -> dict[str, Any]:
     }
 
 
-def finish(run: Path) -> None:
-    """Write gates.md and summary.json, and bring the ledger beside the run folder up to date."""
-    text = json.dumps(summarise(run, write_gates(run)), indent=1, allow_nan=False)
+def after_round(run: Path, round: int) -> str:
+    """Judge the run as it stands, rewrite its pages, and return the round's table."""
+    found = states(run)
+    write_gates(run, found)
+    write_pages(run, live=True, found=found)
+    return round_table(run, round, found)
+
+
+def ended(run: Path) -> bool:
+    """Whether a run came to its end by itself: a summary can be written of any."""
+    path = run / "summary.json"
+    return path.is_file() and json.loads(path.read_text())["ended"]
+
+
+def finish(run: Path, single: bool = False, end: bool = True) -> str:
+    """Write gates.md, summary.json and the pages (see `write_pages`), and bring the ledger beside
+    the run folder up to date. Returns the tables of the run; `end`: it came to its end."""
+    found = states(run)
+    judged = write_gates(run, found)
+    summary = summarise(run, judged, found) | {"ended": end}
+    text = json.dumps(summary, indent=1, allow_nan=False)
     write_whole(run / "summary.json", lambda path: path.write_text(text))
+    write_pages(run, single=single, found=found)
     update_ledger(run.parent)
+    return run_table(run)

@@ -4,12 +4,13 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import polars as pl
 
 from steerloop.kernels.files import write_whole
+from steerloop.report.stats import over_seeds
 from steerloop.report.text import markdown
 from steerloop.sweep.arms import FRONTIER, SWEEPS
 from steerloop.sweep.points import read_rows
@@ -18,7 +19,6 @@ TARGETS = (-0.5, -1.0, -1.5)  # nats
 REACH = 0.4  # nats: both settings of a bracket lie this near to the target
 KEYS = ["model", "split", "regime"]
 SHOWN = {"opening_mass": "opening mass", "ppl": "mundane ppl ×", "coherence": "coherence"}
-T95 = (math.inf, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # by n − 1
 FULL = FRONTIER[0].family  # plain training as it is: where each family without a barrier ends
 
 
@@ -35,11 +35,10 @@ def mean(values: list[float], digits: int = 3) -> str:
     values = [x for x in values if not math.isnan(x)]
     if not values:
         return ""
-    middle, n = fmean(values), len(values)
-    if n == 1:
+    middle, low, high = over_seeds(values)
+    if len(values) == 1:
         return f"{middle:.{digits}f} (1)"
-    half = T95[min(n, len(T95)) - 1] * stdev(values) / n**0.5
-    return f"{middle:.{digits}f} [{middle - half:.{digits}f}, {middle + half:.{digits}f}] ({n})"
+    return f"{middle:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}] ({len(values)})"
 
 
 def at(points: list[dict[str, Any]], target: float) -> dict[str, float] | None:

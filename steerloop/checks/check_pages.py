@@ -1,0 +1,192 @@
+"""The pages of a run in a real browser: they draw what the folder says, without a network, and show
+what models wrote as text, whatever it is."""
+
+import json
+import re
+
+import plotly.graph_objects as go
+import polars as pl
+import pytest
+
+from steerloop.checks.browser import visit
+from steerloop.checks.synthetic import tilted, write_run
+from steerloop.report import after_round, finish
+from steerloop.report.__main__ import main
+from steerloop.report.figures import spread
+from steerloop.report.markup import embedded, from_markdown
+from steerloop.report.pages import figures, write_pages
+from steerloop.report.run import states
+
+NASTY = ('</textarea></script><script>document.title="pwned"; console.log("pwned")</script>'
+         '<img src=x onerror=alert(1)> & "quoted" \u2028 <b>bold</b>')
+MARKUP = "# not a heading\n\n| not | a table |\n\n**not bold**"
+SHIFTS = (-0.6, -0.9)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A finished run of two rounds with two baselines, in which everything a model or a user can
+    write is hostile."""
+    folder = tmp_path / "runs/one"
+    healed = [tilted({"authority": x, "care": -x / 2}) for x in SHIFTS]
+    write_run(folder, healed, [tilted({"authority": -1.4})] * 2, survive=0.8, model=NASTY,
+              others={"matched": tilted({"authority": -0.9}), "nll": tilted({"authority": -1.1})})
+    for round in (0, 1):
+        stem = folder / f"rounds/{round:02d}"
+        rows = pl.read_parquet(stem / "completions.parquet")
+        rows.with_columns(text=pl.lit(NASTY), prompt=pl.lit(NASTY)).write_parquet(
+            stem / "completions.parquet")
+        states = ["base"] * (round == 0) + ["steered", "healed"]
+        pl.DataFrame(
+            [(i, prompt, kind, state, 1.0, f"{state} {round} {text}", state == "healed")
+             for state in states for i, prompt, kind, text in (
+                 (0, NASTY, "loop", NASTY), (1, "Why?", "ordinary", MARKUP))],
+            ["prompt_id", "prompt", "kind", "state", "dose", "text", "cut"],
+            orient="row").write_parquet(stem / "diary.parquet")
+    return folder
+
+
+def check_the_report_draws_what_the_folder_says(run):
+    """No console error; nodes, rows and a hover box with the round's numbers; hostile text is
+    there to read and nowhere else."""
+    finish(run)
+    page, console = visit(run / "report.html", "#round-2")
+    assert console == []
+    points = page.find("path", "point")
+    # map: 2 steered, base and 2 healed, 2 baselines; rounds: 3 + 2 coherence, 2 + 2 cosines
+    assert len(points) == 7 + 5 + 4 and len(page.find("g", "point")) == 2  # bars
+    (box,) = page.find("g", "hovertext")
+    event = json.loads((run / "summary.json").read_text())["healed"][1]
+    shift = event["shift"]["authority"]["nats"]
+    wanted = "round 2, healedΔauthority {:+.2f} [{:+.2f}, {:+.2f}] nats".format(*shift)
+    assert box.startswith(wanted) and "coherence 0.99" in box
+    labels = [x for x in page.find("text") if x in ("base", "1", "2", "steering, same shift",
+                                                    "plain distillation")]
+    assert {"base", "1", "2", "steering, same shift", "plain distillation"} <= set(labels)
+
+    buttons = {a["data-title"] for _, a, _ in page.elements if "data-title" in a}
+    assert buttons == {"Download plot as a PNG", "Zoom in", "Zoom out", "Reset axes"}  # no cloud
+
+    tables = page.find("table")
+    assert tables[0].count("healed") == 2 and "matched" in tables[0]
+    assert page.find("title")[0].startswith("report: one")
+    answers = page.find("div", "answer")
+    assert len(answers) == 2 * (1 + 2 * 2)
+    assert answers[0] == f"base 0 {NASTY}"
+    assert answers[1] == f"steered 0 {NASTY}" and answers[4] == f"healed 1 {NASTY} […]"
+    assert answers[5] == f"base 0 {MARKUP}"
+    kept = [x for x in page.find("td", "text") if x == NASTY]
+    assert len(kept) == 2 * 2 * (4 + 3)  # prompt and text of kept and dropped ones, two rounds
+    quoted = [x for x in page.find("pre") if NASTY.split("\u2028")[0] in x]
+    assert quoted, "gates.md quotes completions"
+    assert not page.find("textarea") and "bold" not in page.find("b") and not page.find("img")
+    assert page.find("div", "quiet")[0].startswith("b> · kl_rev to base")  # the model's name
+
+
+def check_one_file_alone_is_a_whole_page(run, tmp_path):
+    """--single-file: moved away from its folder it still draws; the other kind says what is
+    missing."""
+    finish(run, single=True)
+    assert not list(run.parent.glob("plotly-*"))
+    (tmp_path / "alone").mkdir()
+    alone = (run / "map.html").rename(tmp_path / "alone/map.html")
+    page, console = visit(alone)
+    assert console == [] and len(page.find("path", "point")) == 16
+    assert "refresh" not in [a.get("http-equiv") for _, a, _ in page.elements]
+    write_pages(run)
+    (shared,) = run.parent.glob("plotly-*")
+    shared.unlink()
+    page, _ = visit(run / "map.html")
+    assert [x.startswith("The chart script") for x in page.find("div", "plot")] == [True, True]
+
+
+def check_a_phone_and_the_dark_show_all_of_it(run):
+    """390 px wide in the dark scheme: the page does not scroll sideways, what is wide scrolls in
+    itself, and the colours are those of that scheme."""
+    finish(run)
+    frame = run.parent / "frame.html"
+    frame.write_text("""<iframe src="one/report.html" style="width:390px;height:2000px"></iframe>
+<script>onload = () => {
+  const page = document.querySelector("iframe").contentDocument, at = (x) => page.querySelector(x);
+  const style = page.defaultView.getComputedStyle(page.body);
+  document.body.dataset.said = JSON.stringify({
+    wide: page.documentElement.scrollWidth, plot: at("#map svg").getBoundingClientRect().right,
+    paper: style.backgroundColor, drawn: at("#map .main-svg").style.background,
+    dark: matchMedia("(prefers-color-scheme: dark)").matches});
+}</script>""")
+    page, console = visit(frame, options=("--allow-file-access-from-files", "--force-dark-mode"))
+    (said,) = (json.loads(a["data-said"]) for _, a, _ in page.elements if "data-said" in a)
+    assert console == [] and said["dark"] is True
+    assert said["wide"] <= 390 and said["plot"] <= 390
+    assert said["paper"] == said["drawn"] == "rgb(20, 23, 27)"
+
+
+def check_pages_follow_a_run_only_while_it_goes_on(run):
+    for live, write in ((True, lambda: after_round(run, 1)), (False, lambda: finish(run))):
+        write()
+        for name in ("map.html", "report.html"):
+            text = (run / name).read_text()
+            assert ('http-equiv="refresh"' in text) is live and ("running" in text) is live
+        assert (run / "gates.md").is_file() and (run / "diary.md").is_file()
+
+
+def check_a_run_cut_short_is_shown_too(run, capsys):
+    """After base alone, and in the middle of a round; an empty folder is one clear line."""
+    lines = (run / "events.jsonl").read_text().splitlines(keepends=True)
+    for kept, said in ((2, "No round has been healed yet"), (9, "After 1 round,")):
+        (run / "events.jsonl").write_text("".join(lines[:kept]))
+        main([str(run)])
+        assert said in (run / "report.html").read_text() and "pages:" in capsys.readouterr().out
+        for figure in figures(run, states(run)).values():
+            json.dumps(figure, allow_nan=False)
+    (run / "events.jsonl").write_text(lines[0])
+    with pytest.raises(SystemExit, match="nothing to show"):
+        main([str(run)])
+
+
+def check_the_figures_are_plotlys(run):
+    """Every name and value in them is one that plotly knows; escaped hover text, no bare markup."""
+    found = figures(run, states(run))
+    text = re.sub(r'"--[a-z-]+"', '"#123456"', json.dumps(found))
+    for figure in json.loads(text).values():
+        go.Figure(figure)
+    assert set(re.findall(r"<(/?[a-z]+)", text)) <= {"b", "/b", "br", "sub", "/sub"}
+    path = next(x for x in found["map"]["data"] if x.get("name", "").startswith("healed"))
+    assert path["x"][0] == path["y"][0] == 0 and len(path["x"]) == 3
+    now = states(run)[-3]["shift"]["authority"]["nats"]
+    error = path["error_x"]
+    assert path["x"][2] == now[0]
+    assert error["array"][2] == pytest.approx(now[2] - now[0])
+    assert error["arrayminus"][2] == pytest.approx(now[0] - now[1])
+
+
+def check_text_cannot_break_out():
+    assert "<" not in embedded({"x": NASTY}) and json.loads(embedded([NASTY])) == [NASTY]
+    code = "\n".join(f"    {x}" for x in (NASTY + "\n\n" + MARKUP).splitlines())
+    html = from_markdown(f"## Heading PASS\n\n{code}\n\n- **a**: b <i>\n\n| a | b |\n|---|---|\n"
+                         "| x | <script> |")
+    assert re.findall(r"<([a-z0-9]+)", html) == [
+        "h3", "span", "pre", "ul", "li", "b", "div", "table", "thead", "tr", "th", "th", "tbody",
+        "tr", "td", "td"]
+
+
+def check_labels_of_a_map_stand_apart():
+    """Five labels of marks on one heap go five ways; of marks far from each other, all above."""
+    heap = [(-0.9, 0.4)] * 5 + [(0.0, 0.0)]
+    assert len(set(spread([*"12345", "base"], heap)[:5])) == 5
+    assert spread(["a", "b"], [(0.3, 0.0), (0.7, 1.0)])[0] == "top center"
+
+
+def check_the_diary_is_plain_to_read(run):
+    finish(run)
+    text = (run / "diary.md").read_text()
+    free = [x for x in text.splitlines() if not x.startswith("    ")]
+    assert not [x for x in free if "<" in x or "not bold" in x or "not a" in x]
+    heads = [x.partition(":")[0] for x in free if x.startswith("#")]
+    assert heads == ["# Diary of one", "## Prompt 1", "### Round 1", "### Round 2",
+                     "## Prompt 2 (ordinary, nothing was trained on it)", "### Round 1",
+                     "### Round 2"]
+    order = re.findall(r"(base|steered|healed) (\d) ", text.replace("healed Δ", ""))
+    one = [("base", "0"), ("steered", "0"), ("healed", "0"), ("steered", "1"), ("healed", "1")]
+    assert order == one * 2
+    assert text.count("Δauthority -0.") == 4 and "[…]" in text

@@ -1,0 +1,68 @@
+"""What people read: the same few prompts answered by base, steered and healed models every round,
+and one whole example of what each stage puts into the model, special tokens showing."""
+
+import polars as pl
+import torch
+from loguru import logger
+
+from steerloop.config import Config
+from steerloop.kernels.files import Data
+from steerloop.kernels.forced_choice import answers, question
+from steerloop.model import Model
+from steerloop.sample import jobs, sample
+from steerloop.steer import Vector
+
+TRAINED, ORDINARY = 3, 1  # prompts of the loop, and ordinary ones that nothing was trained on
+TOKENS = 160  # length limit of an answer
+
+
+@torch.no_grad()
+def diary(
+    model: Model, data: Data, cfg: Config, vector: Vector, steer: float, round: int
+) -> pl.DataFrame:
+    """The answers after the fold of `round`: prompt_id, prompt, kind ("loop" or
+    "ordinary"), state, dose, text, `cut` (the length limit ended it).
+
+    Decoding is greedy, so that answers differ by the model alone and no draw is spent. The base
+    answers in round 0 only. The steered model is the student as it was before this round, at dose
+    `steer`.
+    """
+    asked = data.prompts[:TRAINED], data.mundane["prompt"].unique(maintain_order=True)[:ORDINARY]
+    prompts = [*asked[0], *asked[1]]
+    kinds = ["loop"] * len(asked[0]) + ["ordinary"] * len(asked[1])
+    states = {"base": (model.gates.before(0), 0.0), "steered": (model.gates.before(round), steer),
+              "healed": (None, 0.0)}
+    limit, tables = min(TOKENS, cfg.max_new_tokens), []
+    for state, (gates, dose) in states.items():
+        if state == "base" and round:
+            continue
+        with model.gates(gates):
+            table = sample(model, jobs(model, prompts, [dose]), vector, cfg, "diary", limit, 0.0)
+        ended = pl.col("completion_ids").list.last().is_in(model.stop_ids)
+        tables.append(table.select(
+            "prompt_id", "prompt", pl.Series("kind", kinds), pl.lit(state).alias("state"), "dose",
+            "text", cut=~ended.fill_null(False)))
+    return pl.concat(tables)
+
+
+def examples(model: Model, data: Data, cfg: Config, kept: pl.DataFrame, round: int) -> None:
+    """Log what the model reads and writes, in full: in round 0 an extraction prompt of either pole
+    and the forced choice, every round a completion that it is trained on."""
+    if round == 0:
+        think = cfg.think_tokens > 0
+        for name, persona in zip(("positive", "negative"), data.pairs[0], strict=True):
+            shown(model, f"extract, {name} pole, read at the last token",
+                  model.render(data.contexts[0], persona))
+        asked = model.render(question(data.vignettes["text"][0], reverse=False, think=think))
+        thought = " (after a free thought)" if think else ""
+        shown(model, f"evaluate, scaffold and first digit forced{thought}",
+              asked + answers(model.encode, think)[0])
+    one = kept.row(0, named=True)
+    said = ", ".join(f"{k} {one[k]:.2f}" for k in ("dose", "ppl", "repeat", "echo"))
+    shown(model, f"heal, a kept completion ({said})", one["prompt_ids"] + one["completion_ids"])
+
+
+def shown(model: Model, what: str, ids: list[int]) -> None:
+    """One example as text between two rules."""
+    text = model.decode(ids, special=True)
+    logger.info(f"example: {what}, {len(ids)} tokens\n┌──\n{text}\n└──")

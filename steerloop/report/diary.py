@@ -1,0 +1,74 @@
+"""diary.md: the same prompts answered by base, steered and healed models, round by round, for
+people who would rather read than look."""
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from steerloop.kernels.files import write_whole
+from steerloop.report.run import axis_of, last_by_round
+from steerloop.report.text import interval
+
+WIDTH = 96  # columns of an answer
+CUT = " […]"  # an answer that the length limit ended
+
+
+def read_diary(run: Path) -> pl.DataFrame:
+    """Every answer so far: the columns of `steerloop.evidence.diary`, `round` counted from 0. Empty
+    for a run without any."""
+    tables = [pl.read_parquet(x).with_columns(round=pl.lit(int(x.parent.name)))
+              for x in sorted(run.glob("rounds/*/diary.parquet"))]
+    return pl.concat(tables) if tables else pl.DataFrame(schema={"prompt_id": pl.Int64})
+
+
+def said(row: dict[str, Any]) -> str:
+    """An answer for reading: marked where it was cut."""
+    return (row["text"].strip() or "(nothing)") + CUT * row["cut"]
+
+
+def prompts(table: pl.DataFrame) -> list[tuple[str, str, dict[tuple[int, str], dict[str, Any]]]]:
+    """(prompt, kind, (round, state) → row) of every prompt, in order."""
+    return [(rows["prompt"][0], rows["kind"][0],
+             {(x["round"], x["state"]): x for x in rows.iter_rows(named=True)})
+            for rows in table.partition_by("prompt_id", maintain_order=True)]
+
+
+def quote(text: str) -> str:
+    """Text as indented code: nothing in it is markup to any renderer."""
+    lines = [x for line in text.splitlines() for x in textwrap.wrap(
+        line, WIDTH, break_long_words=False, break_on_hyphens=False) or [""]]
+    return "\n".join(f"    {x}" for x in lines)
+
+
+def write_diary(run: Path, found: list[dict[str, Any]]) -> None:
+    """Write diary.md from the answers in the folder; `found` are its measured `states`."""
+    down, up = axis_of(run)
+    healed = {e["round"]: e["shift"] for e in found if e["state"] == "healed"}
+    samples = last_by_round(run, "sample")
+    parts = [f"# Diary of {run.name}",
+             f"The same prompts, answered by the untouched model (base), by the student of the "
+             f"round before with the vector applied (steered) and by the student after the round "
+             f"(healed). Wanted: {down} down, {up} up. Decoding is greedy: answers differ by the "
+             f"model alone; {CUT.strip()} marks where the length limit ended one."]
+    table = read_diary(run)
+    if table.is_empty():
+        parts.append("No answers were taken in this run.")
+    for n, (prompt, kind, rows) in enumerate(prompts(table), 1):
+        note = " (ordinary, nothing was trained on it)" if kind == "ordinary" else ""
+        parts += [f"## Prompt {n}{note}", quote(prompt), "**base**"]
+        parts += [quote(said(x)) for key, x in rows.items() if key[1] == "base"]
+        for round in sorted({r for r, _ in rows}):
+            shift = ""
+            if round in healed:
+                moved = (f"Δ{f} {interval(healed[round][f]['nats'])}" for f in (down, up))
+                shift = ": healed " + ", ".join(moved) + " nats"
+            parts.append(f"### Round {round + 1}{shift}")
+            for state in ("steered", "healed"):
+                if row := rows.get((round, state)):
+                    kappa = f", κ {samples[round]['kappa']:.2f}" if round in samples else ""
+                    dose = f" (dose {row['dose']:.2f}{kappa})" if state == "steered" else ""
+                    parts += [f"**{state}**{dose}", quote(said(row))]
+    text = "\n\n".join(parts) + "\n"
+    write_whole(run / "diary.md", lambda path: path.write_text(text))

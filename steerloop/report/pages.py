@@ -1,0 +1,184 @@
+"""map.html and report.html of a run, made from its folder alone and rewritten after every round."""
+
+import json
+import math
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from steerloop.kernels.files import write_whole
+from steerloop.report.diary import prompts, read_diary, said, write_diary
+from steerloop.report.figures import STEPS, map_figure, rounds_figure
+from steerloop.report.markup import from_markdown, page, shared_script, table
+from steerloop.report.run import axis_of, events, last_by_round, rows_of, states
+from steerloop.report.text import interval
+
+KEPT, DROPPED = 4, 3  # examples of a round: kept ones, and dropped ones for each reason
+SCORES = ("dose", "ppl", "repeat", "echo", "loop", "zip")
+
+
+def write_pages(
+    run: Path, live: bool = False, single: bool = False, found: list[dict[str, Any]] | None = None
+) -> None:
+    """Write map.html, report.html and diary.md of a run with at least one measured state; `found`
+    are its `states`, if known.
+
+    `live`: the run goes on, so pages look for newer ones. `single`: plotly's script goes into each
+    page, which can then be sent alone; else both load the one beside the run folders.
+    """
+    found = found or states(run)
+    script = None if single else f"../{shared_script(run.parent)}"
+    shapes, head = figures(run, found), header(run, found, live)
+    write_diary(run, found)
+    for name, body in (("map", head + charts(run, found)),
+                       ("report", head + charts(run, found) + report(run, found))):
+        text = page(f"{name}: {run.name}", body, shapes, script, live)
+        write_whole(run / f"{name}.html", lambda path, text=text: path.write_text(text))
+
+
+def config(run: Path) -> dict[str, Any]:
+    """config.json."""
+    return json.loads((run / "config.json").read_text())
+
+
+def figures(run: Path, found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Both figures by the id of their place."""
+    floor = next((e["floor"] for e in events(run) if e["stage"] == "start"), 0.0)
+    samples, drifts = (last_by_round(run, x) for x in ("sample", "drift"))
+    budget = config(run)["config"]["kl_budget"]
+    return {"map": map_figure(found, axis_of(run)),
+            "rounds": rounds_figure(found, samples, drifts, floor, budget)}
+
+
+def told(found: list[dict[str, Any]], axis: list[str]) -> str:
+    """What the run came to so far, as one sentence."""
+    healed = [e for e in found if e["state"] == "healed"]
+    if not healed:
+        return "No round has been healed yet."
+    last, down, up = healed[-1], *axis
+    x, y = (last["shift"][f]["nats"] for f in axis)
+    times = math.exp(abs(x[0]))
+    word = "rarer" if x[0] < 0 else "more frequent"
+    rounds = f"{len(healed)} round{'s' * (len(healed) > 1)}"
+    return (f"After {rounds}, answers that call a wrong a matter of {down} are {times:.2f} times "
+            f"{word}: Δ{down} {interval(x)}, Δ{up} {interval(y)} nats. Coherence "
+            f"{last['measures']['coherence']:.3f} (base {found[0]['measures']['coherence']:.3f}).")
+
+
+def header(run: Path, found: list[dict[str, Any]], live: bool) -> str:
+    """Name, state and outcome of a run, and where its pages are."""
+    known, rounds = config(run), sum(e["state"] == "healed" for e in found)
+    cfg = known["config"]
+    arm = (f"{Path(cfg['model']).name} · {cfg['barrier']} to {cfg['ref']} · λ {cfg['lam']:g} · "
+           f"τ {cfg['tau']} · seed {cfg['seed']}")
+    state = f"{rounds} of {cfg['rounds']} rounds" + (
+        ": running, this page follows it" if live else "")
+    links = "".join(f'<a href="{x}">{x}</a>' for x in (
+        "map.html", "report.html", "diary.md", "gates.md"))
+    chips = "".join(
+        f'<span class="chip">{escape(x["gate"].split(":")[0])} <b class="{escape(x["verdict"])}">'
+        f'{escape(x["verdict"])}</b></span>' for x in judged(run))
+    return (f"<header><h1>{escape(run.name)}</h1>"
+            f'<div class="quiet">{escape(arm)} · {escape(state)}</div><nav>{links}</nav>'
+            f'<p class="lead">{escape(told(found, axis_of(run)))}</p>'
+            f'<div class="chips">{chips}</div></header>')
+
+
+def judged(run: Path) -> list[dict[str, str]]:
+    """Gate and verdict as gates.md has them; none before the first round is through."""
+    path = run / "gates.md"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    cells = [[x.strip() for x in line.strip("|").split("|")] for line in lines
+             if line.startswith("| U")]
+    return [{"gate": x[0], "verdict": x[1]} for x in cells]
+
+
+def charts(run: Path, found: list[dict[str, Any]]) -> str:
+    """The two figures and what they show, in words."""
+    down, up = axis_of(run)
+    others = any(e["state"] not in STEPS for e in found)
+    said = (f"Change of the log of the mean probability of {up} against that of {down}, with 95 % "
+            "intervals over vignettes; base is at the origin. Filled: the student after each round."
+            " Open: with the vector applied.")
+    said += " Grey: what was measured beside the loop." if others else ""
+    return f"""<section class="figures">
+<figure><div class="plot" id="map" role="img" aria-label="{escape(up)} against {escape(down)}">
+</div><figcaption>{escape(said)}</figcaption></figure>
+<figure><div class="plot" id="rounds" role="img" aria-label="coherence, cosines and KL by round">
+</div><figcaption>v<sub>r</sub> is the vector of round r; shift is where the student went from base
+in the same blocks.</figcaption></figure>
+</section>"""
+
+
+def report(run: Path, found: list[dict[str, Any]]) -> str:
+    """All of report.html below the figures."""
+    gates = run / "gates.md"
+    text = gates.read_text() if gates.is_file() else "No round has been judged yet."
+    parts = {
+        "Every measured state": table(rows_of(found, axis_of(run))),
+        "Gates": from_markdown("\n".join(x for x in text.splitlines() if not x.startswith("# "))),
+        "The same prompts, side by side": answers(run),
+        "Kept and dropped": examples(run),
+        "Settings and versions": settings(run),
+    }
+    ids = {name: name.split(",")[0].lower().replace(" ", "-") for name in parts}
+    links = "".join(f'<a href="#{x}">{escape(name)}</a>' for name, x in ids.items())
+    return f"<nav>{links}</nav>" + "".join(
+        f'<section id="{ids[k]}"><h2>{escape(k)}</h2>{v}</section>' for k, v in parts.items())
+
+
+def answers(run: Path) -> str:
+    """The diary: each prompt, base's answer, then steered and healed of every round in a row."""
+    found = read_diary(run)
+    if found.is_empty():
+        return '<p class="quiet">This run has no diary tables.</p>'
+
+    def answer(row: dict[str, Any] | None, state: str, more: str = "") -> str:
+        text = "" if row is None else said(row)
+        return f'<div class="answer{more}" data-state="{escape(state)}">{escape(text)}</div>'
+
+    parts = []
+    for prompt, kind, rows in prompts(found):
+        note = ("ordinary, nothing was trained on it" if kind == "ordinary"
+                else "a prompt of the loop")
+        base = next((x for key, x in rows.items() if key[1] == "base"), None)
+        cells = ['<div class="head"></div><div class="head">steered</div>'
+                 '<div class="head">healed</div>',
+                 '<div class="when">base</div>' + answer(base, "base", " wide")]
+        cells += [f'<div class="when">round {round + 1}</div>'
+                  + "".join(answer(rows.get((round, x)), x) for x in ("steered", "healed"))
+                  for round in sorted({r for r, _ in rows})]
+        parts.append(f'<h3>{escape(prompt)}</h3><div class="quiet">{note}</div>'
+                     f'<div class="side">{"".join(cells)}</div>')
+    return "".join(parts)
+
+
+def examples(run: Path) -> str:
+    """Completions of every round, with the filter's scores and reasons; the last one is open."""
+    parts, paths = [], sorted(run.glob("rounds/*/completions.parquet"))
+    for path in paths:
+        rows = pl.read_parquet(path)
+        kept, dropped = rows.filter("keep"), rows.filter(~pl.col("keep"))
+        few = dropped.group_by("drop_reason", maintain_order=True).head(DROPPED)
+        columns = [x for x in ("drop_reason", *SCORES, "prompt", "text") if x in rows.columns]
+        shown = pl.concat([kept.head(KEPT).select(columns), few.select(columns)])
+        reasons = ", ".join(f"{why} {n}" for why, n in dropped["drop_reason"].value_counts(
+            sort=True).rows())
+        parts.append(
+            f"<details{' open' if path is paths[-1] else ''}><summary>round "
+            f"{int(path.parent.name) + 1}: {len(kept)} of {len(rows)} kept"
+            f"{escape(f'; dropped: {reasons}' if reasons else '')}</summary>"
+            + table([{"verdict": x.pop("drop_reason") or "kept"} | x for x in shown.to_dicts()])
+            + "</details>")
+    return "".join(parts) or '<p class="quiet">none yet</p>'
+
+
+def settings(run: Path) -> str:
+    """Every knob as resolved, and what ran."""
+    known = config(run)
+    versions = {"code": known.get("code") or "not in a git checkout"} | known.get("packages", {})
+    knobs = [{"knob": k, "value": json.dumps(v)} for k, v in known["config"].items()]
+    return (table([{"what": k, "version": v} for k, v in versions.items()])
+            + f"<details><summary>{len(knobs)} settings</summary>{table(knobs)}</details>")
