@@ -39,7 +39,7 @@ from steerloop.bench import load, measure, memory, races, round
 from steerloop.bench.shapes import SHAPES, save_random
 from steerloop.config import Config, parse
 from steerloop.kernels.files import code_version, write_whole
-from steerloop.kernels.options import hardware
+from steerloop.kernels.hardware import hardware
 
 QUANT = {"nf4": "nf4", "bf16": "none"}  # --quant of the bench → that of a run
 PROMPT = 200  # tokens before a completion, for `memory`

@@ -22,7 +22,6 @@ from steerloop.config import Config, parse
 from steerloop.heal import heal
 from steerloop.kernels.files import Data, read_data
 from steerloop.kernels.fused_loss import Barrier
-from steerloop.kernels.optimise import adamw
 from steerloop.model import Model, load
 from steerloop.sample import jobs, sample
 from steerloop.tinyworld import oracle
@@ -215,7 +214,7 @@ def healing(
     """Seconds of `steps` optimiser steps of PEFT, scaled from HEAL_STEPS."""
     student, size = twins.adapted(twin, list(model.layers)), cfg.batch * cfg.accumulate
     live = [p for p in student.parameters() if p.requires_grad]
-    optimiser = adamw(live, cfg.lr, cfg.betas, cfg.weight_decay, cfg.warmup, steps)[0]
+    optimiser = torch.optim.AdamW(live, cfg.lr, tuple(cfg.betas))
     rows = kept.select("prompt_ids", "completion_ids").rows()
     barrier = Barrier(cfg.barrier, cfg.agg, cfg.lam, float(cfg.tau))
 

@@ -24,7 +24,7 @@ from steerloop.config import Config
 from steerloop.kernels.chat import Chat
 from steerloop.kernels.forced_choice import FOUNDATIONS, answers, parses, question
 from steerloop.kernels.fused_loss import Barrier
-from steerloop.kernels.options import hardware
+from steerloop.kernels.hardware import hardware
 from steerloop.kernels.weights import load_weights
 
 STEPS = 6  # the bracket of a dose ends at a factor of 2 ** (1 / STEPS), as ours does

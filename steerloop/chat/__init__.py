@@ -11,15 +11,16 @@ import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import DynamicCache
 
 from steerloop import UserError
 from steerloop.export.student import Student
-from steerloop.kernels.decode import Rows, decode, draws, pick
+from steerloop.kernels.decode import Rows, decode, draws, empty_cache, pick
 from steerloop.steer import Vector, steered
 
 
@@ -69,18 +70,18 @@ def answer(
 
     `show` receives the text of the first row as it comes.
     """
-    student, model, cfg = talk.student, talk.student.model, talk.student.cfg
+    model, cfg = talk.student.model, talk.student.cfg
     ids, b = prompt_ids(talk, user), len(doses)
     u = draws(f"{talk.seed}|chat|{len(talk.turns)}", talk.tokens).expand(b, -1).to(model.device)
     rows = Rows(torch.arange(b), *model.pad([ids] * b),
                 talk.c_star * torch.tensor(doses, device=model.device), u,
-                DynamicCache(config=model.hf.config.get_text_config()))
+                empty_cache(model.hf))
     gates = gates.to(model.device)
     stream = streamed(model.decode, show) if show else None
 
-    def step(now: Rows) -> Float[Tensor, "b v"]:
-        with model.gates(gates[now.index.to(gates.device)]):
-            return model.head(model.trunk(now.ids, now.mask, now.cache)[:, -1])
+    def trunk(*inputs: Any) -> Float[Tensor, "b t d"]:
+        with model.gates(gates[rows.index.to(gates.device)]):
+            return model.trunk(*inputs)
 
     choose = partial(pick, temperature=talk.temperature, k=cfg.top_k, p=cfg.top_p)
 
@@ -91,8 +92,8 @@ def answer(
         return token
 
     with steered(model, talk.vector if any(doses) else {}, rows):
-        stop = torch.tensor(student.model.stop_ids, device=model.device)
-        found = decode(rows, step, stop, choose_and_show, lambda n: None)
+        dialled = SimpleNamespace(trunk=trunk, head=model.head, stop_ids=model.stop_ids)
+        found = decode(dialled, rows, choose_and_show)
     if stream:
         stream(None)
     return found

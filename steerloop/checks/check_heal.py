@@ -9,8 +9,9 @@ from steerloop import lora
 from steerloop.checks.small import completions
 from steerloop.checks.twins import dense_aggregate, dense_kl, row_logits
 from steerloop.heal import heal, step_loss
+from steerloop.kernels.folder import Folder
 from steerloop.kernels.fused_loss import Barrier
-from steerloop.kernels.optimise import added, cosine_rate
+from steerloop.kernels.optimise import Scheduled, added, cosine_rate
 from steerloop.kernels.spectral import sigma_max
 
 
@@ -189,8 +190,33 @@ def check_tau_auto_is_half_of_what_the_unconstrained_heal_operates_at(small, agg
 def check_a_gradient_that_is_not_finite_stops_the_round(small):
     s = small(epochs=1)
     s.model.hf.get_decoder().norm.weight.data[0] = torch.nan
-    with pytest.raises(FloatingPointError):
+    with pytest.raises(FloatingPointError, match=r"heal step 0.*kept rows \[\d.*lower --lr"):
         heal(s.model, completions(6), s.cfg, 0)
+    assert all(x.live_B.eq(0).all() and x.live_A.isfinite().all()
+               for x in s.model.layers.values())  # as before the step
+
+
+@pytest.mark.parametrize("tau", ["auto", "0.01"])
+def check_a_heal_goes_on_in_the_same_bits(small, tmp_path, monkeypatch, tau):
+    """Stopped within its third epoch, then started again with the same folder."""
+    fields = {"epochs": 4, "batch": 2, "accumulate": 1, "tau": tau, "lr": 1e-2}
+    whole, cut = small(**fields), small(**fields)
+    wanted = heal(whole.model, completions(7), whole.cfg, 0)
+    run, advance, steps = Folder(tmp_path / "run"), Scheduled.advance, []
+
+    def stopping(self, step):
+        steps.append(step)
+        if len(steps) == 10:
+            raise KeyboardInterrupt
+        return advance(self, step)
+
+    monkeypatch.setattr(Scheduled, "advance", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        heal(cut.model, completions(7), cut.cfg, 0, run)
+    cut.stir(9)  # another process knows nothing of the first
+    assert heal(cut.model, completions(7), cut.cfg, 0, run) == wanted
+    assert all(map(torch.equal, whole.live(), cut.live()))
+    assert steps[10] == 2 * (1 + max(steps)) // 4  # the last whole epoch
 
 
 def check_healing_twice_gives_the_same_bits(small):

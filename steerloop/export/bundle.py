@@ -13,7 +13,6 @@ that its config names are not run.
 
 import dataclasses
 import gzip
-import hashlib
 import io
 import json
 import platform
@@ -35,17 +34,18 @@ from steerloop.export.student import (
     finished_rounds,
     open_student,
     read_config,
-    read_events,
     read_vector,
+    records,
 )
-from steerloop.kernels.files import PACKAGE, Data, code_version, read_data, write_whole
+from steerloop.kernels.files import Data, code_version, read_data, sha256, write_whole
 from steerloop.kernels.forced_choice import FOUNDATIONS
+from steerloop.kernels.identity import data_files
+from steerloop.kernels.spectral import cosine
 from steerloop.kernels.weights import locate
 from steerloop.report.text import markdown
-from steerloop.steer import cosine, extract
+from steerloop.steer import extract
 
 MANIFEST = "bundle.json"
-DATA = ("persona", "contexts", "prompts", "vignettes", "mundane", "labelled")
 PACKAGES = ("torch", "transformers", "polars", "numpy", "safetensors")
 NEAR = {"float32": 1e-3, "bfloat16": 5e-2}  # probability, and 1 - cosine of the vector
 KEPT = ("*.json", "*.jsonl", "*.md", "*.txt", "*.parquet", "rounds/*/*")
@@ -57,18 +57,6 @@ class Found(NamedTuple):
     part: str
     same: bool | None
     said: str
-
-
-def sha256(path: Path) -> str:
-    """Of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def data_files(cfg: Config) -> dict[str, Path]:
-    """Config field → the data file it names, by its own path or inside the package."""
-    names = {x: getattr(cfg, x).replace("{split}", cfg.split) for x in DATA}
-    return {x: Path(n) if Path(n).exists() else PACKAGE / n for x, n in names.items() if n}
 
 
 def here() -> dict[str, str]:
@@ -162,7 +150,7 @@ def check_data(folder: Path, cfg: Config) -> Found:
 def check_tables(folder: Path) -> Found:
     """Do the recorded measures follow from the saved rows?"""
     worst, count = 0.0, 0
-    for event in read_events(folder, "evaluate"):
+    for event in records(folder, "evaluate"):
         stem = folder / f"rounds/{int(event['round']):02d}/{event['state']}"
         again = report.measures(*(pl.read_parquet(f"{stem}.{x}.parquet")
                                   for x in ("eval", "items")))

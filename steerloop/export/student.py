@@ -11,6 +11,7 @@ from torch import Tensor
 
 from steerloop import UserError, lora
 from steerloop.config import Config
+from steerloop.kernels.files import read_events, verify
 from steerloop.model import Model, load
 from steerloop.steer import Vector
 
@@ -113,12 +114,14 @@ def read_vector(run: Path, round: int, device: torch.device) -> Vector:
     return {int(name.removeprefix("block.")): v.float() for name, v in found.items()}
 
 
-def read_events(run: Path, stage: str) -> list[dict]:
-    """The records of one stage, in order. Raises UserError where the run has no record."""
+def records(run: Path, stage: str) -> list[dict]:
+    """The records of one stage, in order. Raises UserError where the run has no record, or a
+    damaged file."""
     try:
-        found = [json.loads(x) for x in (run / "events.jsonl").read_text().splitlines()]
-    except (OSError, ValueError) as e:
+        found = read_events(run)
+    except OSError as e:
         raise UserError(f"{run} is not a run folder (no readable events.jsonl in it)") from e
+    verify(run)
     return [x for x in found if x["stage"] == stage]
 
 
@@ -126,7 +129,7 @@ def c_star(run: Path, round: int) -> float:
     """The iso-KL dose that was solved in a round (counted from 1), in units of its vector.
 
     Raises UserError where the run does not say."""
-    found = [x["c_star"] for x in read_events(run, "sample") if x["round"] == round - 1]
+    found = [x["c_star"] for x in records(run, "sample") if x["round"] == round - 1]
     if not found:
         raise UserError(f"{run}/events.jsonl has no dose of round {round}")
     return found[-1]

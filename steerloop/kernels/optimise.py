@@ -35,6 +35,7 @@ class Scheduled(AdamW):
     def __init__(self, live: list[torch.nn.Parameter], cfg: Any, steps: int) -> None:
         super().__init__(live, cfg.lr, tuple(cfg.betas), weight_decay=cfg.weight_decay)
         self.live, self.cfg, self.steps = live, cfg, steps
+        self.zero_grad()  # of a heal that was stopped
 
     def advance(self, step: int) -> bool:
         """Take a step, the gradient is gone; False, and nothing done, where it is not finite."""

@@ -25,7 +25,8 @@ from steerloop.export.extras import extra
 from steerloop.kernels.files import Data, code_version, read_data
 from steerloop.kernels.folder import Folder, log_to
 from steerloop.kernels.fused_loss import Head
-from steerloop.kernels.options import EVALS, hardware, resolve
+from steerloop.kernels.hardware import hardware
+from steerloop.kernels.options import EVALS, resolve
 from steerloop.kernels.weights import SHORT, check_fit, load_weights, stop_ids
 from steerloop.model import Model
 from steerloop.report.run import run_table
