@@ -39,7 +39,7 @@ from steerloop.bench import load, measure, memory, races, round
 from steerloop.bench.shapes import SHAPES, save_random
 from steerloop.config import Config, parse
 from steerloop.kernels.files import code_version, write_whole
-from steerloop.kernels.hardware import hardware
+from steerloop.kernels.hardware import hardware, precision
 
 QUANT = {"nf4": "nf4", "bf16": "none"}  # --quant of the bench → that of a run
 PROMPT = 200  # tokens before a completion, for `memory`
@@ -115,6 +115,15 @@ def figures(chosen: argparse.Namespace) -> dict[str, Any]:
         return races.run(chosen.what, cfg, size)
 
 
+def computed_in(chosen: argparse.Namespace) -> torch.dtype:
+    """The dtype that ours and the twins compute in."""
+    if chosen.shape == "embedded" or chosen.what == "round":
+        return torch.float32
+    if chosen.what == "loss":
+        return torch.bfloat16
+    return precision(Config.dtype, torch.device(chosen.device))
+
+
 def rounded(x: Any) -> Any:
     """Four digits are more than a clock gives."""
     if isinstance(x, dict):
@@ -135,8 +144,9 @@ def main(argv: list[str]) -> None:
         cuda = chosen.what != "memory" and chosen.device == "cuda"
         machine = torch.cuda.get_device_name() if cuda else f"{os.cpu_count()} CPU cores"
         facts = {"bench": chosen.what, "shape": chosen.shape, "blocks": chosen.blocks or "all",
-                 "quant": chosen.quant, "machine": machine, "threads": torch.get_num_threads(),
-                 "torch": torch.__version__, "code": code_version()}
+                 "quant": chosen.quant, "dtype": str(computed_in(chosen)), "machine": machine,
+                 "threads": torch.get_num_threads(), "torch": torch.__version__,
+                 "code": code_version()}
         if chosen.what == "round" or chosen.shape == "embedded":
             facts |= {"shape": "embedded", "quant": "none (float32)"}
         text = json.dumps(rounded(facts | found), indent=1)

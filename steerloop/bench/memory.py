@@ -1,4 +1,4 @@
-"""How much accelerator memory a run needs, computed from the shape without any weights.
+"""How much accelerator memory a run needs on a card of 24 GB, computed from the shape alone.
 
 Activations are counted, not guessed: the model is built on the meta device, and what autograd
 would keep of one micro-batch's forward pass is added up. That path computes attention in the open,
@@ -12,12 +12,14 @@ from transformers import Gemma3ForCausalLM
 from steerloop import lora
 from steerloop.bench.shapes import config
 from steerloop.config import Config
+from steerloop.kernels.dense import SHARE, SHARE_TRAINING
 from steerloop.kernels.fused_loss import CHUNK_LOGITS
 from steerloop.kernels.options import band
 
 GB = 1e9
+CARD = 24 * GB  # what `decode = auto` is decided for
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)  # codes, scales, scales of scales
-COPIES = 8  # of a chunk's logits at the peak of the fused loss, counted: a check repeats it
+COPIES = 6  # of a chunk's logits at the peak of the fused loss, counted: a check repeats it
 
 
 def activations(model: Gemma3ForCausalLM, rows: int, tokens: int) -> int:
@@ -65,7 +67,12 @@ def need(shape: str, cfg: Config, prompt: int) -> dict[str, float]:
              "live factors, gradients, Adam": 16 * live,
              "activations of a micro-batch": held,
              "logits of a chunk": COPIES * 4 * chunk}
+    packed = 2 * linear if cfg.quant == "nf4" else 0
+    parts["weights unpacked to train"] = packed * (packed <= SHARE_TRAINING * CARD)
     heal = {name: size / GB for name, size in parts.items()}
     logits = COPIES * 4 * cfg.batch_rows * text.vocab_size
-    sampling = heal["base"] + heal["folded stack"] + (kv + logits) / GB
-    return heal | {"healing": sum(heal.values()), "key-value cache": kv / GB, "sampling": sampling}
+    merged = packed or 2 * sum(x.base.weight.numel() for x in layers)
+    merged *= merged <= SHARE * CARD
+    sampling = heal["base"] + heal["folded stack"] + (kv + logits + merged) / GB
+    return heal | {"healing": sum(heal.values()), "key-value cache": kv / GB,
+                   "merged weights to sample with": merged / GB, "sampling": sampling}

@@ -48,7 +48,7 @@ def check_every_core_module_has_its_place():
     assert {x.stem for x in MODULES} - {"__init__"} == set(CORE)
 
 
-@pytest.mark.parametrize("name", CORE)
+@pytest.mark.parametrize("name", sorted(CORE))
 def check_core_imports_point_down_the_chain(name):
     allowed = {"UserError", "kernels"} | ({"report"} if name == "train" else set())
     for found in imports(trees(MODULES)[name]):

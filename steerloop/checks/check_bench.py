@@ -55,9 +55,10 @@ def check_bits_of_a_packed_weight_are_counted_right():
 def check_needs_grow_with_what_is_asked():
     cfg = Config(batch_rows=8, max_new_tokens=64)
     found = memory.need("tiny", cfg, 32)
-    assert found["healing"] == pytest.approx(sum(list(found.values())[:5]))
+    assert found["healing"] == pytest.approx(sum(list(found.values())[:6]))
     dense = memory.need("tiny", replace(cfg, quant="none"), 32)
-    assert dense["base"] > 2 * found["base"] - 0.01 and dense["healing"] > found["healing"]
+    assert dense["base"] > 2 * found["base"] - 0.01 and (
+        dense["healing"] > found["healing"] - found["weights unpacked to train"])
     longer = memory.need("tiny", replace(cfg, max_new_tokens=128), 32)
     part = "activations of a micro-batch"
     assert 1.4 < longer[part] / found[part] < 2.5
@@ -67,7 +68,7 @@ def check_needs_grow_with_what_is_asked():
 def check_a_random_model_loads_samples_and_heals(tmp_path):
     folder = save_random(tmp_path / "model", "tiny", shard="4MB")
     assert len(list(folder.glob("*.safetensors"))) > 1
-    cfg = Config(model=str(folder), device="cpu", rounds=2, r=4)
+    cfg = Config(model=str(folder), device="cpu", rounds=2, r=4, dtype="bfloat16")
     found = load.run(folder, cfg, rows=2, tokens=4)
     assert found["tokens"] == 2 * 4 and 0 < found["gradient"] < float("inf")
     assert found["base_mb"] < found["files_mb"] / 2

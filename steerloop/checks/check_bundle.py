@@ -75,7 +75,8 @@ def check_other_weights_tables_and_versions_are_told_apart(packed, tmp_path):
         for x in lines:
             if x["stage"] == "evaluate":
                 x["measures"]["care_nats"] += 0.1
-        return "\n".join(map(json.dumps, lines)).encode() if lines else content
+            del x["crc"]
+        return "".join(map(event_line, lines)).encode() if lines else content
 
     found = {x.part: x.same for x in compare_bundle(repacked(bundle, tmp_path / "f.tar.gz", forge))}
     assert found["versions"] is None and found["tables"] is False and found["answers of base"]

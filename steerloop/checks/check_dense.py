@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from steerloop import lora
 from steerloop.barrier import heal_loss
 from steerloop.checks.check_barrier import close, problem
-from steerloop.checks.small import WINDOW, completions, short_run, token_batch
+from steerloop.checks.small import WINDOW, completions, short_run, small_config, token_batch
 from steerloop.checks.twins import dense_logp
 from steerloop.heal import step_loss
 from steerloop.kernels import dense, fused_loss, hardware
@@ -149,10 +149,10 @@ def check_samples_are_the_same_dense_or_not(small):
     assert tokens[0].equals(tokens[1])
 
 
-def check_a_run_keeps_the_same_rows_dense_or_not(small, tmp_path):
+def check_a_run_keeps_the_same_rows_dense_or_not(folders, tmp_path):
     kept = []
     for decode in ("dense", "nf4"):
-        run = short_run(tmp_path, small(decode=decode).cfg, decode)
+        run = short_run(tmp_path, small_config(folders(), quant="nf4", decode=decode), decode)
         kept.append(pl.concat([pl.read_parquet(x).select("completion_ids", "keep", "train")
                                for x in sorted(run.glob("rounds/*/completions.parquet"))]))
     assert kept[0].equals(kept[1]) and kept[0]["train"].sum() == 8

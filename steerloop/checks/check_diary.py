@@ -9,7 +9,6 @@ from steerloop.checks.small import Small, data_files, small_config
 from steerloop.checks.twins import row_logits
 from steerloop.evidence import diary
 from steerloop.kernels.files import read_data
-from steerloop.kernels.folder import Folder
 
 M = 4  # tokens of an answer
 
@@ -26,15 +25,13 @@ def greedy(hf, prompt, stops, m, additions=None):
 def check_the_diary_is_what_each_model_says(folders, tmp_path):
     s = Small(small_config(folders(), quant="none", **data_files(tmp_path), max_new_tokens=M))
     data = read_data(s.cfg)
-    run, bare, vector = Folder(tmp_path / "run"), s.bare(), s.vector(size=2.0)
+    bare, vector = s.bare(), s.vector(size=2.0)
     for round in (0, 1):
         s.stir(seed=round)
         lora.fold(s.model.layers, s.model.gates)
-        run.event("evaluate", round=round, state="steered", dose=0.5 + round)
         before = torch.get_rng_state()
-        diary(s.model, data, s.cfg, run, round, vector)
+        rows = diary(s.model, data, s.cfg, vector, 0.5 + round, round)
         assert torch.equal(before, torch.get_rng_state()) and s.model.gates.value is None
-        rows = pl.read_parquet(run.path / f"rounds/{round:02d}/diary.parquet")
         states = ["base"] * (round == 0) + ["steered", "healed"]
         asked = [*data.prompts[:3], data.mundane["prompt"][0]]
         assert rows["state"].to_list() == [x for x in states for _ in asked]

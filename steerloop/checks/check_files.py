@@ -9,7 +9,15 @@ from safetensors import safe_open
 
 from steerloop import UserError
 from steerloop.checks.small import data_files, small_config
-from steerloop.kernels.files import lines, persona, read, read_data, vignettes, write_whole
+from steerloop.kernels.files import (
+    lines,
+    persona,
+    read,
+    read_data,
+    read_events,
+    vignettes,
+    write_whole,
+)
 from steerloop.kernels.folder import Folder
 from steerloop.kernels.forced_choice import FOUNDATIONS
 
@@ -60,7 +68,7 @@ def check_a_write_that_fails_leaves_the_old_file(tmp_path):
 def check_a_folder_is_never_reused(tmp_path):
     Folder(tmp_path / "run").event("one", value=1)
     assert [Folder(tmp_path / "run").path.name for _ in range(2)] == ["run-2", "run-3"]
-    assert json.loads((tmp_path / "run/events.jsonl").read_text()) == {"stage": "one", "value": 1}
+    assert read_events(tmp_path / "run") == [{"stage": "one", "value": 1}]
 
 
 def check_events_are_appended_and_finite(tmp_path):
@@ -69,8 +77,9 @@ def check_events_are_appended_and_finite(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         folder.event("two", value=float("nan"))
     folder.event("three", value=[1.5, None])
-    records = [json.loads(x) for x in (tmp_path / "run/events.jsonl").read_text().splitlines()]
-    assert records == [{"stage": "one", "value": 1}, {"stage": "three", "value": [1.5, None]}]
+    folder.event("three", value=[1.5, None])  # again: it is there
+    assert read_events(tmp_path / "run") == [
+        {"stage": "one", "value": 1}, {"stage": "three", "value": [1.5, None]}]
     with pytest.raises(ValueError, match="JSON"):
         folder.json("config.json", value=float("inf"))
     assert not (tmp_path / "run/config.json").exists()

@@ -136,7 +136,7 @@ def check_lambda_follows_its_schedule(small, round, power):
 def check_a_barrier_that_never_fires_is_reported(small, monkeypatch):
     for tau, silent in (("50", True), ("0", False)):
         s, lines = small(tau=tau, epochs=1), []
-        monkeypatch.setattr("steerloop.heal.logger.warning", lines.append)
+        monkeypatch.setattr("steerloop.kernels.optimise.logger.warning", lines.append)
         s.stir(seed=0)
         lora.fold(s.model.layers, s.model.gates)
         stats = heal(s.model, completions(6), s.cfg, 1)

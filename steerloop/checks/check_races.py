@@ -76,7 +76,7 @@ def check_a_round_is_cut_out_of_a_run():
              round.Call("collect", moment[5], moment[9], None),
              round.Call("evaluate", moment[9], moment[10], None),
              round.Call("evaluate", moment[11], moment[12], None),
-             round.Call("round_table", moment[13], moment[14], None),
+             round.Call("after_round", moment[13], moment[14], None),
              round.Call("evaluate", moment[14], moment[19], None)]
     found = round.shares(round.first_round(calls))
     assert found["seconds"] == 10 and found["cpu_seconds"] == 5
@@ -86,11 +86,11 @@ def check_a_round_is_cut_out_of_a_run():
 
 
 def check_the_clock_leaves_no_trace():
-    before = train.extract, report.round_table
+    before = train.extract, report.after_round
     with pytest.raises(KeyError), round.clocked(cuda=False):
         assert train.extract is not before[0]
         raise KeyError
-    assert (train.extract, report.round_table) == before
+    assert (train.extract, report.after_round) == before
 
 
 @pytest.mark.parametrize("wrong", [["loss", "--shape", "embedded"], ["nothing"],

@@ -163,6 +163,7 @@ def check_reports_read_the_folder(run):
     assert run.name in report.ledger_table(run.parent)
 
 
+@pytest.mark.long  # the gate has check_resume.py
 def check_the_same_seed_gives_the_same_bits(folders, tmp_path):
     cfg = small_config(folders(), quant="none")  # 4 bits: check_healing_twice_gives_the_same_bits
     runs = [short_run(tmp_path, cfg, runs="a"), short_run(tmp_path, cfg, runs="b"),

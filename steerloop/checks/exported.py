@@ -40,8 +40,7 @@ def measured_run(folder: Path, cfg: Config) -> Path:
     """`made_run` with what a run measures: base and students, and a first vector that was
     extracted. `cfg` names data files."""
     path, s, data = made_run(folder, cfg), Small(replace(cfg, rounds=3)), read_data(cfg)
-    run = Folder.__new__(Folder)
-    run.path = path
+    run = Folder(path, again=True)
 
     def measure(state: str, round: int) -> None:
         rows, items = evaluate(s.model, data, s.cfg, [])

@@ -22,6 +22,7 @@ from steerloop import UserError, lora, report
 from steerloop.config import Config
 from steerloop.evaluate import evaluate
 from steerloop.export.extras import extra
+from steerloop.kernels.dense import Dense
 from steerloop.kernels.files import Data, code_version, read_data
 from steerloop.kernels.folder import Folder, log_to
 from steerloop.kernels.fused_loss import Head
@@ -73,7 +74,8 @@ def bare(cfg: Config) -> Model:
     tokenizer, hf = load_weights(cfg.model, cfg.dtype, cfg.attn, cfg.quant, device)
     cap = getattr(hf.config.get_text_config(), "final_logit_softcapping", None)
     head = Head(hf.get_output_embeddings().weight, cap)
-    model = Model(tokenizer, stop_ids(hf), hf, hf.get_decoder(), head, lora.Gates(1), {}, device)
+    dense = Dense(hf, {}, gates := lora.Gates(1), cfg.decode)
+    model = Model(tokenizer, stop_ids(hf), hf, hf.get_decoder(), head, gates, {}, dense, device)
     check_fit(cfg.model, model)
     return model
 
