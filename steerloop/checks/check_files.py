@@ -10,6 +10,7 @@ from safetensors import safe_open
 from steerloop import UserError
 from steerloop.checks.small import data_files, small_config
 from steerloop.kernels.files import (
+    checksums,
     lines,
     persona,
     read,
@@ -146,3 +147,11 @@ def check_a_persona_file_without_an_axis_is_refused(tmp_path, text, says):
     (tmp_path / "p.toml").write_text(text)
     with pytest.raises(UserError, match=says):
         read(str(tmp_path / "p.toml"), persona)
+
+
+def check_a_damaged_list_of_checksums_is_refused(tmp_path):
+    (tmp_path / "checksums.txt").write_text(f"{'0' * 64}  a b.json\n")
+    assert checksums(tmp_path) == {"a b.json": "0" * 64}
+    (tmp_path / "checksums.txt").write_text("0123  a.json\n")
+    with pytest.raises(UserError, match=r"checksums.txt is damaged: delete it"):
+        checksums(tmp_path)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import tomllib
@@ -151,9 +152,15 @@ def sha256(path: Path) -> str:
 
 
 def checksums(run: Path) -> dict[str, str]:
-    """What sha256 every kept file of a run should have, by its path in the folder."""
+    """What sha256 every kept file of a run should have, by its path in the folder.
+
+    Raises UserError where the list itself is damaged.
+    """
     path = run / SUMS
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    if not all(re.fullmatch(r"[0-9a-f]{64}  .+", x) for x in lines):
+        raise UserError(f"{path} is damaged: delete it, then `python -m steerloop.train --resume "
+                        f"{run}` makes everything anew")
     return {name: digest for digest, name in (x.split("  ", 1) for x in lines)}
 
 
