@@ -12,9 +12,11 @@ from steerloop.barrier import heal_loss
 from steerloop.checks.check_barrier import close, problem
 from steerloop.checks.small import WINDOW, completions, short_run, small_config, token_batch
 from steerloop.checks.twins import dense_logp
+from steerloop.config import Config
 from steerloop.heal import step_loss
 from steerloop.kernels import dense, fused_loss, hardware
 from steerloop.kernels.fused_loss import Barrier, Head
+from steerloop.kernels.identity import resolved
 from steerloop.kernels.prefix import follow, paired
 from steerloop.sample import jobs, sample
 
@@ -94,6 +96,7 @@ def check_dense_weights_follow_the_stack(small):
 
 def check_gates_do_not_move_in_a_dense_phase(small):
     model, ids = grown(small()), token_batch(2, 6)
+    student = logits(model, ids)
     with torch.no_grad(), model.dense():
         with pytest.raises(RuntimeError, match="dense"), model.gates(torch.zeros(3)):
             pass
@@ -107,7 +110,7 @@ def check_gates_do_not_move_in_a_dense_phase(small):
             assert torch.equal(logits(model, ids), plain)
     with pytest.raises(KeyError), torch.no_grad(), model.dense():
         raise KeyError
-    assert not model.gates.merged and torch.equal(logits(model, ids), logits(model, ids))
+    assert not model.gates.merged and torch.equal(logits(model, ids), student)
 
 
 def check_auto_is_a_rule_on_sizes(small, monkeypatch):
@@ -210,6 +213,7 @@ def check_auto_precision_is_what_the_hardware_multiplies(monkeypatch):
         monkeypatch.setattr(hardware, "native_bf16", lambda _, native=native: native)
         assert hardware.precision("auto", torch.device("cpu")) == dtype
         assert hardware.precision("float32", torch.device("cpu")) == torch.float32
+        assert f"torch.{resolved(Config(), 'cpu')['dtype']}" == str(dtype)  # what config.json says
         assert hardware.multiplies(torch.zeros(1, dtype=torch.bfloat16)) is native
 
 

@@ -23,14 +23,7 @@ from transformers import PreTrainedModel
 from steerloop import UserError
 from steerloop.export.extras import extra
 from steerloop.export.names import resolve
-from steerloop.export.parity import (
-    Parity,
-    compare,
-    consumer_base,
-    consumer_logits,
-    student_logits,
-    texts,
-)
+from steerloop.export.parity import Parity, against, consumer_base
 from steerloop.export.student import Student
 from steerloop.kernels.weights import SHORT, locate
 from steerloop.lora import GatedLoRALinear
@@ -147,7 +140,6 @@ def check_adapter(
         if len(found) != len(student.model.layers):
             raise UserError(f"PEFT made {len(found)} adapted layers of "
                             f"{len(student.model.layers)}: the names are wrong for {cls.__name__}")
-        return compare(texts(student), student_logits(student),
-                       consumer_logits(loaded, student.model.device), tolerance)
+        return against(student, loaded, tolerance)
 
     return parity(False), parity(True) if student.cfg.quant == "nf4" else None

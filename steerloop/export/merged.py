@@ -14,14 +14,7 @@ from transformers import PreTrainedModel
 
 from steerloop.export.adapter import factors
 from steerloop.export.names import resolve
-from steerloop.export.parity import (
-    Parity,
-    compare,
-    consumer_base,
-    consumer_logits,
-    student_logits,
-    texts,
-)
+from steerloop.export.parity import Parity, against, consumer_base
 from steerloop.export.student import Student
 
 
@@ -61,5 +54,4 @@ def check_merged(
 ) -> Parity:
     """Load it with transformers, in the dtype of its files, and compare with the student."""
     hf = cls.from_pretrained(out, dtype="auto", trust_remote_code=False)
-    return compare(texts(student), student_logits(student), consumer_logits(
-        hf.to(student.model.device).eval(), student.model.device), tolerance)
+    return against(student, hf.to(student.model.device).eval(), tolerance)

@@ -75,9 +75,11 @@ def student_logits(student: Student) -> Logits:
     return logits
 
 
-def consumer_logits(hf: nn.Module, device: torch.device) -> Logits:
-    """The logits of a model of the library's."""
-    return lambda ids: hf(input_ids=ids.to(device)).logits.float()
+def against(student: Student, hf: nn.Module, tolerance: float) -> Parity:
+    """A model of the library's, on the student's device, against the student."""
+    device = student.model.device
+    return compare(texts(student), student_logits(student),
+                   lambda ids: hf(input_ids=ids.to(device)).logits.float(), tolerance)
 
 
 def consumer_base(

@@ -91,9 +91,11 @@ def read_gates(text: str, rounds: int, slots: int) -> Float[Tensor, "R"]:
 def open_student(run: Path, round: str = "best", gates: str = "1", device: str = "") -> Student:
     """Load the run's base and bake its rounds, exactly as the run did.
 
-    Raises UserError where the folder, the round, the gates or the model do not fit.
+    Raises UserError where the folder, the round, the gates or the model do not fit, or a file of
+    the run is damaged.
     """
     cfg = read_config(run)
+    verify(run)
     cfg = replace(cfg, device=device or cfg.device)
     rounds = rounds_of(run, round)
     heard = read_gates(gates, rounds, cfg.rounds)
@@ -116,12 +118,11 @@ def read_vector(run: Path, round: int, device: torch.device) -> Vector:
 
 def records(run: Path, stage: str) -> list[dict]:
     """The records of one stage, in order. Raises UserError where the run has no record, or a
-    damaged file."""
+    damaged one."""
     try:
         found = read_events(run)
     except OSError as e:
         raise UserError(f"{run} is not a run folder (no readable events.jsonl in it)") from e
-    verify(run)
     return [x for x in found if x["stage"] == stage]
 
 

@@ -3,6 +3,7 @@ is resumed is still the same."""
 
 import hashlib
 import json
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import torch
 from loguru import logger
 
 from steerloop import UserError
-from steerloop.kernels.files import PACKAGE, code_version, sha256
+from steerloop.kernels.files import PACKAGE, checksums, code_version, sha256
+from steerloop.kernels.hardware import precision
 from steerloop.kernels.weights import locate
 
 PACKAGES = ("torch", "transformers", "polars")
@@ -49,6 +51,12 @@ def identity(cfg: Any, device: str) -> dict[str, Any]:
     }
 
 
+def resolved(cfg: Any, device: str) -> dict[str, Any]:
+    """The config as it runs: `auto` is the dtype that it came to."""
+    dtype = str(precision(cfg.dtype, torch.device(device))).removeprefix("torch.")
+    return asdict(cfg) | {"dtype": dtype}
+
+
 def flat(tree: dict[str, Any], stem: str = "") -> dict[str, Any]:
     """Nested dicts → one, keys joined by dots."""
     return {k: v for name, x in tree.items() for k, v in (
@@ -62,13 +70,15 @@ def accepted(run: Path, now: dict[str, Any], force: bool) -> dict[str, Any]:
     Raises UserError with the differences, or where there is nothing left to do.
     """
     before = json.loads((run / "config.json").read_text())
-    kept = {"resumed": before.pop("resumed", [])}
+    noted = {"resumed": before.pop("resumed", [])}
     before.pop("schema")
     was, is_ = (flat({**x, "config": {k: v for k, v in x["config"].items() if k not in FREE}})
                 for x in (before, now))
     more = is_["config.rounds"] > was["config.rounds"]
     summary = run / "summary.json"
-    if summary.exists() and json.loads(summary.read_text())["ended"] and not more:
+    ended = summary.exists() and json.loads(summary.read_text())["ended"]
+    kept = all((run / x).exists() for x in ("events.jsonl", *checksums(run)))
+    if ended and kept and not more:  # a damaged file that was deleted is made again
         raise UserError(f"{run} is finished; --rounds N, more than {was['config.rounds']}, goes on")
     changed = {k: f"{was.get(k)} → {is_.get(k)}" for k in sorted(was.keys() | is_.keys())
                if was.get(k) != is_.get(k) and not (more and k == "config.rounds")}
@@ -78,6 +88,6 @@ def accepted(run: Path, now: dict[str, Any], force: bool) -> dict[str, Any]:
     for key, change in changed.items():
         logger.warning(f"forced: {key}: {change}; what is done already stays as it is")
     if changed or more:
-        kept["resumed"].append(changed | ({"config.rounds": is_["config.rounds"]} if more else {}))
-    return {**now, **kept, "config": now["config"] | {"resume": "", "force": False,
+        noted["resumed"].append(changed | ({"config.rounds": is_["config.rounds"]} if more else {}))
+    return {**now, **noted, "config": now["config"] | {"resume": "", "force": False,
                                                       "runs": before["config"]["runs"]}}
