@@ -10,7 +10,7 @@ from math import exp
 
 from steerloop import UserError
 from steerloop.config import Config
-from steerloop.kernels.forced_choice import foundation
+from steerloop.kernels.foundations import foundation
 from steerloop.model import Model
 
 NAMES = ("moralmaps", "tinymfv")

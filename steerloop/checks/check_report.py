@@ -3,6 +3,10 @@ pairs only of the same vignettes."""
 
 import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -15,6 +19,8 @@ from steerloop.report.ledger import ledger
 from steerloop.report.stats import OFF_AXIS, agresti_min, compare, wilson
 from steerloop.report.summary import best_round
 from steerloop.report.text import markdown
+
+ROOT = Path(__file__).parents[2]
 
 
 def rows(n, seed, names=None):
@@ -256,3 +262,10 @@ def check_tables_hide_nothing():
     text = markdown([row, row])
     assert text.count("x" * 300) == 2 and all(f"column {i} " in text for i in range(40))
     assert "…" not in text and "..." not in text
+
+
+def check_reports_need_no_torch():
+    """A run folder is read where nothing can compute: the package comes up without the library."""
+    code = "import sys, steerloop.report.__main__; sys.exit('torch' in sys.modules)"
+    bare = {k: v for k, v in os.environ.items() if k != "STEERLOOP_TYPECHECK"}
+    assert subprocess.run([sys.executable, "-c", code], env=bare, cwd=ROOT).returncode == 0

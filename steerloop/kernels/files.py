@@ -17,7 +17,7 @@ import polars as pl
 from safetensors import SafetensorError
 
 from steerloop import UserError
-from steerloop.kernels.forced_choice import FOUNDATIONS, foundation
+from steerloop.kernels.foundations import FOUNDATIONS, foundation
 
 SUMS = "checksums.txt"  # in the format of sha256sum
 PACKAGE = Path(__file__).parents[1]

@@ -15,21 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerloop import UserError
+from steerloop.kernels.foundations import FOUNDATIONS
 
-FOUNDATIONS = ("care", "fairness", "loyalty", "authority", "sanctity", "liberty", "social norms")
 SCAFFOLD = '{"choice": '
-
-
-def foundation(name: str) -> str:
-    """A foundation however it is spelt ("SocialNorms", "Care") → its name here.
-
-    Raises ValueError for a word that names none.
-    """
-    plain = {re.sub(r"[^a-z]", "", x): x for x in FOUNDATIONS}
-    word = re.sub(r"[^a-z]", "", name.lower())
-    if word not in plain:
-        raise ValueError(f"{name!r} is none of the foundations: {', '.join(FOUNDATIONS)}")
-    return plain[word]
 
 
 def question(vignette: str, reverse: bool, think: bool = False) -> str:

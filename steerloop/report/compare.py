@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from steerloop.kernels.forced_choice import FOUNDATIONS
+from steerloop.kernels.foundations import FOUNDATIONS
 from steerloop.report.ledger import LEGAL
 from steerloop.report.run import axis_of, last_healed, states
 from steerloop.report.stats import difference, estimate, profile

@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 
 from steerloop.kernels.files import write_whole
-from steerloop.kernels.forced_choice import FOUNDATIONS
+from steerloop.kernels.foundations import FOUNDATIONS
 from steerloop.report.run import axis_of, beaten, events, last_round, states
 from steerloop.report.stats import LEAST, compare, profile, wilson
 from steerloop.report.text import interval, markdown

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from steerloop.kernels.files import H
-from steerloop.kernels.forced_choice import FOUNDATIONS
+from steerloop.kernels.foundations import FOUNDATIONS
 
 
 def measures(rows: pl.DataFrame, items: pl.DataFrame) -> dict[str, float]:
