@@ -161,13 +161,14 @@ def check_a_run_keeps_the_same_rows_dense_or_not(folders, tmp_path):
     assert kept[0].equals(kept[1]) and kept[0]["train"].sum() == 8
 
 
-@pytest.mark.parametrize("even", [True, False])
-def check_pairs_are_read_as_single_rows(small, even):
-    """Common starts of several lengths, ends that are equally long or not, past the window."""
+@pytest.mark.parametrize(("within", "between"), [(0, 0), (1, 0), (0, 1)])
+def check_pairs_are_read_as_single_rows(small, within, between):
+    """Common starts of several lengths; ends that are equally long, or longer by some tokens within
+    or between pairs; past the window."""
     s = small()
     starts = [token_batch(1, n, n)[0].tolist() for n in (3, 2 * WINDOW, 5)]
-    ends = [[token_batch(1, 4 + (not even) * i, 9 + i)[0].tolist() for i in (0, 1)]
-            for _ in starts]
+    ends = [[token_batch(1, 4 + within * i + between * k, 9 + i)[0].tolist() for i in (0, 1)]
+            for k in range(len(starts))]
     prompts = [a + b for a, pair in zip(starts, ends, strict=True) for b in pair]
     ending = token_batch(1, 3, 77)[0].tolist()
     with torch.no_grad():

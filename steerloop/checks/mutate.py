@@ -33,6 +33,18 @@ PASSED, FAILED = pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED
 WORKERS = 2
 
 
+class Worker(multiprocessing.context.ForkProcess):
+    """Not a daemon, which might not have children: some checks run processes of their own."""
+
+    daemon = property(lambda self: False, lambda self, value: None)
+
+
+class Fork(multiprocessing.context.ForkContext):
+    """Forks such workers."""
+
+    Process = Worker
+
+
 @dataclass(frozen=True)
 class Mutation:
     """`find` must occur exactly once in `file` (below steerloop/); `check` is FILE::NAME."""
@@ -97,7 +109,7 @@ def main(names: list[str]) -> None:
     except KeyError as e:
         sys.exit(f"error: no mutation named {e}")
     torch.set_num_threads(1)
-    with multiprocessing.get_context("fork").Pool(WORKERS, maxtasksperchild=1) as pool:
+    with Fork().Pool(WORKERS, maxtasksperchild=1) as pool:
         code, out = pool.apply(run_checks, [sorted({x.check for x in mutations})])
         if code != PASSED:
             sys.exit(f"{out}\nerror: the named checks have to pass before anything is broken")
