@@ -34,9 +34,8 @@ def axis_of(run: Path) -> list[str]:
 
 
 def last_by_round(run: Path, stage: str) -> dict[int, dict[str, Any]]:
-    """Round (from 0) → its record of a stage; of a round that was run again, the later one."""
-    found = {e["round"]: e for e in events(run) if e["stage"] == stage}
-    return dict(sorted(found.items()))
+    """Round (from 0) → its record of a stage."""
+    return {e["round"]: e for e in events(run) if e["stage"] == stage}
 
 
 def rows_of(found: list[dict[str, Any]], axis: list[str]) -> list[dict[str, Any]]:
