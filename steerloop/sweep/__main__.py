@@ -10,7 +10,7 @@ from pathlib import Path
 
 os.environ["TQDM_DISABLE"] = "1"  # read at its import: two processes tear bars
 
-from steerloop.sweep.arms import SWEEPS
+from steerloop.sweep.arms import REGIMES, SWEEPS
 from steerloop.sweep.points import Group, run
 from steerloop.sweep.tables import write_results
 
@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["embedded"],
                         help="embedded, or directories of models of that kind")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(5)), help="loop seeds")
+    parser.add_argument("--regimes", nargs="+", choices=REGIMES, help="those of the sweep if none")
     parser.add_argument("--split", choices=["dev", "test"], default="test")
     parser.add_argument("--processes", type=int, default=2, help="side by side, one thread each")
     parser.add_argument("--points", type=Path, default=POINTS, help="folder of the rows")
@@ -34,7 +35,8 @@ def main() -> None:
     args.points.mkdir(parents=True, exist_ok=True)
     groups = [Group(args.sweep, model, args.split, regime, seed, args.points)
               for model in args.models for seed in args.seeds
-              for regime in (SWEEPS[args.sweep].regimes if args.sweep else ())]
+              for regime in (SWEEPS[args.sweep].regimes if args.sweep else ())
+              if regime in (args.regimes or REGIMES)]
     with multiprocessing.get_context("spawn").Pool(args.processes, maxtasksperchild=1) as pool:
         for _ in pool.imap_unordered(run, groups, chunksize=1):
             write_results(args.points, args.out)
