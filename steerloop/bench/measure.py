@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from steerloop.kernels.hardware import keep_freed
 from steerloop.kernels.nf4 import NF4
 from steerloop.model import Model
 
@@ -78,10 +79,16 @@ def watched(cuda: bool) -> Iterator[dict[str, float]]:
 
 @dataclass
 class Runner:
-    """One way to do a piece of work: `run` does `units` of it."""
+    """One way to do a piece of work: `run` does `units` of it. A twin has the C library's memory
+    allocation as it is, ours as `hardware` sets it."""
 
     run: Callable[[], Any]
     units: float | int = 1
+    twin: bool = False
+
+    def __call__(self) -> None:
+        keep_freed(not self.twin)
+        self.run()
 
 
 def race(runners: dict[str, Runner], repeats: int, cuda: bool) -> dict[str, dict[str, Any]]:
@@ -91,12 +98,12 @@ def race(runners: dict[str, Runner], repeats: int, cuda: bool) -> dict[str, dict
     `peak_mb`, the most memory it held over what was held before it.
     """
     for runner in runners.values():
-        runner.run()
+        runner()
     seen: dict[str, list[dict[str, float]]] = {name: [] for name in runners}
     for _ in range(repeats):
         for name, runner in runners.items():
             with watched(cuda) as found:
-                runner.run()
+                runner()
             seen[name].append(found)
     return {name: row(found, runners[name].units, cuda) for name, found in seen.items()}
 

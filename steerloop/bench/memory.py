@@ -12,8 +12,8 @@ from transformers import Gemma3ForCausalLM
 from steerloop import lora
 from steerloop.bench.shapes import config
 from steerloop.config import Config
-from steerloop.kernels.dense import SHARE, SHARE_TRAINING
 from steerloop.kernels.fused_loss import CHUNK_LOGITS
+from steerloop.kernels.hardware import SHARE, SHARE_TRAINING
 from steerloop.kernels.options import band
 
 GB = 1e9

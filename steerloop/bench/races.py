@@ -138,7 +138,7 @@ def loss(shape: str, device: torch.device, dtype: torch.dtype, size: Size) -> Fo
             z_ref = torch.nn.functional.linear(h_ref, head.weight)
         twins.loss(z, z_ref, targets, rows, barrier, n, size.rows).backward()
 
-    found = race({"ours": Runner(ours, n), "dense": Runner(twin, n)}, size.repeats,
+    found = race({"ours": Runner(ours, n), "dense": Runner(twin, n, twin=True)}, size.repeats,
                  device.type == "cuda")
     rate = 3 * 2 * n * v * d / found["ours"]["seconds"]
     return {"positions": n, "v": v, "d": d, "unit": "position", "runners": against(found),
@@ -184,7 +184,8 @@ def heal(model: Model, cfg: Config, size: Size) -> Found:
         update(1, factors)
 
     found = race({"step alone": Runner(ours), "reference": Runner(reference),
-                  "PEFT, dense loss": Runner(plain)}, size.repeats, model.device.type == "cuda")
+                  "PEFT, dense loss": Runner(plain, twin=True)}, size.repeats,
+                 model.device.type == "cuda")
     step, once = found.pop("step alone"), found.pop("reference")
     seconds, cpu = (step[k] + once[k] / cfg.epochs for k in ("seconds", "cpu_seconds"))
     found = {"ours": step | {"seconds": seconds, "cpu_seconds": cpu,
@@ -219,8 +220,8 @@ def sampling(model: Model, cfg: Config, size: Size) -> Found:
     found = race({
         "ours": Runner(lambda: sample(model, table, v, whole, "bench", size.tokens, stops=False),
                        size.rows),
-        "generate, one at a time": Runner(one, few),
-        "generate, same batch": Runner(batch, size.rows),
+        "generate, one at a time": Runner(one, few, twin=True),
+        "generate, same batch": Runner(batch, size.rows, twin=True),
     }, size.repeats, model.device.type == "cuda")
     for x in found.values():
         x["tokens_per_second"] = x["units_per_second"] * size.tokens
@@ -241,7 +242,7 @@ def evaluate(model: Model, cfg: Config, size: Size) -> Found:
             twins.choice(twin, text, size.think)
 
     found = race({"ours": Runner(lambda: choices(model, asked, cfg), size.rows),
-                  "one at a time": Runner(plain, size.twin_rows)},
+                  "one at a time": Runner(plain, size.twin_rows, twin=True)},
                  size.repeats, model.device.type == "cuda")
     prompts = [model.render(question(x, reverse, size.think > 0))
                for x in asked["text"] for reverse in (False, True)]
@@ -272,7 +273,7 @@ def dose(model: Model, cfg: Config, size: Size) -> Found:
         solved["twin"] = twins.solve(twin, prompts[: size.twin_rows], v)
 
     found = race({"ours": Runner(ours, len(prompts)),
-                  "bisection, one at a time": Runner(plain, size.twin_rows)},
+                  "bisection, one at a time": Runner(plain, size.twin_rows, twin=True)},
                  size.repeats, model.device.type == "cuda")
     doses, seconds = len(solved["curve"]), found["ours"]["seconds"]
     rows = doses * len(prompts) / 2  # two calls: the grid, and the steps inside its bracket
@@ -295,7 +296,7 @@ def extraction(model: Model, cfg: Config, size: Size) -> Found:
     found = race({
         "ours": Runner(lambda: extract(model, pairs, contexts, blocks, cfg.batch_rows), size.rows),
         "all states and logits": Runner(
-            lambda: twins.extract(twin, *(x[:few] for x in poles), blocks), few),
+            lambda: twins.extract(twin, *(x[:few] for x in poles), blocks), few, twin=True),
     }, size.repeats, model.device.type == "cuda")
     tokens = sum(len(x) for pole in poles for x in pole)
     return {"pairs": size.rows, "tokens": tokens, "unit": "pair", "runners": against(found),

@@ -9,12 +9,14 @@ from hypothesis import strategies as st
 
 from steerloop import lora
 from steerloop.barrier import heal_loss
+from steerloop.bench.measure import hand_back, resident
 from steerloop.checks.check_barrier import close, problem
 from steerloop.checks.small import WINDOW, completions, short_run, small_config, token_batch
 from steerloop.checks.twins import dense_logp
 from steerloop.config import Config
 from steerloop.heal import step_loss
-from steerloop.kernels import dense, fused_loss, hardware
+from steerloop.kernels import blocked, dense, fused_loss, hardware
+from steerloop.kernels.blocked import Blocked
 from steerloop.kernels.fused_loss import Barrier, Head
 from steerloop.kernels.identity import resolved
 from steerloop.kernels.prefix import follow, paired
@@ -42,13 +44,25 @@ def kl(p, q):
     return (p.exp() * (p - q)).sum(-1)
 
 
+@pytest.fixture(params=["plain", "blocked"])
+def layout(request, monkeypatch):
+    """Weights as they are, or those of dense phases and the head rearranged."""
+    if request.param == "blocked":
+        monkeypatch.setattr(blocked, "SMALL", 1)
+        monkeypatch.setattr(fused_loss, "LARGE", 1)
+        assert blocked.suits(torch.zeros(1))  # else this compared plain with plain
+    return request.param
+
+
 @pytest.mark.parametrize("gates", [None, [0.0, 0, 0], [1.0, 0, 0], [0.5, 2, 1]])
-def check_the_dense_model_is_the_gated_one(small, gates):
+def check_the_dense_model_is_the_gated_one(small, gates, layout):
     model, ids = grown(small()), token_batch(3, 3 * WINDOW)
+    assert model.head.blocks is (layout == "blocked")
     model.gates.value = None if gates is None else torch.tensor(gates)
     plain = logits(model, ids)
     with torch.no_grad(), model.dense():
-        assert not any(isinstance(m, lora.GatedLoRALinear) for m in model.decoder.modules())
+        kinds = {type(m) for m in model.decoder.modules()}
+        assert lora.GatedLoRALinear not in kinds and (Blocked in kinds) is (layout == "blocked")
         found = logits(model, ids)
     assert torch.allclose(found, plain, atol=1e-4) and kl(plain, found).max() < 1e-6
     assert torch.equal(logits(model, ids), plain)  # and everything is back
@@ -143,7 +157,7 @@ def check_unpacked_training_is_training(small):
     assert dict(s.model.hf.named_modules()) == before
 
 
-def check_samples_are_the_same_dense_or_not(small):
+def check_samples_are_the_same_dense_or_not(layout, small):
     tokens = []
     for decode in ("dense", "nf4"):
         s = small(decode=decode, max_new_tokens=40)
@@ -202,11 +216,58 @@ def check_products_in_tiles_are_products(sizes, v, tile, seed, softcap):
     with pytest.MonkeyPatch.context() as m:
         m.setattr(hardware, "native_bf16", lambda _: False)
         m.setattr(fused_loss, "TILE", tile)
+        head = Head(head.weight, softcap)
+        assert head.tiled and not head.blocks
         with torch.no_grad():
             assert torch.allclose(head(h).log_softmax(-1), dense_logp(h.float(), exact), atol=1e-4)
         heal_loss(h, ref, targets, rows, head, barrier, n, 2)[0].backward()
     heal_loss(wide, ref.float(), targets, rows, exact, barrier, n, 2)[0].backward()
     assert close(h.grad, wide.grad, 1e-2)  # rounded to bfloat16 once
+
+
+@given(sizes=st.lists(st.integers(1, 5), min_size=1, max_size=4), v=st.integers(2, 40),
+       seed=st.integers(0, 999), softcap=st.sampled_from([None, 2.0]), tile=st.integers(1, 50))
+def check_a_large_head_of_a_cpu_is_the_plain_one(sizes, v, seed, softcap, tile):
+    """Blocked, or in tiles where there is no memory for a copy: loss and gradient are the same."""
+    h, ref, targets, rows, head = problem(sizes, 6, v, seed, softcap, torch.float32)
+    barrier, found = Barrier("kl_rev", "p95", 0.7, 0.0), []
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(fused_loss, "TILE", tile)
+        for least, small, share in ((2**15, 2**17, 1), (1, 1, 1), (1, 1, 0)):
+            m.setattr(blocked, "SMALL", small)
+            m.setattr(fused_loss, "SHARE_TRAINING", share)
+            with pytest.MonkeyPatch.context() as now:
+                now.setattr(fused_loss, "LARGE", least)
+                head = Head(head.weight, softcap)
+            assert (head.tiled, head.blocks) == (least == 1, least == 1 and share == 1)
+            h.grad = None
+            heal_loss(h, ref, targets, rows, head, barrier, len(targets), len(sizes))[0].backward()
+            found.append((head(h.detach()[None])[0], h.grad))
+    for z, grad in found[1:]:
+        assert close(z, found[0][0], 1e-5) and close(grad, found[0][1], 1e-4)
+
+
+def check_a_blocked_weight_asks_for_no_gradient():
+    layer, x = Blocked(torch.randn(4, 3)), torch.ones(2, 3, requires_grad=True)
+    with pytest.raises(RuntimeError, match="no_grad"):
+        layer(x)
+
+
+def check_freed_memory_is_kept_or_not():
+    def left():
+        before = resident()["anon"]
+        torch.ones(2**25)  # 128 MiB, gone at once
+        return resident()["anon"] - before
+
+    hand_back()
+    held = resident()["anon"]
+    try:
+        hardware.keep_freed(False)
+        assert max(left(), left()) < 16
+        hardware.keep_freed(True)
+        assert min(left(), left()) < 16 and resident()["anon"] - held > 100  # one, used twice
+    finally:
+        hardware.hardware("cpu", 0)
 
 
 def check_auto_precision_is_what_the_hardware_multiplies(monkeypatch):

@@ -7,7 +7,6 @@ Weights are held as long as the stack stays as it is, if memory allows. Whether 
 sizes, not on what happens to be free: a run that is resumed takes the same road again.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,15 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-SHARE = 1 / 3  # of the device's memory that dense weights may take while nothing is trained
-SHARE_TRAINING = 1 / 8  # activations and logits need the rest
-
-
-def memory(device: torch.device) -> int:
-    """Bytes of a device, used or not."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+from steerloop.kernels.blocked import Blocked, suits
+from steerloop.kernels.hardware import SHARE, SHARE_TRAINING, memory
 
 
 def packed(linear: nn.Linear) -> bool:
@@ -39,7 +31,12 @@ def plain(weight: Float[Tensor, "d_out d_in"], bias: Tensor | None) -> nn.Linear
     return layer
 
 
-def merged(layer: Any) -> nn.Linear:
+def still(weight: Float[Tensor, "d_out d_in"], bias: Tensor | None) -> nn.Module:
+    """The fastest layer around a weight through which no gradient passes."""
+    return Blocked(weight, bias) if suits(weight) else plain(weight, bias)
+
+
+def merged(layer: Any) -> nn.Module:
     """A GatedLoRALinear as one matrix, under the gates in force (none, or one vector)."""
     gates, weight = layer.gates.value, layer.base.weight
     if gates is None or gates.any():
@@ -49,7 +46,7 @@ def merged(layer: Any) -> nn.Linear:
         low = (layer.gates.live + 1) * layer.r  # rounds to come are zero
         weight = torch.addmm(weight.float(), B[:, :low].float(), A[:low].float(),
                              alpha=layer.scale).to(weight.dtype)
-    return plain(weight, layer.base.bias)
+    return still(weight, layer.base.bias)
 
 
 class Dense:
@@ -94,7 +91,7 @@ class Dense:
         if self.known[0] != (state := self.state()):
             self.release()
             self.known = state, {k: merged(m) for k, m in self.layers.items()} | {
-                k: plain(m.weight, m.bias) for k, m in self.alone.items()}
+                k: still(m.weight, m.bias) for k, m in self.alone.items()}
         self.gates.merged = True
         try:
             with self._swapped(self.known[1], self.layers | self.alone):

@@ -15,6 +15,7 @@ Letters: n positions, d width, v vocabulary, b rows (completions), c positions o
 """
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any, NamedTuple, no_type_check
 
 import torch
@@ -22,31 +23,44 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from steerloop.kernels.hardware import compiled, multiplies
+from steerloop.kernels.blocked import Blocked, suits
+from steerloop.kernels.hardware import SHARE_TRAINING, compiled, memory, multiplies
 
 CHUNK_LOGITS = 2**25  # logits alive at once, per copy: 128 MiB in fp32
-TILE = 2**13  # words of a weight that is converted piece by piece
-LARGE = 2**15  # vocabulary from which compiling pays
+TILE = 2**9  # words of a weight that a CPU takes at once: it stays in the cache
+LARGE = 2**15  # vocabulary from which compiling and tiles pay
 EPS = 1e-8  # nats²: at Δ = 0 every KL is 0, where a root has no slope
 
 
-class Head(NamedTuple):
+class Head:
     """Hidden states → logits in fp32: the frozen output embedding, softly capped where needed.
 
-    Where the device has no arithmetic in the dtype of the weight, it is multiplied in fp32, a tile
-    at a time.
+    On a CPU a large one is multiplied as a blocked copy, if memory allows, else tile by tile; in
+    fp32, where the device has no arithmetic in the dtype of the weight.
     """
 
-    weight: Float[Tensor, "v d"]
-    softcap: float | None = None
+    def __init__(self, weight: Float[Tensor, "v d"], softcap: float | None = None) -> None:
+        self.weight, self.softcap = weight, softcap
+        large = weight.device.type == "cpu" and len(weight) >= LARGE
+        self.tiled = not multiplies(weight) or (large and weight.dtype == torch.float32)
+        room = memory(weight.device) * SHARE_TRAINING
+        self.blocks = self.tiled and suits(weight) and weight.nbytes <= room
+
+    @cached_property
+    def blocked(self) -> Blocked:
+        """The copy, made when it is first needed."""
+        return Blocked(self.weight)
 
     def __call__(self, h: Float[Tensor, "*n d"]) -> Float[Tensor, "*n v"]:
-        if multiplies(self.weight):
-            z = F.linear(h, self.weight).float()
-        else:
+        if self.blocks:
+            z = self.blocked(h)
+        elif self.tiled:
             z = h.new_empty(*h.shape[:-1], len(self.weight), dtype=torch.float32)
-            for part, w in zip(z.split(TILE, -1), self.weight.split(TILE), strict=True):
-                part.copy_(F.linear(h.float(), w.float()))
+            x, parts = h.float().flatten(0, -2), z.flatten(0, -2).split(TILE, -1)
+            for part, w in zip(parts, self.weight.split(TILE), strict=True):
+                torch.mm(x, w.float().t(), out=part)
+        else:
+            z = F.linear(h, self.weight).float()
         return z if self.softcap is None else self.softcap * torch.tanh(z / self.softcap)
 
     def back(
@@ -55,7 +69,7 @@ class Head(NamedTuple):
         """∂L/∂h from ∂L/∂z (overwritten) at the logits z."""
         if self.softcap is not None:
             slope *= 1 - (z / self.softcap).square()
-        if multiplies(self.weight):
+        if not self.tiled:
             return slope.to(self.weight.dtype) @ self.weight
         grad = slope.new_zeros(len(slope), self.weight.shape[1])
         for part, w in zip(slope.split(TILE, -1), self.weight.split(TILE), strict=True):

@@ -1,5 +1,7 @@
 """What this machine has: the device, the arithmetic it does natively, a compiler."""
 
+import ctypes
+import os
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -10,18 +12,46 @@ from torch import Tensor
 
 from steerloop import UserError
 
+SHARE = 1 / 3  # of the device's memory that dense weights may take while nothing is trained
+SHARE_TRAINING = 1 / 8  # activations and logits need the rest
+TRIM, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4  # what glibc's mallopt calls them
+LARGEST = 2**25  # bytes, glibc's own upper end of the blocks that it keeps
+
+
+def keep_freed(keep: bool) -> None:
+    """Whether host memory that was freed stays with the process, whatever the size of a block.
+
+    By itself glibc gives large blocks back and gets them again page by page, and clearing pages
+    costs more than half of what fills them: logits, attention, gradients. Other systems' C
+    libraries have no such switch and are left alone.
+    """
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        mallopt(MMAP_THRESHOLD, LARGEST)
+        mallopt(MMAP_MAX, 0 if keep else 2**16)
+        mallopt(TRIM, 2**31 - 1 if keep else 2 * LARGEST)
+
 
 def hardware(device: str, threads: int) -> torch.device:
     """The device ('auto': cuda if there is one), and the CPU threads to use (0: torch's choice).
+    On a CPU freed memory is kept.
 
     Raises UserError for a device that is not there."""
     if threads:
         torch.set_num_threads(threads)
     auto = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.empty(0, device=auto if device == "auto" else device).device
+        found = torch.empty(0, device=auto if device == "auto" else device).device
     except (RuntimeError, AssertionError) as e:
         raise UserError(f"--device {device}: {str(e).splitlines()[0]}") from e
+    keep_freed(found.type == "cpu")
+    return found
+
+
+def memory(device: torch.device) -> int:
+    """Bytes of a device, used or not."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 @cache
