@@ -75,6 +75,7 @@ def collect(
         rows = run.once(f"{work(round)}/batch-{len(bank)}", lambda: judge(
             model, sample(model, rows, vector, cfg, f"{round}|{stage}"), data, cfg, limit))
         bank.append(rows.with_columns(kappa=pl.lit(kappa)))
+        run.survived(bank, cfg.n_keep)
         return rows["keep"].mean()
 
     def survives(kappa: float) -> bool:

@@ -8,13 +8,13 @@ from collections.abc import Callable
 import polars as pl
 import torch
 from einops import rearrange
-from tqdm import tqdm
 
 from steerloop.barrier import token_losses
 from steerloop.config import Config
 from steerloop.kernels.decode import decode, greedy
 from steerloop.kernels.files import Data
 from steerloop.kernels.forced_choice import FOUNDATIONS, answers, both_orders, parses, question
+from steerloop.kernels.live import Bar
 from steerloop.kernels.prefix import follow, paired
 from steerloop.model import Model
 from steerloop.sample import score
@@ -34,7 +34,7 @@ def choices(model: Model, vignettes: pl.DataFrame, cfg: Config, free: bool = Tru
     ends, size = answers(model.encode, think > 0), max(1, cfg.batch_rows // 2)
     scaffold = torch.tensor(ends[0][:-1], device=model.device)
     logps, nlls, written = [], [], []
-    for at in tqdm(range(0, len(texts), size), "evaluate", leave=False):
+    for at in Bar(range(0, len(texts), size), "evaluate"):
         asked = [model.render(question(x, reverse, think > 0)) for x in texts[at : at + size]
                  for reverse in (False, True)]
         with model.dense():

@@ -11,13 +11,13 @@ from statistics import fmean
 
 import polars as pl
 import torch
-from tqdm import tqdm
 
 from steerloop import lora
 from steerloop.barrier import heal_loss
 from steerloop.config import Config
 from steerloop.kernels.folder import NOWHERE, Nowhere, work
 from steerloop.kernels.fused_loss import Barrier
+from steerloop.kernels.live import Bar
 from steerloop.kernels.optimise import Scheduled, account, added, checkpointed
 from steerloop.kernels.spectral import mean_sigma_max
 from steerloop.model import Model
@@ -81,7 +81,7 @@ def heal(
     optimiser, state = Scheduled(live, cfg, steps), f"{work(round)}/{cfg.barrier}-{cfg.lam:g}"
     done, log, pulls = optimiser.resume(run, state)
     with model.dense.unpacked(), checkpointed(model.hf, cfg.checkpointing):
-        for step in (bar := tqdm(range(steps), "heal", unit="step", leave=False)):
+        for step in (bar := Bar(range(steps), "heal", unit="step")):
             if (at := step % per_epoch * size) == 0:
                 rng.shuffle(rows)
             if step < done:

@@ -10,11 +10,11 @@ from functools import partial
 import polars as pl
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from steerloop.barrier import token_losses
 from steerloop.config import Config
 from steerloop.kernels.decode import Rows, decode, draws, empty_cache, pick
+from steerloop.kernels.live import Bar
 from steerloop.model import Model
 from steerloop.steer import Vector, steered
 
@@ -38,8 +38,7 @@ def sample(
     """
     m, out, heat = m or cfg.max_new_tokens, [], cfg.temperature if heat is None else heat
     choose = partial(pick, temperature=heat, k=cfg.top_k, p=cfg.top_p)
-    with model.dense(), tqdm(
-            total=len(table), desc=key.rpartition("|")[2], unit="row", leave=False) as bar:
+    with model.dense(), Bar(total=len(table), desc=key.rpartition("|")[2], unit="row") as bar:
         for part in table.iter_slices(cfg.batch_rows):
             names = part.select("prompt_id", "dose", "copy").rows()
             u = [draws(f"{cfg.seed}|{key}|{p}|{d:.6g}|{r}", m) for p, d, r in names]
@@ -47,7 +46,7 @@ def sample(
             rows = Rows(torch.arange(len(part)), *model.pad(part["prompt_ids"].to_list()), dose,
                         torch.stack(u).to(model.device), empty_cache(model.hf))
             with steered(model, vector, rows):
-                out += decode(model, rows, choose, stops, bar.update)
+                out += decode(model, rows, choose, stops, bar.drew)
     return table.with_columns(pl.Series("completion_ids", out, pl.List(pl.Int64)),
                               pl.Series("text", [model.decode(x) for x in out], pl.String))
 
@@ -64,7 +63,7 @@ def score(
     """
     nlls, kls, total = [], [], -(-len(table) // cfg.batch_rows)
     columns = tuple(table[x].to_list() for x in ("prompt_ids", "completion_ids", "dose"))
-    for batch in tqdm(model.batches(columns, cfg.batch_rows), "score", total, leave=False):
+    for batch in Bar(model.batches(columns, cfg.batch_rows), "score", total):
         with steered(model, vector or {}, batch):
             h = model.hidden(batch)
         with model.gates(model.gates.value if ref is None else ref):

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from steerloop.kernels.batch import Ids
 from steerloop.kernels.hooks import hooked
+from steerloop.kernels.live import Bar
 from steerloop.model import Model
 
 Vector = dict[int, Float[Tensor, "d"]]  # block index → direction, fp32
@@ -40,7 +40,7 @@ def mean_states(model: Model, prompts: Ids, blocks: list[int], size: int) -> Vec
         return h
 
     hooks = [(model.decoder.layers[b], partial(read, block=b)) for b in blocks]
-    for i in tqdm(range(0, len(prompts), size), "extract", leave=False):
+    for i in Bar(range(0, len(prompts), size), "extract"):
         with hooked(hooks), suppress(_Deepest):
             model.trunk(*model.pad(prompts[i : i + size]))
     return {b: total / len(prompts) for b, total in sums.items()}

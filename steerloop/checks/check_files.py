@@ -100,6 +100,30 @@ def check_tables_and_tensors_come_back(tmp_path):
             "schema": 1, "round": 0, "targets": ["q_proj"]}
 
 
+def check_work_in_progress_that_was_damaged_is_not_gone_on_from(tmp_path):
+    folder = Folder(tmp_path / "run")
+    tensors = {"x": torch.randn(30), "y": torch.ones(3).bfloat16()}
+    assert folder.latest("heal") is None
+    folder.tensors("heal", tensors, done=3, log=[0.5])
+    found, note = folder.latest("heal")
+    assert note == {"schema": 1, "done": 3, "log": [0.5]}
+    assert all(torch.equal(found[k], x) for k, x in tensors.items())
+    path = tmp_path / "run/heal.safetensors"
+    whole = path.read_bytes()
+    for cut in (whole[:-1], whole[:40], b""):
+        path.write_bytes(cut)
+        with pytest.raises(UserError, match="damaged: delete it and resume"):
+            folder.latest("heal")
+    for at in range(0, len(whole), 7):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1:])
+        try:
+            again, said = folder.latest("heal")  # a letter of padding, say: then nothing is lost
+        except UserError as e:
+            assert "damaged: delete it and resume" in str(e)
+        else:
+            assert said == note and all(torch.equal(again[k], x) for k, x in tensors.items())
+
+
 def check_published_vignettes_load_as_they_are():
     """Labels however they are spelt; where people rated them, shares of their ratings."""
     plain = [{"text": "A", "foundation_coarse": "SocialNorms", "id": 3},

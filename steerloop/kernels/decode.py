@@ -77,12 +77,13 @@ greedy = partial(pick, temperature=0.0, k=1, p=1.0)
 
 def decode(
     model: Any, rows: Rows, choose: Choose, stops: bool = True,
-    finished: Callable[[int], object] = int,
+    told: Callable[[int, int], object] = max,
 ) -> list[list[int]]:
     """The new token ids of each row, its stop token included; m = the width of `rows.draws`.
 
     `stops=False` suppresses the stop tokens, so that every row gets m. Rows that stop leave the
-    batch and are counted to `finished`. `model` has trunk, head, stop_ids.
+    batch. Every step is `told` how many tokens it drew and how many rows ended with it. `model` has
+    trunk, head, stop_ids.
     """
     out: list[list[int]] = [[] for _ in rows.index]
     stop = torch.tensor(model.stop_ids, device=rows.ids.device)
@@ -96,7 +97,7 @@ def decode(
         rows.ids = token[:, None]
         rows.mask = torch.cat([rows.mask, rows.ids >= 0], dim=1)
         alive = (~torch.isin(token, stop)).nonzero()[:, 0]
-        finished(len(token) - len(alive))
+        told(len(token), len(token) - len(alive))
         if len(alive) == 0:
             break
         if len(alive) < len(token):

@@ -6,6 +6,7 @@ and what came before it, it ends in the same bits.
 """
 
 import fcntl
+import hashlib
 import json
 from collections.abc import Callable
 from itertools import count
@@ -14,8 +15,9 @@ from shutil import rmtree
 from typing import Any
 
 import polars as pl
+import torch
 from loguru import logger
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -30,6 +32,7 @@ from steerloop.kernels.files import (
     sha256,
     write_whole,
 )
+from steerloop.kernels.live import Rounds
 
 FORMAT = "{time:HH:mm:ss} {level: <7} {message}"
 ENDS = (".parquet", ".safetensors", ".json")
@@ -51,6 +54,15 @@ def _made(path: Path) -> bool:
     return True
 
 
+def digest(note: str, tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of a note and of named tensors."""
+    found = hashlib.sha256(note.encode())
+    for name in sorted(tensors):
+        found.update(name.encode())
+        found.update(tensors[name].cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
 class Nowhere:
     """Keeps nothing: for use without a run folder."""
 
@@ -64,6 +76,9 @@ class Nowhere:
 
     def latest(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         return None
+
+    def survived(self, bank: list[pl.DataFrame], wanted: int) -> None:
+        pass
 
 
 NOWHERE = Nowhere()
@@ -92,7 +107,7 @@ class Folder(Nowhere):
                             ) from e
         for part in self.path.rglob(".*.part"):  # of a process that was killed while it wrote
             part.unlink()
-        self.sums = checksums(self.path)
+        self.sums, self.rounds = checksums(self.path), Rounds()
         self.known = {self._key(x): x for x in self.events()}
 
     @staticmethod
@@ -133,8 +148,10 @@ class Folder(Nowhere):
         write_whole(self.path / f"{name}.parquet", frame.write_parquet)
 
     def tensors(self, name: str, tensors: dict[str, Tensor], **note: Any) -> None:
-        """A safetensors file; `note` is JSON under the metadata key 'steerloop'."""
-        metadata = {"format": "pt", "steerloop": json.dumps({"schema": 1, **note})}
+        """A safetensors file; `note` is JSON under the metadata key 'steerloop', `digest` of it and
+        the tensors beside it."""
+        said = json.dumps({"schema": 1, **note})
+        metadata = {"format": "pt", "steerloop": said, "digest": digest(said, tensors)}
         path = self.path / f"{name}.safetensors"
         write_whole(path, lambda part: save_file(tensors, part, metadata))
 
@@ -152,7 +169,8 @@ class Folder(Nowhere):
         if all(files) and all((self.path / x).exists() for x in files):
             values = [self._read(x) for x in files]
         else:
-            made = make(*args)
+            with self.rounds.stage(names[0]):
+                made = make(*args)
             values = [made] if isinstance(name, str) else list(made)
             for x, value in zip(names, values, strict=True):
                 self._write(x, value, note)
@@ -189,13 +207,28 @@ class Folder(Nowhere):
         return {int(k[6:]): x for k, x in found.items()} if blocks else found
 
     def latest(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The state of work in progress as it was last written by `tensors`, and its note."""
+        """The state of work in progress as it was last written by `tensors`, and its note.
+
+        Raises UserError where it is not what was written. (It has no line in checksums.txt: it is
+        written over and over, and a kill between the two files must not spoil it.)"""
         path = self.path / f"{name}.safetensors"
         if not path.exists():
             return None
-        with safe_open(path, "pt") as file:
-            note = json.loads(file.metadata()["steerloop"])
-        return load_file(path, self.device), note
+        try:
+            with safe_open(path, "pt") as file:
+                said = file.metadata()
+                tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118, no mapping
+            whole = said["digest"] == digest(said["steerloop"], tensors)
+        except (SafetensorError, TypeError, KeyError):
+            whole = False
+        if not whole:
+            raise UserError(f"{path} is damaged: delete it and resume, its stage starts anew")
+        return {k: x.to(self.device) for k, x in tensors.items()}, json.loads(said["steerloop"])
+
+    def survived(self, bank: list[pl.DataFrame], wanted: int) -> None:
+        """Shows how many of the judged rows were kept so far."""
+        kept, rows = (sum(x) for x in zip(*((x["keep"].sum(), len(x)) for x in bank), strict=True))
+        self.rounds.note(kept=f"{kept} of {wanted}", survival=f"{kept / rows:.0%}")
 
     def done(self, name: str) -> None:
         """Work in progress below `name` is over: what was kept to go on from is cleared away."""

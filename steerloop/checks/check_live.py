@@ -1,0 +1,103 @@
+"""What a user sees while a run works: bars with the numbers that matter on a terminal, none of them
+elsewhere, and lines that stay whole."""
+
+import io
+import re
+import sys
+
+import polars as pl
+import pytest
+
+from steerloop.kernels import live
+from steerloop.kernels.folder import Folder
+from steerloop.kernels.live import SHARES, Bar, Rounds
+from steerloop.sample import jobs, sample
+
+
+class Screen(io.StringIO):
+    """Something to write to that says whether it is a terminal."""
+
+    def __init__(self, terminal: bool) -> None:
+        super().__init__()
+        self.terminal = terminal
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+
+def looking(monkeypatch):
+    """From here on stderr is this screen (a fixture could not: pytest takes stderr back)."""
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    monkeypatch.setattr(sys, "stderr", found := Screen(True))
+    return found
+
+
+def check_bars_are_for_terminals(monkeypatch):
+    screen = looking(monkeypatch)
+    for kind in (Bar, lambda **x: Rounds().open("00", "vector")):
+        screen.terminal = False
+        kind(total=3)
+        assert screen.getvalue() == ""
+        screen.terminal = True
+        kind(total=3)
+        assert "0%" in screen.getvalue()
+        screen.truncate(0)
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    Bar(total=3)
+    assert "0%" not in screen.getvalue()
+
+
+def check_sampling_shows_its_pace(monkeypatch):
+    looking(monkeypatch)
+    bar, now = Bar(total=4, desc="sample", unit="row", mininterval=0), 100.0
+    bar.start_t = now - 2
+    monkeypatch.setattr(live.time, "time", lambda: now)
+    for ended in (0, 3, 1):
+        bar.drew(1000, ended)
+    assert bar.n == 4 and "1,500 tokens/s" in str(bar)
+
+
+def check_a_round_says_how_much_is_left(monkeypatch):
+    """After a whole round its own times count: here all stages but one take no time."""
+    screen, rounds, clock = looking(monkeypatch), Rounds(), [0.0]
+    monkeypatch.setattr(live.time, "monotonic", lambda: clock[0])
+    assert sum(SHARES.values()) == pytest.approx(1)
+    done = []
+    for round in ("00", "01"):
+        for name in SHARES:
+            with rounds.stage(f"rounds/{round}/{name}"), rounds.stage("base.eval"):
+                bar = rounds.bar
+                done.append((round, name, bar.n / bar.total))
+                clock[0] += 60 * (name == "heal")
+        assert rounds.bar is None and bar.n == pytest.approx(bar.total)
+    where = {(r, n): x for r, n, x in done}
+    assert where["00", "heal"] == pytest.approx(sum(list(SHARES.values())[:4]))
+    assert where["01", "heal"] == 0 and where["01", "drift"] == 1
+    assert re.search(r"round 2 +0% \|.*\| 00:00, \? left", screen.getvalue())
+
+
+def check_a_resumed_round_counts_what_is_left(monkeypatch):
+    looking(monkeypatch)
+    rounds = Rounds()
+    with rounds.stage("rounds/03/healed.eval"):
+        assert "round 4" in rounds.bar.desc and rounds.bar.n == 0
+        bar = rounds.bar
+    assert bar.n == pytest.approx(bar.total)
+
+
+def check_the_round_shows_survival(monkeypatch, tmp_path):
+    looking(monkeypatch)
+    run = Folder(tmp_path / "run")
+    with pytest.raises(KeyError), run.rounds.stage("rounds/00/completions"):
+        run.survived([pl.DataFrame({"keep": [True, False]}), pl.DataFrame({"keep": [True, True]})],
+                     64)
+        assert "kept=3 of 64, survival=75%" in str(run.rounds.bar)
+        raise KeyError
+    assert run.rounds.bar is None  # an error is told without a bar in its way
+
+
+def check_samplers_tell_their_pace(small, monkeypatch):
+    s, told = small(), []
+    monkeypatch.setattr(Bar, "drew", lambda bar, tokens, ended: told.append((tokens, ended)))
+    sample(s.model, jobs(s.model, ["Why?", "How?"], [0.0]), {}, s.cfg, "k", 5, stops=False)
+    assert told == [(2, 0)] * 5
