@@ -59,7 +59,7 @@ def collect(
     model: Model, vector: Vector, c_star: float, data: Data, cfg: Config, limit: float,
     round: int, most: float = 1.0, run: Nowhere = NOWHERE,
 ) -> tuple[pl.DataFrame, float]:
-    """Sample and filter until n_keep survive. Returns every judged row, and κ.
+    """Sample and filter until n_keep survive. Returns every judged row, and κ: a share of c*.
 
     A log bisection of κ in [kappa_min, most] on small batches finds the largest κ seen to let
     `survival` through; the rest is sampled there. Survivors of all batches count; column `train`

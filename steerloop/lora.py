@@ -92,7 +92,8 @@ Layers = dict[str, GatedLoRALinear]
 
 
 def wrap(root: nn.Module, names: list[str], gates: Gates, r: int, alpha: float) -> Layers:
-    """Freeze `root` and replace its linear layers `names` (dotted paths). Returns name → layer."""
+    """Freeze `root` and replace its linear layers `names` (dotted paths); `r` is the rank of one
+    round, alpha / r the scale of its product. Returns name → layer."""
     root.requires_grad_(False)
     layers = {name: GatedLoRALinear(root.get_submodule(name), gates, r, alpha) for name in names}
     for name, layer in layers.items():
@@ -127,7 +128,8 @@ def fold(layers: Layers, gates: Gates) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_round(layers: Layers, gates: Gates, saved: dict[str, Tensor]) -> None:
-    """Bake what `fold` returned into the live slot and move on, exactly.
+    """Bake what `fold` returned, '<layer>.A' (r, d_in) and '<layer>.B' (d_out, r), into the live
+    slot and move on, exactly.
 
     Raises KeyError when the saved layers are not those of this model.
     """

@@ -56,10 +56,10 @@ def score(
     model: Model, table: pl.DataFrame, cfg: Config, vector: Vector | None = None,
     ref: Tensor | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Per row, NLL and KL(model ‖ reference) of its completion tokens, nats, on the CPU.
+    """Per row, NLL and KL(model ‖ reference) of its completion tokens, each (n), nats, on the CPU.
 
     The model is the one under the gates in force, steered by `vector`; the reference is unsteered,
-    under the gates `ref` or the same. With neither vector nor `ref` the KL is 0.
+    under the gates `ref` (R) or the same. With neither vector nor `ref` the KL is 0.
     """
     nlls, kls, total = [], [], -(-len(table) // cfg.batch_rows)
     columns = tuple(table[x].to_list() for x in ("prompt_ids", "completion_ids", "dose"))

@@ -54,7 +54,8 @@ def open_talk(args: argparse.Namespace) -> Talk:
 
 
 def number(text: str, name: str) -> float:
-    """A number of 0 or more. Raises UserError."""
+    """A number of 0 or more after /`name`: a gate, a dose (multiples of c*), a temperature. Raises
+    UserError."""
     try:
         if 0 <= (value := float(text)) < 1e6:
             return value

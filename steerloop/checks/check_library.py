@@ -30,6 +30,41 @@ def raises(function: ast.FunctionDef) -> bool:
     return any(not x.startswith("_") for x in found)
 
 
+UNIT = re.compile(r"nats|tokens?\b|share|unit|perplexit|multiple|probabilit|logit|cosine|scale|"
+                  r"ratio|gate|temperature|dose|rows|norm")
+SHAPE = re.compile(r"\(\w+(,? [\w·+]+)*\)|per row")
+
+
+def public(tree: ast.Module) -> list[ast.FunctionDef]:
+    """Public functions, and public methods of public classes."""
+    found = [x for x in tree.body if not getattr(x, "name", "_").startswith("_")]
+    inside = [y for x in found if isinstance(x, ast.ClassDef) for y in x.body]
+    return [x for x in found + inside if isinstance(x, ast.FunctionDef)
+            and not x.name.startswith("_")]
+
+
+def lacks(node: ast.FunctionDef) -> list[str]:
+    """What a caller has to guess: shapes of bare tensors, units of numbers."""
+    said = ast.get_docstring(node) or ""
+    kinds = [x.annotation for x in node.args.args + node.args.kwonlyargs] + [node.returns]
+    kinds = [ast.unparse(x) for x in kinds if x is not None]
+    tensors = [x for x in kinds if "Tensor" in x and not re.search(r"(Float|Int|Bool)\[", x)]
+    numbers = [x for x in kinds if re.search(r"\bfloat\b", x)]
+    return (["shape"] * bool(tensors and not SHAPE.search(said))
+            + ["unit"] * bool(numbers and not UNIT.search(said)))
+
+
+def check_what_is_guessed_is_found():
+    for text, wanted in (
+        ('def f(x: Tensor) -> None:\n    "Does it."', ["shape"]),
+        ('def f(x: Tensor) -> None:\n    "Of x (n, d)."', []),
+        ("def f(x: Float[Tensor, 'n']) -> None:\n    'Does it.'", []),
+        ('def f(x: list[float]) -> float:\n    "Does it."', ["unit"]),
+        ('def f(x: list[float]) -> float:\n    "KL, nats."', []),
+    ):
+        assert lacks(ast.parse(text).body[0]) == wanted, text
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda x: str(Path(x).relative_to(ROOT)))
 def check_public_functions_are_documented(path):
     tree = ast.parse(path.read_text())
@@ -42,3 +77,5 @@ def check_public_functions_are_documented(path):
                 assert re.search(r"[Rr]aise", said), f"{path.name}: {node.name} raises, unsaid"
                 annotated = [x for x in node.args.args if x.annotation is None]
                 assert not annotated, f"{path.name}: {node.name}"
+    guessed = {x.name: lacks(x) for x in public(tree) if lacks(x)}
+    assert not guessed, f"{path.name}: say shapes and units of {guessed}"

@@ -80,7 +80,8 @@ def export_merged(
     """A plain checkpoint with tokenizer and chat template; checked with transformers.
 
     `dtype` of its files (default: the run's); `original`: merge a 4-bit run onto the original
-    weights. Raises UserError; then nothing is left behind.
+    weights; `tolerance`: mean KL per token, nats (0: that of the dtype). Raises UserError; then
+    nothing is left behind.
     """
     def write(part: Path) -> None:
         made = write_merged(student, part, dtype, original, shard)

@@ -126,9 +126,9 @@ def base_name(model: str) -> tuple[str, str | None]:
 def check_adapter(
     student: Student, out: Path, cls: type[PreTrainedModel], tolerance: float
 ) -> tuple[Parity, Parity | None]:
-    """Load it with PEFT onto the base that the student saw, and compare; of a 4-bit run also on the
-    original weights, for the card. Raises UserError where PEFT is not installed or reads anything
-    but what was written."""
+    """Load it with PEFT onto the base that the student saw, and compare (`tolerance`: nats per
+    token); of a 4-bit run also on the original weights, for the card. Raises UserError where PEFT
+    is not installed or reads anything but what was written."""
     peft = extra("peft")
 
     def parity(original: bool) -> Parity:

@@ -52,6 +52,7 @@ def write_merged(
 def check_merged(
     student: Student, out: Path, cls: type[PreTrainedModel], tolerance: float
 ) -> Parity:
-    """Load it with transformers, in the dtype of its files, and compare with the student."""
+    """Load it with transformers, in the dtype of its files, and compare with the student;
+    `tolerance` in nats per token."""
     hf = cls.from_pretrained(out, dtype="auto", trust_remote_code=False)
     return against(student, hf.to(student.model.device).eval(), tolerance)

@@ -52,7 +52,8 @@ def texts(student: Student) -> list[list[int]]:
 
 @torch.no_grad()
 def compare(rows: list[list[int]], ours: Logits, theirs: Logits, tolerance: float) -> Parity:
-    """Both models on every row by itself, so that padding plays no part."""
+    """Both models on every row by itself, so that padding plays no part: KL(ours ‖ theirs) per
+    token, and the `tolerance` of its mean, nats."""
     kls, top = [], 0.0
     for row in rows:
         a, b = (f(torch.tensor([row]))[0].double().cpu() for f in (ours, theirs))
@@ -76,7 +77,8 @@ def student_logits(student: Student) -> Logits:
 
 
 def against(student: Student, hf: nn.Module, tolerance: float) -> Parity:
-    """A model of the library's, on the student's device, against the student."""
+    """A model of the library's, on the student's device, against the student; `tolerance` in nats
+    per token."""
     device = student.model.device
     return compare(texts(student), student_logits(student),
                    lambda ids: hf(input_ids=ids.to(device)).logits.float(), tolerance)

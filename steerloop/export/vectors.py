@@ -103,6 +103,7 @@ def steered_logits(student: Student, vector: Vector) -> Logits:
 
 
 def check_vector(student: Student, vector: Vector, loaded: Vector, tolerance: float) -> Parity:
-    """The model steered by what was read back against the model steered by what was written."""
+    """The model steered by what was read back against the model steered by what was written;
+    `tolerance` in nats per token."""
     return compare(texts(student), steered_logits(student, vector),
                    steered_logits(student, loaded), tolerance)
