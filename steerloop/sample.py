@@ -13,8 +13,9 @@ from torch import Tensor
 
 from steerloop.barrier import token_losses
 from steerloop.config import Config
-from steerloop.kernels.decode import Rows, decode, draws, empty_cache, pick
+from steerloop.kernels.decode import Rows, decode, draws, pick
 from steerloop.kernels.live import Bar
+from steerloop.kernels.weights import empty_cache
 from steerloop.model import Model
 from steerloop.steer import Vector, steered
 

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from steerloop import UserError
 from steerloop.export.student import Student
-from steerloop.kernels.decode import Rows, decode, draws, empty_cache, pick
+from steerloop.kernels.decode import Rows, decode, draws, pick
+from steerloop.kernels.weights import empty_cache
 from steerloop.steer import Vector, steered
 
 

@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import Cache
+
+from steerloop.kernels.graphs import steps
 
 Choose = Callable[[Tensor, Tensor], Tensor]  # (logits (b, v), draws (b,)) → tokens (b,)
 
@@ -27,7 +29,7 @@ class Rows:
     mask: Bool[Tensor, "b T"]
     dose: Float[Tensor, "b"]
     draws: Float[Tensor, "b m"]
-    cache: DynamicCache
+    cache: Cache
 
     def select(self, keep: Int[Tensor, "k"]) -> None:
         """Keep these rows only: the one place where a batch shrinks."""
@@ -43,11 +45,6 @@ class Rows:
         rows.index = torch.arange(len(keep))
         rows.draws = rows.draws.new_zeros(len(keep), m)
         return rows
-
-
-def empty_cache(hf: PreTrainedModel) -> DynamicCache:
-    """A key-value cache of a model's kind, nothing in it."""
-    return DynamicCache(config=hf.config.get_text_config())
 
 
 def draws(key: str, m: int) -> Float[Tensor, "m"]:
@@ -87,19 +84,25 @@ def decode(
     """
     out: list[list[int]] = [[] for _ in rows.index]
     stop = torch.tensor(model.stop_ids, device=rows.ids.device)
+    over, step = torch.zeros(len(rows.index), dtype=torch.bool), steps(model, rows)
     for u in range(rows.draws.shape[1]):
-        logits = model.head(model.trunk(rows.ids, rows.mask, rows.cache)[:, -1])
+        logits = step(rows)
         if not stops:
             logits.index_fill_(-1, stop, -torch.inf)
         token = choose(logits, rows.draws[:, u])
-        for i, x in zip(rows.index.tolist(), token.tolist(), strict=True):
-            out[i].append(x)
+        for i, x, gone in zip(rows.index.tolist(), token.tolist(), over.tolist(), strict=True):
+            if not gone:
+                out[i].append(x)
         rows.ids = token[:, None]
         rows.mask = torch.cat([rows.mask, rows.ids >= 0], dim=1)
-        alive = (~torch.isin(token, stop)).nonzero()[:, 0]
-        told(len(token), len(token) - len(alive))
+        before, over = len(over) - int(over.sum()), over | torch.isin(token, stop).cpu()
+        alive = (~over).nonzero()[:, 0]
+        told(before, before - len(alive))
         if len(alive) == 0:
             break
-        if len(alive) < len(token):
+        if len(alive) <= step.least(len(token)):
+            step.close(rows)
             rows.select(alive)
+            over = over[alive]
+    step.close(rows)
     return out

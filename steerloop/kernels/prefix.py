@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerloop.kernels.batch import Ids
-from steerloop.kernels.decode import Rows, empty_cache
+from steerloop.kernels.decode import Rows
+from steerloop.kernels.weights import empty_cache
 
 
 def common(a: list[int], b: list[int]) -> int:

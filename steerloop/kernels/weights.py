@@ -27,7 +27,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicCache
 from transformers.utils import logging as library_log
 
 from steerloop import UserError
@@ -174,6 +174,11 @@ def load_weights(
         raise UserError(f"--model {model} does not fit: {type(hf).__name__} has no list of decoder "
                         "layers, or no output embedding")
     return tokenizer, hf.to(device).eval()
+
+
+def empty_cache(hf: PreTrainedModel) -> DynamicCache:
+    """A key-value cache of a model's kind, nothing in it."""
+    return DynamicCache(config=hf.config.get_text_config())
 
 
 def cached(decoder: nn.Module, cache: Cache | None) -> dict[str, Any]:

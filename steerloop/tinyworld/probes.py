@@ -7,10 +7,10 @@ dilemmas of the run's split, as many as the run has prompts, and return values p
 import polars as pl
 import torch
 from einops import rearrange
-from transformers import DynamicCache
 
 from steerloop.config import Config
 from steerloop.kernels.batch import pad
+from steerloop.kernels.weights import empty_cache
 from steerloop.model import Model
 from steerloop.sample import jobs, sample
 from steerloop.tinyworld import oracle
@@ -29,7 +29,7 @@ def opening_mass(model: Model, cfg: Config) -> dict[str, list[float]]:
     texts = [model.encode(text) for prompt in prompts for text in oracle.openings(prompt)]
     copies = len(texts) // len(prompts)
     ids, mask = model.pad([model.render(prompt) for prompt in prompts])
-    cache = DynamicCache(config=model.hf.config.get_text_config())
+    cache = empty_cache(model.hf)
     first = model.trunk(ids, mask, cache)[:, -1:].repeat_interleave(copies, dim=0)
     cache.batch_repeat_interleave(copies)
     after, seen = pad(texts, model.stop_ids[0], model.device, left=False)

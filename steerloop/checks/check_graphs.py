@@ -1,0 +1,104 @@
+"""Decoding from a recorded graph gives the tokens of decoding step by step. There is no GPU here:
+recording is replaced by a function that runs the step again into the same tensor, so that buffers,
+masks, positions and rows that end are the real ones."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from steerloop.checks.check_sample import LONG
+from steerloop.checks.families import DENSE, save_family
+from steerloop.checks.small import Small, small_config
+from steerloop.evaluate import choices
+from steerloop.kernels import graphs
+from steerloop.kernels.files import read_data
+from steerloop.sample import jobs, sample
+
+PROMPTS = ["Why?", "Must I go to the old town hall today, or may I stay at home with you?", "So."]
+DOSES = [0.0, 0.5, 2.0]
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """As if the device had graphs; the batch sizes that were recorded."""
+    sizes = []
+
+    def record(run):
+        out = run()
+        sizes.append(len(out))
+        return lambda: out.copy_(run()), out
+
+    monkeypatch.setattr(graphs, "recordable", lambda _: True)
+    monkeypatch.setattr(graphs, "record", record)
+    monkeypatch.setattr(graphs, "_said", set())
+    return sizes
+
+
+def drawn(s, stops=True):
+    table = jobs(s.model, PROMPTS, DOSES)
+    return sample(s.model, table, s.vector(), s.cfg, "0|test", stops=stops)["completion_ids"]
+
+
+@pytest.mark.parametrize("family", DENSE)
+def check_a_graph_decodes_what_steps_decode(family, tmp_path, monkeypatch, recorded):
+    """Steered rows of several lengths, past the window, ending at different times."""
+    s = Small(small_config(save_family(tmp_path / "m", family), quant="none", **LONG))
+    found = drawn(s)
+    assert recorded and recorded == sorted(recorded, reverse=True)
+    assert all(b <= a // 2 for a, b in pairwise(recorded))
+    assert len(set(map(len, found))) > 1
+    monkeypatch.setattr(graphs, "recordable", lambda _: False)
+    assert drawn(s).to_list() == found.to_list()
+
+
+@pytest.mark.parametrize("think", [0, graphs.PAYS])
+def check_a_graph_evaluates_as_steps_do(small, think, monkeypatch, recorded):
+    """What is decoded is forked, and followed by an ending: the cache flows again."""
+    s = small(think_tokens=think)
+    asked = read_data(s.cfg).vignettes.head(6)
+    found = choices(s.model, asked, s.cfg)
+    assert bool(recorded) is True  # the free answer has as many tokens, whatever the thought
+    monkeypatch.setattr(graphs, "recordable", lambda _: False)
+    wanted = choices(s.model, asked, s.cfg)
+    for name in ("p_care", "p_authority", "p_ans_any", "scaffold_nll", "json_is_valid"):
+        assert found[name].to_list() == pytest.approx(wanted[name].to_list(), abs=1e-5)
+
+
+def check_what_cannot_be_recorded_is_said_once_and_decoded(small, monkeypatch, recorded):
+    said, s = [], small(**LONG)
+    wanted = drawn(s).to_list()
+
+    def record(run):
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    monkeypatch.setattr(graphs, "record", record)
+    monkeypatch.setattr(graphs.logger, "warning", said.append)
+    assert drawn(s).to_list() == wanted == drawn(s).to_list()
+    assert len(said) == 1 and "RuntimeError: operation not permitted" in said[0]
+    assert "\n" not in said[0]
+
+
+def check_few_steps_and_caches_of_other_kinds_are_not_recorded(small, monkeypatch, recorded):
+    said, s = [], small(**LONG)
+    monkeypatch.setattr(graphs.logger, "warning", said.append)
+    table = jobs(s.model, PROMPTS, DOSES)
+    sample(s.model, table, {}, s.cfg, "0|test", m=graphs.PAYS - 1)
+    assert not recorded and not said
+    monkeypatch.setattr(graphs, "KNOWN", ())
+    drawn(s)
+    assert not recorded and len(said) == 1 and "cache" in said[0]
+
+
+def check_caches_go_there_and_back(small):
+    """Bit for bit, before and after the window is full."""
+    s = small()
+    for length in (5, 40):
+        ids = torch.randint(10, 100, (2, length))
+        cache = graphs.empty_cache(s.model.hf)
+        with torch.no_grad():
+            s.model.trunk(ids, ids >= 0, cache)
+            back = graphs.flowing(graphs.fixed(cache, length, 7), length, s.model.hf)
+        for a, b in zip(cache.layers, back.layers, strict=True):
+            assert torch.equal(a.keys, b.keys) and torch.equal(a.values, b.values)
+            assert a.get_seq_length() == b.get_seq_length() == length
