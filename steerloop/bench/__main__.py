@@ -12,6 +12,8 @@ Ours against a straightforward twin, in the same process, in turn:
 
 Ours alone:
 
+    python -m steerloop.bench round --shape gemma-3-1b     a round on random weights, by stage
+
     python -m steerloop.bench load --shape gemma-3-1b      load, sample and heal once: time, peaks
     python -m steerloop.bench memory --shape gemma-3-4b    GPU memory by part, computed
     python -m steerloop.bench limits                       measured matrix-product and memory peaks
@@ -45,7 +47,8 @@ QUANT = {"nf4": "nf4", "bf16": "none"}  # --quant of the bench → that of a run
 PROMPT = 200  # tokens before a completion, for `memory`
 # rows, tokens, prompt: the sizes that docs/bench holds against their targets
 NAMED = {"loss": (8, 128, 0), "heal": (0, 200, 100), "sample": (48, 64, 100),
-         "evaluate": (64, 0, 0), "dose": (8, 64, 0), "extract": (64, 0, 0), "load": (8, 32, 0)}
+         "evaluate": (64, 0, 0), "round": (96, 512, 0), "dose": (8, 64, 0), "extract": (64, 0, 0),
+         "load": (8, 32, 0)}
 
 
 def options(argv: list[str]) -> argparse.Namespace:
@@ -57,7 +60,7 @@ def options(argv: list[str]) -> argparse.Namespace:
     )
     add, count = parser.add_argument, int
     add("what", choices=["loss", *races.MODELS, "round", "load", "memory", "limits"])
-    add("--shape", choices=[*SHAPES, "embedded"], default="tiny")
+    add("--shape", choices=[*SHAPES, "embedded"], help="tiny; for round embedded")
     add("--blocks", type=count, default=0, help="keep that many blocks of the shape; 0: all")
     add("--device", choices=["cpu", "cuda"], default="cpu")
     add("--quant", choices=QUANT, default="nf4", help="4-bit base, or dense")
@@ -66,11 +69,13 @@ def options(argv: list[str]) -> argparse.Namespace:
     add("--twin_rows", type=count, default=4, help="rows that a slow twin is measured on")
     add("--tokens", type=count, help="tokens of a completion")
     add("--prompt", type=count, help="tokens of the prompt before it")
-    add("--think", type=count, default=0, help="tokens of thought, for evaluate")
+    add("--think", type=count, help="tokens of thought, for evaluate (0) and round (128)")
     add("--repeats", type=count, default=3, help="how often each runs after its warm-up")
     add("--json", type=Path, help="write the figures there, too")
     chosen = parser.parse_args(argv)
     named = dict(zip(("rows", "tokens", "prompt"), NAMED.get(chosen.what, (0, 0, 0)), strict=True))
+    named |= {"shape": "embedded", "think": 128} if chosen.what == "round" else {
+        "shape": "tiny", "think": 0}
     vars(chosen).update({k: x for k, x in named.items() if vars(chosen)[k] is None})
     if chosen.shape == "embedded" and chosen.what in ("loss", "load", "memory"):
         parser.error(f"{chosen.what} takes the shape of a published model, not embedded")
@@ -107,9 +112,11 @@ def figures(chosen: argparse.Namespace) -> dict[str, Any]:
         return {"limits": measure.limits(device)}
     if chosen.what == "loss":
         return races.loss(chosen.shape, device, torch.bfloat16, size)
-    if chosen.what == "round":
+    if chosen.what == "round" and chosen.shape == "embedded":
         return round.run(chosen.device, size.twin_rows)
     with weights(chosen) as cfg:
+        if chosen.what == "round":
+            return round.alone(cfg, size.rows, size.tokens, size.think)
         if chosen.what == "load":
             return load.run(Path(cfg.model), cfg, size.rows, size.tokens)
         return races.run(chosen.what, cfg, size)
@@ -117,10 +124,8 @@ def figures(chosen: argparse.Namespace) -> dict[str, Any]:
 
 def computed_in(chosen: argparse.Namespace) -> torch.dtype:
     """The dtype that ours and the twins compute in."""
-    if chosen.shape == "embedded" or chosen.what == "round":
+    if chosen.shape == "embedded":
         return torch.float32
-    if chosen.what == "loss":
-        return torch.bfloat16
     return precision(Config.dtype, torch.device(chosen.device))
 
 
@@ -147,8 +152,8 @@ def main(argv: list[str]) -> None:
                  "quant": chosen.quant, "dtype": str(computed_in(chosen)), "machine": machine,
                  "threads": torch.get_num_threads(), "torch": torch.__version__,
                  "code": code_version()}
-        if chosen.what == "round" or chosen.shape == "embedded":
-            facts |= {"shape": "embedded", "quant": "none (float32)"}
+        if chosen.shape == "embedded":
+            facts |= {"quant": "none (float32)"}
         text = json.dumps(rounded(facts | found), indent=1)
         print(text)
         if chosen.json:

@@ -40,6 +40,7 @@ from steerloop.heal import step_loss
 from steerloop.kernels.files import lines, persona, read, read_data, vignettes
 from steerloop.kernels.forced_choice import answers, question
 from steerloop.kernels.fused_loss import Barrier, Head
+from steerloop.kernels.hardware import multiplies
 from steerloop.kernels.options import band
 from steerloop.model import Model, load
 from steerloop.sample import sample
@@ -102,8 +103,8 @@ def products(
 
 
 def product_share(rate: float, weight: Tensor) -> Found:
-    """Floating point operations per second beside the peak of the weight's dtype."""
-    peak = matmul_peak(weight.dtype, weight.device)
+    """Floating point operations per second beside the peak of the dtype they are done in."""
+    peak = matmul_peak(weight.dtype if multiplies(weight) else torch.float32, weight.device)
     return {"gflops": rate / 1e9, "peak_gflops": peak / 1e9, "share_of_matmul_peak": rate / peak}
 
 
@@ -117,7 +118,8 @@ def reading(
 
 
 def loss(shape: str, device: torch.device, dtype: torch.dtype, size: Size) -> Found:
-    """heal_loss with its gradient on `rows` completions of `tokens` tokens, no model around it."""
+    """heal_loss with its gradient on `rows` completions of `tokens` tokens, no model around it. The
+    twin, too, multiplies in fp32 where the device has no arithmetic in `dtype`."""
     n, v, d = size.rows * size.tokens, SHAPES[shape]["vocab_size"], SHAPES[shape]["hidden_size"]
     torch.manual_seed(0)
     head = Head((torch.randn(v, d) * d**-0.5).to(device, dtype))
@@ -133,9 +135,11 @@ def loss(shape: str, device: torch.device, dtype: torch.dtype, size: Size) -> Fo
 
     def twin() -> None:
         h.grad = None
-        z = torch.nn.functional.linear(h, head.weight)
+        work = dtype if multiplies(head.weight) else torch.float32
+        weight = head.weight.to(work)
+        z = torch.nn.functional.linear(h.to(work), weight)
         with torch.no_grad():
-            z_ref = torch.nn.functional.linear(h_ref, head.weight)
+            z_ref = torch.nn.functional.linear(h_ref.to(work), weight)
         twins.loss(z, z_ref, targets, rows, barrier, n, size.rows).backward()
 
     found = race({"ours": Runner(ours, n), "dense": Runner(twin, n, twin=True)}, size.repeats,

@@ -1,5 +1,5 @@
 """Where the time of a default round of the embedded model goes, and how long the same round takes
-when it is composed of the straightforward twins.
+when it is composed of the straightforward twins; or ours alone, on random weights of a shape.
 
 Ours is `train` itself with a clock around the functions it calls, cut off after one round. The twin
 does one row at a time, so its stages are timed on a few rows and scaled to the rows that our round
@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import polars as pl
@@ -18,6 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from steerloop import report, train
 from steerloop.bench import twins
+from steerloop.bench.races import TARGET
 from steerloop.config import Config, parse
 from steerloop.heal import heal
 from steerloop.kernels.files import Data, read_data
@@ -247,23 +249,43 @@ def inside(model: Model, data: Data, cfg: Config, calls: list[Call]) -> dict[str
         "healing": top_operations(lambda: heal(model, few, cfg, 0), cuda)}
 
 
+def ours(cfg: Config) -> tuple[list[Call], float]:
+    """The calls of the first round of a run, and the seconds of the whole run."""
+    with tempfile.TemporaryDirectory() as runs:
+        begin = now(cuda := cfg.device == "cuda")
+        with clocked(cuda) as calls:
+            train.train(replace(cfg, runs=runs, rounds=1))
+        return first_round(calls), begin.until(now(cuda))["seconds"]
+
+
+def alone(cfg: Config, rows: int, tokens: int, think: int) -> dict[str, Any]:
+    """Stages of ours on random weights: `rows` completions of `tokens` tokens are kept, whatever
+    they say. The rest is what a hub model has."""
+    cfg = replace(cfg, n_keep=rows, max_new_tokens=tokens, think_tokens=think, filter=False,
+                  dose_tokens=min(tokens, cfg.dose_tokens), target_kl=TARGET)
+    calls, seconds = ours(cfg)
+    found, table = shares(calls), named(calls)["collect"][0]
+    drawn = table["completion_ids"].list.len().sum()
+    return {"prompts": cfg.n_prompts, "kept": rows, "tokens": tokens, "think": think,
+            "epochs": cfg.epochs, "run_of_one_round_seconds": seconds,
+            "rows_sampled": len(table), "tokens_sampled": drawn,
+            "sampled_tokens_per_second": drawn / found["stages"]["collect"]["seconds"],
+            "ours": found}
+
+
 @torch.no_grad()
 def run(device: str, few: int, *flags: str) -> dict[str, Any]:
     """Figures of one round: ours by stage, the twin by stage, and where sampling and healing of
     ours spend their time. `flags` change the run."""
-    with tempfile.TemporaryDirectory() as runs:
-        cfg = parse(["--device", device, "--runs", runs, "--rounds", "1", *flags])
-        begin = now(cuda := device == "cuda")
-        with clocked(cuda) as calls:
-            train.train(cfg)
-        run_seconds = begin.until(now(cuda))["seconds"]
-    data, model, calls = read_data(cfg), load(cfg), first_round(calls)
-    ours, twin = shares(calls), twin_round(model, data, cfg, calls, few)
+    cfg = parse(["--device", device, *flags])
+    calls, run_seconds = ours(cfg)
+    data, model = read_data(cfg), load(cfg)
+    mine, twin = shares(calls), twin_round(model, data, cfg, calls, few)
     twin |= {k: sum(x[k] for x in twin["stages"].values()) for k in Moment._fields}
     return {
-        "ours_times_faster": twin["seconds"] / ours["seconds"],
-        "ours_times_less_cpu": twin["cpu_seconds"] / ours["cpu_seconds"],
+        "ours_times_faster": twin["seconds"] / mine["seconds"],
+        "ours_times_less_cpu": twin["cpu_seconds"] / mine["cpu_seconds"],
         "note": "the twin is timed on measured_rows and scaled to rows, stage by stage; its base "
                 "carries no adapter but while it heals",
         "run_of_one_round_seconds": run_seconds, "rows_sampled": len(named(calls)["collect"][0]),
-        "ours": ours, "twin": twin, "inside": inside(model, data, cfg, calls)}
+        "ours": mine, "twin": twin, "inside": inside(model, data, cfg, calls)}

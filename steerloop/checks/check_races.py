@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,16 @@ def check_every_race_runs(small, what, tmp_path):
     if step:
         assert mine["seconds"] == pytest.approx(
             mine["step_alone_seconds"] + mine["reference_seconds"] / ours.cfg.epochs)
+
+
+def check_a_round_on_random_weights_is_timed_by_stage(small, tmp_path):
+    cfg = replace(small().cfg, **data_files(tmp_path), dose_prompts=1)
+    found = round.alone(cfg, 4, 5, 1)
+    stages = found["ours"]["stages"]
+    assert set(stages) == {*round.STAGES, "rest"}
+    assert sum(x["share"] for x in stages.values()) == pytest.approx(1)
+    assert found["tokens_sampled"] <= 5 * found["rows_sampled"] and found["rows_sampled"] >= 4
+    assert 0 < found["ours"]["seconds"] < found["run_of_one_round_seconds"]
 
 
 def check_figures_are_printed_and_written(capsys, tmp_path):
