@@ -80,7 +80,7 @@ def collect(
 
     def survives(kappa: float) -> bool:
         share = batch(kappa, cfg.walk_rows, "walk")
-        logger.info(f"kappa {kappa:.2f}: {share:.0%} of {cfg.walk_rows} completions survive")
+        logger.info(f"at {kappa:.2f} of c*: {share:.0%} of {cfg.walk_rows} pass the filter")
         return share >= cfg.survival
 
     kappa = largest(survives, cfg.kappa_min, most, calls=WALK)

@@ -58,8 +58,8 @@ def heal(
     A_row of the last epoch, nats; `active` the share of all rows seen that were over τ; `pull` the
     size of the barrier's gradient over that of the NLL at the first step of each later epoch, None
     where there is none. With a `run` folder it goes on from its last epoch after an interruption.
-    Raises FloatingPointError naming step and rows when the gradient is not finite; Δ is as it was
-    before that step.
+    Raises FloatingPointError naming step and rows (column `row`) when the gradient is not finite;
+    Δ is as it was before that step.
     """
     tau = float(cfg.tau) if cfg.tau != "auto" else TAU_SHARE * heal(
         model, table, replace(cfg, lam=0.0, tau="0"), round, run)["operating_kl"]
@@ -72,7 +72,7 @@ def heal(
             refs = [x for batch in model.batches(columns, cfg.batch_rows)
                     for x in batch.split(model.hidden(batch))]
     rows, rng = list(zip(*columns[:2], refs, strict=True)), random.Random(f"{cfg.seed}|{round}")
-    place = {id(row): i for i, row in enumerate(rows)}
+    place = {id(row): i for i, row in zip(table["row"], rows, strict=True)}
     rng.shuffle(rows)
     held, rows = rows[: (n := int(cfg.val_share * len(rows)))], rows[n:]
     size = cfg.batch * cfg.accumulate
@@ -94,8 +94,8 @@ def heal(
             log.append(step_loss(model, rows[at : at + size], barrier, cfg.batch))
             if not optimiser.advance(step):
                 raise FloatingPointError(
-                    f"round {round}, heal step {step}: the gradient is not finite, on kept rows "
-                    f"{[place[id(x)] for x in rows[at : at + size]]}; look at them, lower --lr")
+                    f"round {round + 1}, heal step {step}: the gradient is not finite; lower --lr "
+                    f"(--force), look at rows {[place[id(x)] for x in rows[at : at + size]]}")
             bar.set_postfix(nll=fmean(log[-1][0]), kl=fmean(log[-1][1] or [0]))
     with torch.no_grad():
         val = step_loss(model, held, barrier, cfg.batch)[0]

@@ -72,7 +72,7 @@ def train(cfg: Config) -> Path:
         run.event("sample", round=round, c_star=c_star, kappa=kappa, curve=curve.to_dicts(),
                   survival=report.survival(table), cos_first=cosine(vectors[-1], vectors[0]))
         kept = table.filter("train")
-        resolve("steerloop.evidence:examples")(model, data, cfg, kept, round)
+        resolve("steerloop.evidence:examples")(model, data, cfg, table, round)
         measure("steered", round, vectors[-1], kappa * c_star)
         stats, adapter = run.once(
             [f"{at}/heal", f"{at}/adapter"], healed_and_folded, kept, round,

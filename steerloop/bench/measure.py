@@ -79,15 +79,16 @@ def watched(cuda: bool) -> Iterator[dict[str, float]]:
 
 @dataclass
 class Runner:
-    """One way to do a piece of work: `run` does `units` of it. A twin has the C library's memory
-    allocation as it is, ours as `hardware` sets it."""
+    """One way to do a piece of work: `run` does `units` of it. On a CPU a twin has about the C
+    library's own way with freed memory, ours what `hardware` sets."""
 
     run: Callable[[], Any]
     units: float | int = 1
     twin: bool = False
 
-    def __call__(self) -> None:
-        keep_freed(not self.twin)
+    def __call__(self, cuda: bool) -> None:
+        if not cuda:
+            keep_freed(not self.twin)
         self.run()
 
 
@@ -98,12 +99,12 @@ def race(runners: dict[str, Runner], repeats: int, cuda: bool) -> dict[str, dict
     `peak_mb`, the most memory it held over what was held before it.
     """
     for runner in runners.values():
-        runner()
+        runner(cuda)
     seen: dict[str, list[dict[str, float]]] = {name: [] for name in runners}
     for _ in range(repeats):
         for name, runner in runners.items():
             with watched(cuda) as found:
-                runner()
+                runner(cuda)
             seen[name].append(found)
     return {name: row(found, runners[name].units, cuda) for name, found in seen.items()}
 

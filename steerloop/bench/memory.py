@@ -58,8 +58,7 @@ def need(shape: str, cfg: Config, prompt: int) -> dict[str, float]:
         live = sum(x.live_A.numel() + x.live_B.numel() for x in layers)
         held = activations(model, cfg.batch, tokens)
     bits = NF4_BITS if cfg.quant == "nf4" else 16
-    local = sum(x == "sliding_attention" for x in text.layer_types)
-    cached = local * min(tokens, text.sliding_window) + (text.num_hidden_layers - local) * tokens
+    cached = (text.num_hidden_layers + 1) * tokens  # windows whole, and a layer on its way there
     kv = 4 * cfg.batch_rows * cached * text.num_key_value_heads * text.head_dim
     chunk = max(CHUNK_LOGITS, cfg.max_new_tokens * text.vocab_size)
     parts = {"base": linear * bits / 8 + 2 * (total - linear),

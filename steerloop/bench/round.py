@@ -254,22 +254,22 @@ def ours(cfg: Config) -> tuple[list[Call], float]:
     with tempfile.TemporaryDirectory() as runs:
         begin = now(cuda := cfg.device == "cuda")
         with clocked(cuda) as calls:
-            train.train(replace(cfg, runs=runs, rounds=1))
+            train.train(replace(cfg, runs=runs))
         return first_round(calls), begin.until(now(cuda))["seconds"]
 
 
 def alone(cfg: Config, rows: int, tokens: int, think: int) -> dict[str, Any]:
     """Stages of ours on random weights: `rows` completions of `tokens` tokens are kept, whatever
     they say. The rest is what a hub model has."""
-    cfg = replace(cfg, n_keep=rows, max_new_tokens=tokens, think_tokens=think, filter=False,
-                  dose_tokens=min(tokens, cfg.dose_tokens), target_kl=TARGET)
+    cfg = replace(cfg, rounds=1, n_keep=rows, max_new_tokens=tokens, think_tokens=think,
+                  filter=False, dose_tokens=min(tokens, cfg.dose_tokens), target_kl=TARGET)
     calls, seconds = ours(cfg)
     found, table = shares(calls), named(calls)["collect"][0]
     drawn = table["completion_ids"].list.len().sum()
     return {"prompts": cfg.n_prompts, "kept": rows, "tokens": tokens, "think": think,
             "epochs": cfg.epochs, "run_of_one_round_seconds": seconds,
             "rows_sampled": len(table), "tokens_sampled": drawn,
-            "sampled_tokens_per_second": drawn / found["stages"]["collect"]["seconds"],
+            "sampled_and_judged_tokens_per_second": drawn / found["stages"]["collect"]["seconds"],
             "ours": found}
 
 
@@ -277,7 +277,7 @@ def alone(cfg: Config, rows: int, tokens: int, think: int) -> dict[str, Any]:
 def run(device: str, few: int, *flags: str) -> dict[str, Any]:
     """Figures of one round: ours by stage, the twin by stage, and where sampling and healing of
     ours spend their time. `flags` change the run."""
-    cfg = parse(["--device", device, *flags])
+    cfg = parse(["--device", device, "--rounds", "1", *flags])
     calls, run_seconds = ours(cfg)
     data, model = read_data(cfg), load(cfg)
     mine, twin = shares(calls), twin_round(model, data, cfg, calls, few)

@@ -7,7 +7,6 @@ random draws.
 Letters: b rows, R slots of the stack.
 """
 
-import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,6 +20,7 @@ from torch import Tensor
 from steerloop import UserError
 from steerloop.export.student import Student
 from steerloop.kernels.decode import Rows, decode, draws, pick
+from steerloop.kernels.text import printable
 from steerloop.kernels.weights import empty_cache
 from steerloop.steer import Vector, steered
 
@@ -41,11 +41,6 @@ class Talk:
     before: list[int] = field(default_factory=list)  # the context of the last prompt
     context: list[int] = field(default_factory=list)
     turns: list[tuple[str, str]] = field(default_factory=list)
-
-
-def printable(text: str) -> str:
-    """Text for a terminal: what a model writes must not move the cursor or set colours."""
-    return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else "\ufffd" for c in text)
 
 
 def prompt_ids(talk: Talk, user: str) -> list[int]:

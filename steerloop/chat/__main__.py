@@ -13,9 +13,10 @@ from pathlib import Path
 from loguru import logger
 
 from steerloop import UserError
-from steerloop.chat import Talk, compare, printable, say
+from steerloop.chat import Talk, compare, say
 from steerloop.export.student import c_star, open_student, read_gates, read_vector
 from steerloop.kernels.options import command
+from steerloop.kernels.text import printable
 
 HELP = """/gates 1 1 0     how loud each round is heard; one number sets all
 /dose 0.5        add the steering vector of round 1, in multiples of its calibrated dose; 0: none

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from steerloop import UserError
-from steerloop.chat import Talk, answer, compare, printable, prompt_ids, say
+from steerloop.chat import Talk, answer, compare, prompt_ids, say
 from steerloop.chat.__main__ import main
 from steerloop.checks.exported import made_run
 from steerloop.checks.small import TEMPLATES, Small, small_config
 from steerloop.export.student import open_student, read_vector
 from steerloop.kernels.decode import draws, pick
+from steerloop.kernels.text import printable
 from steerloop.steer import steered
 
 

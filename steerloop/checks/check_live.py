@@ -50,8 +50,8 @@ def check_bars_are_for_terminals(monkeypatch):
 def check_sampling_shows_its_pace(monkeypatch):
     looking(monkeypatch)
     bar, now = Bar(total=4, desc="sample", unit="row", mininterval=0), 100.0
-    bar.start_t = now - 2
-    monkeypatch.setattr(live.time, "time", lambda: now)
+    bar.began = now - 2
+    monkeypatch.setattr(live.time, "monotonic", lambda: now)
     for ended in (0, 3, 1):
         bar.drew(1000, ended)
     assert bar.n == 4 and "1,500 tokens/s" in str(bar)
@@ -100,4 +100,4 @@ def check_samplers_tell_their_pace(small, monkeypatch):
     s, told = small(), []
     monkeypatch.setattr(Bar, "drew", lambda bar, tokens, ended: told.append((tokens, ended)))
     sample(s.model, jobs(s.model, ["Why?", "How?"], [0.0]), {}, s.cfg, "k", 5, stops=False)
-    assert told == [(2, 0)] * 5
+    assert told == [(2, 0)] * 5 + [(0, 2)]  # the limit ends them

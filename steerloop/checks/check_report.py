@@ -245,6 +245,8 @@ def check_the_ledger_is_rebuilt_from_all_runs(tmp_path):
     (tmp_path / "ledger.parquet").unlink()
     finish(tmp_path / "a")
     assert pl.read_parquet(tmp_path / "ledger.parquet")["run"].to_list() == ["a", "b"]
+    finish(tmp_path / "b", end=False)  # `report` of a run that was cut short
+    assert pl.read_parquet(tmp_path / "ledger.parquet")["run"].to_list() == ["a"]
 
 
 def check_the_run_table_has_a_line_for_every_state(tmp_path):

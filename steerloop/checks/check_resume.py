@@ -8,6 +8,7 @@ import subprocess
 from datetime import datetime
 from pathlib import Path
 from random import Random
+from shutil import copytree
 
 import polars as pl
 import pytest
@@ -17,7 +18,9 @@ from safetensors.torch import load_file
 from steerloop import UserError, record
 from steerloop.checks.cut import cut_off
 from steerloop.checks.small import short_config, small_config
+from steerloop.export.bundle import write_bundle
 from steerloop.export.student import open_student
+from steerloop.kernels import identity
 from steerloop.kernels.folder import Folder
 from steerloop.kernels.options import command, parse
 from steerloop.report.__main__ import main as report
@@ -108,7 +111,7 @@ def check_a_run_killed_anywhere_ends_in_the_same_bits(rich, rich_whole, tmp_path
 
 def check_an_interrupted_run_says_how_to_go_on(cfg, whole, tmp_path):
     run, status, said = cut_off(cfg, tmp_path, writes(whole) // 2, signal.SIGINT)
-    assert status == 3 and said.startswith("interrupted") and "--resume" in said
+    assert status == 3 and said.startswith("interrupted") and f"--resume {run}" in said
     with (run / "events.jsonl").open("a") as file:  # and what was being written is cut off
         file.write('{"stage": "heal", "rou')
     assert same(resumed(run, cfg), whole)
@@ -132,7 +135,25 @@ def check_damage_is_named_and_mended(cfg, whole, tmp_path, how):
         open_student(run, "2")
     with pytest.raises(SystemExit, match=r"adapter.*damaged"):
         report([str(run)])
+    with pytest.raises(UserError, match=r"adapter.*damaged"):
+        write_bundle(run, tmp_path / "b.tar.gz")
     last.unlink()
+    assert same(resumed(run, cfg), whole)
+
+
+def check_a_finished_run_whose_records_were_cut_says_so(cfg, whole, tmp_path):
+    """Between two lines: every line that is left is whole."""
+    run = tmp_path / "run"
+    copytree(whole, run)
+    lines = (run / "events.jsonl").read_text().splitlines(keepends=True)
+    (run / "events.jsonl").write_text("".join(lines[:-3]))
+    with pytest.raises(SystemExit, match=r"events.*3 records are gone: delete it"):
+        report([str(run)])
+    (run / "events.jsonl").unlink()
+    (run / "summary.json").write_bytes((run / "summary.json").read_bytes()[:99])
+    with pytest.raises(UserError, match=r"summary.json is damaged: delete it"):
+        resumed(run, cfg)
+    (run / "summary.json").unlink()
     assert same(resumed(run, cfg), whole)
 
 
@@ -146,6 +167,15 @@ def check_another_run_is_refused_with_what_changed(cfg, whole, tmp_path):
     with pytest.raises(UserError, match=r"data\.prompts"):
         resumed(run, cfg)
     Path(cfg.prompts).write_text(before)
+    for what in ("source", "fingerprint"):
+        with pytest.MonkeyPatch.context() as m:
+            m.setattr(identity, what, lambda *_: "another")
+            with pytest.raises(UserError, match=r"(source|weights): \w+ → another"):
+                resumed(run, cfg)
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(identity, "code_version", lambda: "another commit, the same code")
+        assert identity.accepted(run, {"config": identity.resolved(cfg, "cpu"),
+                                       **identity.identity(cfg, "cpu")}, False)
     resumed(run, cfg, lr=0.02, force=True)
     found = json.loads((run / "config.json").read_text())
     assert found["resumed"] == [{"config.lr": "0.01 → 0.02"}] and found["config"]["lr"] == 0.02
@@ -162,6 +192,16 @@ def check_a_finished_run_says_so_and_takes_more_rounds(cfg, tmp_path):
     assert len(summary["healed"]) == 2 and summary["matched"]["round"] == 1
     assert (run / "rounds/00/adapter.safetensors").read_bytes() == first
     assert json.loads((run / "config.json").read_text())["resumed"] == [{"config.rounds": 2}]
+
+
+def check_every_byte_of_a_small_checkpoint_counts(cfg, tmp_path):
+    copytree(cfg.model, tmp_path / "m")
+    (tmp_path / "m/chat_template.jinja").write_text("{{ messages }}")
+    seen = {identity.fingerprint(tmp_path / "m")}
+    for path in (tmp_path / "m/model.safetensors", tmp_path / "m/chat_template.jinja"):
+        path.write_bytes(flipped(path.read_bytes()))
+        seen.add(identity.fingerprint(tmp_path / "m"))
+    assert len(seen) == 3
 
 
 def check_one_process_at_a_time(tmp_path):

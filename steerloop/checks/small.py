@@ -182,6 +182,7 @@ def completions(rows: int, seed: int = 0, longest: int = 14) -> pl.DataFrame:
 
     return pl.DataFrame(
         {
+            "row": range(rows),
             "prompt_ids": [[BOS, *tokens(2)] for _ in range(rows)],
             "completion_ids": [[*tokens(0), STOPS[1]] for _ in range(rows)],
             "dose": [0.0] * rows,

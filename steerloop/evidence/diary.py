@@ -8,6 +8,7 @@ from loguru import logger
 from steerloop.config import Config
 from steerloop.kernels.files import Data
 from steerloop.kernels.forced_choice import answers, question
+from steerloop.kernels.text import printable
 from steerloop.model import Model
 from steerloop.sample import jobs, sample
 from steerloop.steer import Vector
@@ -45,9 +46,10 @@ def diary(
     return pl.concat(tables)
 
 
-def examples(model: Model, data: Data, cfg: Config, kept: pl.DataFrame, round: int) -> None:
+def examples(model: Model, data: Data, cfg: Config, table: pl.DataFrame, round: int) -> None:
     """Log what the model reads and writes, in full: in round 0 an extraction prompt of either pole
-    and the forced choice, every round a completion that it is trained on."""
+    and the forced choice, every round a sampled completion that was dropped, with the reason, and
+    one that it is trained on. `table` has all judged rows."""
     if round == 0:
         think = cfg.think_tokens > 0
         for name, persona in zip(("positive", "negative"), data.pairs[0], strict=True):
@@ -57,12 +59,15 @@ def examples(model: Model, data: Data, cfg: Config, kept: pl.DataFrame, round: i
         thought = " (after a free thought)" if think else ""
         shown(model, f"evaluate, scaffold and first digit forced{thought}",
               asked + answers(model.encode, think)[0])
-    one = kept.row(0, named=True)
-    said = ", ".join(f"{k} {one[k]:.2f}" for k in ("dose", "ppl", "repeat", "echo"))
-    shown(model, f"heal, a kept completion ({said})", one["prompt_ids"] + one["completion_ids"])
+    for what, rows in (("sample, dropped by the filter", table.filter(~pl.col("keep"))),
+                       ("heal, a kept completion", table.filter("train"))):
+        for one in rows.head(1).iter_rows(named=True):
+            said = ", ".join(f"{k} {one[k]:.2f}" for k in ("dose", "ppl", "repeat", "echo"))
+            why = f": {one['drop_reason']}" if one["drop_reason"] else ""
+            shown(model, f"{what}{why} ({said})", one["prompt_ids"] + one["completion_ids"])
 
 
 def shown(model: Model, what: str, ids: list[int]) -> None:
-    """One example as text between two rules."""
-    text = model.decode(ids, special=True)
+    """One example as text between two rules; what would steer a terminal is left out."""
+    text = printable(model.decode(ids, special=True))
     logger.info(f"example: {what}, {len(ids)} tokens\n┌──\n{text}\n└──")

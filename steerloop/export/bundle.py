@@ -38,6 +38,7 @@ from steerloop.export.student import (
     records,
 )
 from steerloop.kernels.files import Data, code_version, read_data, sha256, write_whole
+from steerloop.kernels.files import verify as verify_run
 from steerloop.kernels.forced_choice import FOUNDATIONS
 from steerloop.kernels.identity import data_files
 from steerloop.kernels.spectral import cosine
@@ -72,14 +73,16 @@ def model_hashes(model: str) -> dict[str, str]:
 
 def write_bundle(run: Path, out: Path) -> Path:
     """Pack a run into `out` (.tar.gz); the same run gives the same bytes. Raises UserError for a
-    run without a finished round, or whose data are gone."""
+    run without a finished round, with a damaged file, or whose data are gone."""
     cfg = read_config(run)
     if not finished_rounds(run):
         raise UserError(f"{run} has no finished round to share")
     data = data_files(cfg)
     if gone := [str(x) for x in data.values() if not x.is_file()]:
         raise UserError(f"{run} was made with {gone[0]}, which is not there any more")
-    files = {str(x.relative_to(run)): x for kind in KEPT for x in sorted(run.glob(kind))}
+    verify_run(run)
+    files = {str(x.relative_to(run)): x for kind in KEPT for x in sorted(run.glob(kind))
+             if x.is_file()}
     files |= {f"data/{k}{x.suffix}": x for k, x in data.items()}
     manifest = {
         "schema": 1, "run": run.name, "model": cfg.model, "seed": cfg.seed,

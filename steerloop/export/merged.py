@@ -6,6 +6,7 @@ some models the quantisation error is far larger than the delta: their ratio is 
 """
 
 from pathlib import Path
+from shutil import copy
 
 import torch
 from jaxtyping import Float
@@ -16,6 +17,7 @@ from steerloop.export.adapter import factors
 from steerloop.export.names import resolve
 from steerloop.export.parity import Parity, against, consumer_base
 from steerloop.export.student import Student
+from steerloop.kernels.weights import locate
 
 
 def delta(student: Student, name: str) -> Float[Tensor, "d_out d_in"]:
@@ -46,6 +48,8 @@ def write_merged(
         weight.copy_((weight.float() + step).to(getattr(torch, dtype)))
     hf.to(getattr(torch, dtype)).save_pretrained(out, max_shard_size=shard)
     student.model.tokenizer.save_pretrained(out)
+    for path in locate(student.cfg.model).glob("*processor_config.json"):  # of a model that sees
+        copy(path, out)
     return {"cls": cls, "dtype": dtype, "quantisation": worst}
 
 

@@ -1,8 +1,8 @@
 """Frozen float32 weights in the blocked layout that oneDNN multiplies by.
 
 A plain product rearranges the whole weight every time; at the few dozen rows of a decoding step
-that costs more than the arithmetic. Rearranged once, the same product runs 1.3 to 2.7 times as fast
-(docs/bench). For CPUs, and forward only: the layout cannot be read back, and has no gradient.
+that costs more than the arithmetic. Rearranged once, the same product runs 1.2 to 2.7 times as fast
+(docs/bench/README.md). For CPUs, and forward only: the layout has no gradient.
 """
 
 import torch

@@ -74,13 +74,13 @@ greedy = partial(pick, temperature=0.0, k=1, p=1.0)
 
 def decode(
     model: Any, rows: Rows, choose: Choose, stops: bool = True,
-    told: Callable[[int, int], object] = max,
+    told: Callable[[int, int], object] = lambda drawn, ended: None,
 ) -> list[list[int]]:
     """The new token ids of each row, its stop token included; m = the width of `rows.draws`.
 
     `stops=False` suppresses the stop tokens, so that every row gets m. Rows that stop leave the
-    batch. Every step is `told` how many tokens it drew and how many rows ended with it. `model` has
-    trunk, head, stop_ids.
+    batch. How many tokens a step drew and how many rows ended with it is `told`. `model` has trunk,
+    head, stop_ids, and what kernels/graphs.py asks of it, if it has a decoder.
     """
     out: list[list[int]] = [[] for _ in rows.index]
     stop = torch.tensor(model.stop_ids, device=rows.ids.device)
@@ -100,9 +100,10 @@ def decode(
         told(before, before - len(alive))
         if len(alive) == 0:
             break
-        if len(alive) <= step.least(len(token)):
+        if step.shrinks(len(alive), len(token)):
             step.close(rows)
             rows.select(alive)
             over = over[alive]
+    told(0, len(over) - int(over.sum()))  # the limit ended them
     step.close(rows)
     return out

@@ -57,12 +57,16 @@ class Dense:
 
     def __init__(self, hf: nn.Module, layers: dict[str, Any], gates: Any, mode: str) -> None:
         self.hf, self.layers, self.gates = hf, layers, gates
-        inner = {f"{name}.base" for name in layers}
-        linear = {k: m for k, m in hf.named_modules() if isinstance(m, nn.Linear) and packed(m)}
-        self.alone = {k: m for k, m in linear.items() if k not in inner}  # packed, not gated
+        inner, modules = {f"{name}.base" for name in layers}, dict(hf.named_modules())
+        linear = {k: m for k, m in modules.items() if isinstance(m, nn.Linear) and packed(m)}
+        read = {id(m) for m in hf.get_decoder().modules()}  # no head, nothing that sees
+        slow = {k: m for k, m in modules.items()
+                if id(m) in read and type(m) is nn.Linear and suits(m.weight)}
+        self.alone = {k: m for k, m in (linear | slow).items() if k not in inner}  # not gated
         held = [(m, m.state.dtype) for m in linear.values()]
         size = [m.in_features * m.out_features * t.itemsize for m, t in held]
         size += [x.base.weight.nbytes for k, x in layers.items() if f"{k}.base" not in linear]
+        size += [m.weight.nbytes for k, m in self.alone.items() if k not in linear]
         room = memory(next(hf.parameters()).device)
         self.on = mode == "dense" or (mode == "auto" and sum(size) <= SHARE * room)
         self.training = bool(linear) and self.on and sum(size) <= SHARE_TRAINING * room

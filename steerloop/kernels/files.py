@@ -139,8 +139,14 @@ def write_whole(path: Path, writer: Callable[[Path], Any]) -> None:
         with temporary.open("rb+") as file:  # on the disk before it has the name
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the name, too
+        finally:
+            os.close(folder)
     except (OSError, SafetensorError, pl.exceptions.PolarsError) as e:
-        raise UserError(f"cannot write {path}: {e}; what was written before it is whole") from e
+        raise UserError(f"cannot write {path}: {e}; what was written before it is whole: free space"
+                        " or make the folder writable, then go on (a run: --resume)") from e
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -172,10 +178,31 @@ def check_sum(run: Path, name: str, digest: str) -> None:
 
 
 def verify(run: Path) -> None:
-    """`check_sum` of every kept file that is there."""
+    """`check_sum` of every kept file that is there, and the records of a finished run counted."""
     for name, digest in checksums(run).items():
         if (run / name).exists():
             check_sum(run, name, digest)
+    if lost := records_lost(run):
+        raise UserError(f"{run / 'events.jsonl'} is damaged, {lost} records are gone: delete it, "
+                        f"then `python -m steerloop.train --resume {run}` makes it anew")
+
+
+def ending(run: Path) -> dict[str, Any]:
+    """summary.json of a run that came to its end, {} of another. Raises UserError where it is
+    damaged."""
+    path = run / "summary.json"
+    try:
+        found = json.loads(path.read_text()) if path.exists() else {"ended": False}
+        return found if found["ended"] else {}
+    except (ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{path} is damaged: delete it, then `python -m steerloop.train --resume "
+                        f"{run}` makes it anew") from e
+
+
+def records_lost(run: Path) -> int:
+    """How many lines events.jsonl of a finished run has lost."""
+    wanted, path = ending(run).get("records", 0), run / "events.jsonl"
+    return max(0, wanted - len(read_events(run))) if path.exists() else wanted
 
 
 def event_line(record: dict[str, Any]) -> str:

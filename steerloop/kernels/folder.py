@@ -169,11 +169,15 @@ class Folder(Nowhere):
         if all(files) and all((self.path / x).exists() for x in files):
             values = [self._read(x) for x in files]
         else:
-            with self.rounds.stage(names[0]):
-                made = make(*args)
-            values = [made] if isinstance(name, str) else list(made)
-            for x, value in zip(names, values, strict=True):
-                self._write(x, value, note)
+            try:
+                with self.rounds.stage(names[0]):
+                    made = make(*args)
+                values = [made] if isinstance(name, str) else list(made)
+                for x, value in zip(names, values, strict=True):
+                    self._write(x, value, note)
+            except KeyboardInterrupt as e:
+                raise KeyboardInterrupt(f"every file of {self.path} is whole; --resume {self.path} "
+                                        "goes on") from e
         return values[0] if isinstance(name, str) else values
 
     def _write(self, name: str, value: Any, note: dict[str, Any]) -> None:

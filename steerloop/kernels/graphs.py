@@ -8,10 +8,14 @@ until half of the batch has. Elsewhere shapes follow the rows, which costs less 
 Letters: b rows in flight, T tokens so far, v vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
+from weakref import WeakSet
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from loguru import logger
 from torch import Tensor
@@ -22,6 +26,7 @@ from steerloop.kernels.weights import cached, empty_cache
 
 PAYS = 16  # steps from which recording is repaid
 KNOWN = (DynamicLayer, DynamicSlidingWindowLayer)
+refused: WeakSet[Any] = WeakSet()  # models of which a step could not be recorded
 
 
 class Eager:
@@ -35,72 +40,78 @@ class Eager:
         cache."""
         return self.model.head(self.model.trunk(rows.ids, rows.mask, rows.cache)[:, -1])
 
-    def least(self, b: int) -> int:
-        """Of b rows, how many may be alive at most for the others to be let go."""
-        return b - 1
+    def shrinks(self, alive: int, b: int) -> bool:
+        """Whether it is worth it to go on with the rows that are alive alone."""
+        return alive < b
 
     def close(self, rows: Any) -> None:
         """The rows are about to change, or the decoding is over."""
 
 
 class Recorded(Eager):
-    """The same from a graph, recorded at the second step, when the prompts have been read."""
+    """The same from a graph. It is recorded when the prompts have been read, and again when half
+    of the rows have gone; not for the last few steps."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, rows: Any) -> None:
         super().__init__(model)
+        self.end = rows.mask.shape[1] + rows.draws.shape[1]  # tokens at most
         self.replay: Callable[[], Any] | None = None
-        self.barred = False  # could not be recorded: said once, then as the model runs it
+        self.ids = self.mask = self.logits = rows.ids  # the buffers, once there are some
 
     def __call__(self, rows: Any) -> Float[Tensor, "b v"]:
-        if rows.ids.shape[1] > 1 or self.barred or not self.opened(rows):
+        if self.replay is None and not self.record(rows):
             return super().__call__(rows)
         self.ids.copy_(rows.ids)
         self.mask[:, rows.mask.shape[1] - 1] = 1
         self.replay()
         return self.logits
 
-    def least(self, b: int) -> int:
-        return b - 1 if self.replay is None else b // 2
+    def shrinks(self, alive: int, b: int) -> bool:
+        return alive <= b // 2 if self.replay else alive < b
 
-    def opened(self, rows: Any) -> bool:
-        """Whether there is a graph of these rows, which is recorded if need be."""
-        if self.replay is None:
-            read = rows.mask.shape[1] - 1  # the last of T is read by this step
-            self.ids, self.cache = rows.ids.clone(), fixed(rows.cache, read, rows.draws.shape[1])
-            self.mask = torch.nn.functional.pad(rows.mask.long(), (0, rows.draws.shape[1]))
-            try:
-                self.replay, self.logits = record(self.step)
-            except (RuntimeError, TypeError, ValueError) as e:  # what can't be captured
-                self.barred = True
-                barred(f"{type(e).__name__}: {str(e).splitlines()[0]}")
-                return False
-            for layer in self.cache.layers:
-                layer.cumulative_length.fill_(read)  # recording ran ahead
+    def record(self, rows: Any) -> bool:
+        """Record a step of these rows, if that is possible and pays."""
+        read = rows.mask.shape[1] - 1  # the last of T is read by the step itself
+        if (rows.ids.shape[1] > 1 or not read or self.end - read < PAYS
+                or self.model.hf in refused):
+            return False
+        self.ids = rows.ids.clone()
+        self.mask = F.pad(rows.mask.long(), (0, self.end - read - 1))
+        rows.cache = fixed(rows.cache, read, self.end)
+
+        def run() -> Float[Tensor, "b v"]:  # reads and writes the buffers alone
+            decoder, place = self.model.decoder, self.mask.sum(-1, keepdim=True) - 1
+            out = decoder(input_ids=self.ids, attention_mask=self.mask, position_ids=place,
+                          **cached(decoder, rows.cache))
+            return self.model.head(out.last_hidden_state[:, -1])
+
+        try:
+            self.replay, self.logits = repeatable(run, rows.ids.device)
+        except RuntimeError as e:  # what can't be recorded
+            refuse(self.model.hf, str(e.__context__ or e))
+            rows.cache = flowing(rows.cache, read, self.model.hf)
+            return False
+        for layer in rows.cache.layers:
+            layer.cumulative_length.fill_(read)  # recording ran ahead
         return True
 
-    def step(self) -> Float[Tensor, "b v"]:
-        """What is recorded: reads and writes the buffers alone."""
-        place = self.mask.sum(-1, keepdim=True) - 1
-        decoder = self.model.decoder
-        out = decoder(input_ids=self.ids, attention_mask=self.mask, position_ids=place,
-                      **cached(decoder, self.cache))
-        return self.model.head(out.last_hidden_state[:, -1])
-
     def close(self, rows: Any) -> None:
-        if self.replay is not None:
-            rows.cache = flowing(self.cache, rows.mask.shape[1] - 1, self.model.hf)
+        if self.replay:
             self.replay = None
+            rows.cache = flowing(rows.cache, rows.mask.shape[1] - 1, self.model.hf)
 
 
 def steps(model: Any, rows: Any) -> Eager:
     """The way to take the steps of rows that are to be decoded."""
-    whole = hasattr(model, "decoder")  # not one whose gates change while it decodes, as in a chat
-    if not (whole and recordable(rows.ids.device) and rows.draws.shape[1] >= PAYS):
+    if not (hasattr(model, "decoder") and recordable(rows.ids.device)):
+        return Eager(model)  # a model whose gates change while it decodes, as in a chat, has none
+    if model.gates.value is not None and not model.gates.merged:
+        refuse(model.gates, "gates that are not merged into the weights (--decode dense does that)")
         return Eager(model)
     if any(type(x) not in KNOWN for x in rows.cache.layers):
-        barred("this model's cache has layers of another kind")
+        refuse(model.hf, "its cache has layers of another kind")
         return Eager(model)
-    return Recorded(model)
+    return Recorded(model, rows)
 
 
 def recordable(device: torch.device) -> bool:
@@ -108,50 +119,74 @@ def recordable(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def fixed(cache: Cache, read: int, room: int) -> Cache:
-    """Keys and values of `read` tokens, in buffers with `room` for as many more.
+def refuse(what: Any, why: str) -> None:
+    """Says once that, and why, steps are not recorded."""
+    if what not in refused:
+        refused.add(what)
+        first = (why.strip() or "no reason given").splitlines()[0]
+        logger.warning(f"decoding step by step, slower than from a CUDA graph: {first}")
+
+
+def fixed(cache: Cache, read: int, end: int) -> Cache:
+    """Keys and values of `read` tokens in buffers for `end` of them; `cache` is used up.
 
     Layers with a window keep its tokens alone; they are put where they belong, and the mask of the
     window hides what is missing.
     """
     layers = []
     for old in cache.layers:
-        new = StaticLayer(read + room)
+        new = StaticLayer(end)
         new.lazy_initialization(old.keys, old.values)
         new.keys[:, :, read - old.keys.shape[2] : read] = old.keys
         new.values[:, :, read - old.values.shape[2] : read] = old.values
         new.cumulative_length.fill_(read)
+        old.keys = old.values = None  # memory for one layer twice, not for all
         layers.append(new)
     return Cache(layers=layers)
 
 
 def flowing(cache: Cache, read: int, hf: Any) -> Cache:
-    """The way back: a cache that grows."""
+    """The way back: a cache that grows, of `read` tokens; `cache` is used up."""
     found = empty_cache(hf)
     for old, new in zip(cache.layers, found.layers, strict=True):
-        new.update(old.keys[:, :, :read].contiguous(), old.values[:, :, :read].contiguous())
+        new.update(old.keys[:, :, :read], old.values[:, :, :read])
+        old.keys = old.values = None
     return found
 
 
-def record(run: Callable[[], Tensor]) -> tuple[Callable[[], Any], Tensor]:
-    """A function that repeats what `run` does on the GPU, and the tensor that it fills."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(2):  # libraries allocate and choose kernels at the first calls
-            run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = run()
+@cache
+def side_stream(device: torch.device) -> torch.cuda.Stream:
+    """Where graphs of a device are recorded: libraries keep workspaces for every stream."""
+    return torch.cuda.Stream(device)
+
+
+@contextmanager
+def waits_forbidden() -> Iterator[None]:
+    """While open, whatever makes the host wait for the GPU is an error: no graph can hold it."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+def repeatable(run: Callable[[], Tensor], device: torch.device
+               ) -> tuple[Callable[[], Any], Tensor]:
+    """A function that repeats what `run` does on a GPU, and the tensor that it fills.
+
+    Raises RuntimeError where that is not possible, most often before recording begins: a recording
+    that breaks off leaves the allocator in disorder.
+    """
+    with torch.cuda.device(device):
+        side = side_stream(device)
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            run()  # libraries allocate and choose kernels
+            with waits_forbidden():
+                run()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=side):
+                out = run()
+        torch.cuda.current_stream().wait_stream(side)
     return graph.replay, out
-
-
-_said: set[str] = set()
-
-
-def barred(why: str) -> None:
-    """Says once that, and why, steps are not recorded."""
-    if why not in _said:
-        _said.add(why)
-        logger.warning(f"decoding step by step, slower than from a CUDA graph: {why}")

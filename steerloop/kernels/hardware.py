@@ -19,7 +19,8 @@ LARGEST = 2**25  # bytes, glibc's own upper end of the blocks that it keeps
 
 
 def keep_freed(keep: bool) -> None:
-    """Whether host memory that was freed stays with the process, whatever the size of a block.
+    """Whether host memory that was freed stays with the process, whatever the size of a block; if
+    not, about what glibc comes to by itself.
 
     By itself glibc gives large blocks back and gets them again page by page, and clearing pages
     costs more than half of what fills them: logits, attention, gradients. Other systems' C
@@ -43,7 +44,8 @@ def hardware(device: str, threads: int) -> torch.device:
         found = torch.empty(0, device=auto if device == "auto" else device).device
     except (RuntimeError, AssertionError) as e:
         raise UserError(f"--device {device}: {str(e).splitlines()[0]}") from e
-    keep_freed(found.type == "cpu")
+    if found.type == "cpu":
+        keep_freed(True)
     return found
 
 

@@ -12,26 +12,43 @@ import torch
 from loguru import logger
 
 from steerloop import UserError
-from steerloop.kernels.files import PACKAGE, checksums, code_version, sha256
+from steerloop.kernels.files import (
+    PACKAGE,
+    checksums,
+    code_version,
+    ending,
+    records_lost,
+    sha256,
+)
 from steerloop.kernels.hardware import precision
 from steerloop.kernels.weights import locate
 
 PACKAGES = ("torch", "transformers", "polars")
 DATA = ("persona", "contexts", "prompts", "vignettes", "mundane", "labelled")
 FREE = {"resume", "force", "runs"}  # of the config: where and how, not what
-EDGE = 2**20  # bytes at either end of a weight file that stand for it: its header is among them
+KINDS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")  # weights, config, tokenizer
+WHOLE = 2**26  # bytes up to which a file is read whole
+EDGE = 2**20  # bytes at either end of a larger one that stand for it: its header is among them
 
 
 def fingerprint(folder: Path) -> str:
-    """Hash of a checkpoint: names, sizes, and both ends of each of its files."""
+    """Hash of a checkpoint: names, sizes and contents of its files, of large ones both ends."""
     found = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.json")):
+    for path in sorted(x for kind in KINDS for x in folder.glob(kind)):
         size = path.stat().st_size
         with path.open("rb") as file:
-            found.update(f"{path.name} {size}".encode() + file.read(EDGE))
+            found.update(f"{path.name} {size}".encode())
+            found.update(file.read(WHOLE if size <= WHOLE else EDGE))
             file.seek(max(0, size - EDGE))
             found.update(file.read(EDGE))
     return found.hexdigest()
+
+
+def source() -> str:
+    """Hash of the package's code, checks left out: what a commit means, whether or not there is
+    one."""
+    files = [x for x in sorted(PACKAGE.rglob("*.py")) if "checks" not in x.parts]
+    return hashlib.sha256(b"".join(x.read_bytes() for x in files)).hexdigest()
 
 
 def data_files(cfg: Any) -> dict[str, Path]:
@@ -44,6 +61,7 @@ def identity(cfg: Any, device: str) -> dict[str, Any]:
     """All that makes a run what it is, beside its config."""
     return {
         "code": code_version(),
+        "source": source(),
         "packages": {x: version(x) for x in PACKAGES},
         "hardware": {"device": device, "threads": torch.get_num_threads()},
         "weights": fingerprint(locate(cfg.model)),
@@ -72,13 +90,11 @@ def accepted(run: Path, now: dict[str, Any], force: bool) -> dict[str, Any]:
     before = json.loads((run / "config.json").read_text())
     noted = {"resumed": before.pop("resumed", [])}
     before.pop("schema")
-    was, is_ = (flat({**x, "config": {k: v for k, v in x["config"].items() if k not in FREE}})
-                for x in (before, now))
+    was, is_ = (flat({**x, "code": "", "config": {
+        k: v for k, v in x["config"].items() if k not in FREE}}) for x in (before, now))
     more = is_["config.rounds"] > was["config.rounds"]
-    summary = run / "summary.json"
-    ended = summary.exists() and json.loads(summary.read_text())["ended"]
     kept = all((run / x).exists() for x in ("events.jsonl", *checksums(run)))
-    if ended and kept and not more:  # a damaged file that was deleted is made again
+    if ending(run) and kept and not records_lost(run) and not more:  # else it is mended
         raise UserError(f"{run} is finished; --rounds N, more than {was['config.rounds']}, goes on")
     changed = {k: f"{was.get(k)} → {is_.get(k)}" for k in sorted(was.keys() | is_.keys())
                if was.get(k) != is_.get(k) and not (more and k == "config.rounds")}

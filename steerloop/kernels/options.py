@@ -151,5 +151,5 @@ def command(parse: Callable[[list[str]], T], run: Callable[[T], Any], argv: list
                  "a smaller --batch_rows or --max_new_tokens, --quant nf4")
     except (UserError, OSError, FloatingPointError) as e:
         sys.exit(f"error: {e}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted: every file of the run is whole; --resume with its folder goes on")
+    except KeyboardInterrupt as e:
+        sys.exit(": ".join(["interrupted", *map(str, e.args)]))

@@ -2,6 +2,7 @@
 about its persona, refusal."""
 
 import re
+import unicodedata
 import zlib
 
 LOOP = re.compile(r"(.{1,12}?)\1{3,}", re.DOTALL)
@@ -64,3 +65,8 @@ def narrates(text: str, personas: list[str]) -> bool:
 def refuses(text: str) -> bool:
     """Whether the text declines to answer, as assistants do."""
     return bool(REFUSES.search(text))
+
+
+def printable(text: str) -> str:
+    """Text for a terminal: what a model writes must not move the cursor or set colours."""
+    return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else "\ufffd" for c in text)

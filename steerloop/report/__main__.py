@@ -8,12 +8,11 @@ import sys
 from pathlib import Path
 
 from steerloop import UserError
-from steerloop.kernels.files import verify
+from steerloop.kernels.files import ending, verify
 from steerloop.report import finish, ledger_table, run_table
 from steerloop.report.compare import NAMES, compare_runs
 from steerloop.report.pages import write_pages
 from steerloop.report.run import events
-from steerloop.report.summary import ended
 
 SINGLE = "--single-file"
 
@@ -31,7 +30,7 @@ def rebuild(run: Path, single: bool) -> None:
     """
     verify(run)
     if healed(run):
-        finish(run, single, ended(run))
+        finish(run, single, bool(ending(run)))
     elif any(e["stage"] == "evaluate" for e in events(run)):
         write_pages(run, single=single)
     else:

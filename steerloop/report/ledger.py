@@ -19,6 +19,8 @@ def ledger(root: Path) -> pl.DataFrame:
     rows = []
     for path in sorted(root.glob("*/summary.json")):
         summary = json.loads(path.read_text())
+        if not summary["ended"]:  # written by `report` of a run that was cut short
+            continue
         last = summary["healed"][-1]
         settings = {"axis": " → ".join(summary["axis"])}
         settings |= {k: str(v) if isinstance(v, list) else v for k, v in summary["arm"].items()}

@@ -60,6 +60,7 @@ def summarise(run: Path, judged: list[Gate], found: list[dict[str, Any]]) -> dic
         "rivals": beaten(run, found),
         "gates": heads(judged),
         "named": [f"{x}: {NAMES[x]}" for x in named(judged)],
+        "records": len(events(run)),
     }
 
 
@@ -69,12 +70,6 @@ def after_round(run: Path, round: int) -> str:
     write_gates(run, found)
     write_pages(run, live=True, found=found)
     return round_table(run, round, found)
-
-
-def ended(run: Path) -> bool:
-    """Whether a run came to its end by itself: a summary can be written of any."""
-    path = run / "summary.json"
-    return path.is_file() and json.loads(path.read_text())["ended"]
 
 
 def finish(run: Path, single: bool = False, end: bool = True) -> str:
