@@ -3,6 +3,7 @@ what models wrote as text, whatever it is."""
 
 import json
 import re
+from shutil import copy, copytree
 
 import plotly.graph_objects as go
 import polars as pl
@@ -15,7 +16,7 @@ from steerloop.report.__main__ import main
 from steerloop.report.figures import spread
 from steerloop.report.markup import embedded, from_markdown
 from steerloop.report.pages import figures, write_pages
-from steerloop.report.run import states
+from steerloop.report.run import scored_elsewhere, states
 
 NASTY = ('</textarea></script><script>document.title="pwned"; console.log("pwned")</script>'
          '<img src=x onerror=alert(1)> & "quoted" \u2028 <b>bold</b>')
@@ -60,6 +61,7 @@ def check_the_report_draws_what_the_folder_says(run):
     shift = event["shift"]["authority"]["nats"]
     wanted = "round 2, healedΔauthority {:+.2f} [{:+.2f}, {:+.2f}] nats".format(*shift)
     assert box.startswith(wanted) and "coherence 0.99" in box
+    assert "of rows over τ" in box and "KL to base" in box and "κ =" in box
     labels = [x for x in page.find("text") if x in ("base", "1", "2", "steering, same shift",
                                                     "plain distillation")]
     assert {"base", "1", "2", "steering, same shift", "plain distillation"} <= set(labels)
@@ -98,6 +100,34 @@ def check_one_file_alone_is_a_whole_page(run, tmp_path):
     shared.unlink()
     page, _ = visit(run / "map.html")
     assert [x.startswith("The chart script") for x in page.find("div", "plot")] == [True, True]
+
+
+def check_scores_of_other_models_land_on_the_map(run, tmp_path, capsys):
+    score = tmp_path / "runs/theirs"
+    copytree(run, score)
+    known = json.loads((score / "config.json").read_text())
+    (score / "config.json").write_text(json.dumps(known | {"scored": "hub/their-adapter"}))
+    lines = [json.dumps({"stage": "axis", "axis": ["authority", "care"]})]
+    lines += [json.dumps({"stage": "evaluate", "round": 0, "state": x, "dose": 0.0, "measures": e[
+        "measures"]}) for x, e in zip(("base", "scored"), states(run), strict=False)]
+    (score / "events.jsonl").write_text("\n".join(lines) + "\n")
+    for kind in ("eval", "items"):
+        copy(run / f"rounds/01/healed.{kind}.parquet", score / f"rounds/00/scored.{kind}.parquet")
+    main([str(run), "--with", str(score)])
+    assert "pages" in capsys.readouterr().out
+    page = (run / "report.html").read_text()
+    assert "their-adapter" in page and "their-adapter" not in (run / "gates.md").read_text()
+    assert "their-adapter" not in (run / "summary.json").read_text()
+    (found,) = scored_elsewhere(run, [score])
+    mine = json.loads((run / "summary.json").read_text())["healed"][1]
+    assert found["shift"] == mine["shift"] and found["round"] == 1  # the same rows, the same base
+    rows = pl.read_parquet(score / "rounds/00/scored.eval.parquet")
+    rows.with_columns(vignette=pl.lit("another")).write_parquet(
+        score / "rounds/00/scored.eval.parquet")
+    with pytest.raises(SystemExit, match="--like"):
+        main([str(run), "--with", str(score)])
+    with pytest.raises(SystemExit, match="not a folder of"):
+        main([str(run), "--with", str(run)])
 
 
 def check_a_phone_and_the_dark_show_all_of_it(run):

@@ -82,7 +82,7 @@ def write_run(
         if steered:
             evaluated(i, "steered", steered[i](base))
         events.append({"stage": "heal", "round": i, "active": 0.2, "operating_kl": 0.3, "tau": 0.2,
-                       "pull": 0.4} | (heal or {}))
+                       "pull": 0.4, "nll": 1.5} | (heal or {}))
         events.append({"stage": "drift", "round": i, "kl_base": drift[i], "cos_teacher": cos})
         evaluated(i, "healed", change(base))
     for state, change in (others or {}).items():

@@ -1,7 +1,8 @@
-"""`python -m steerloop.report [--single-file] [RUN ...]`
+"""`python -m steerloop.report [--single-file] [RUN ...] [--with SCORE ...]`
 
 Without a run: the ledger of all runs. With one: its pages and verdicts anew, and its tables. With
 several: each against the first. --single-file puts the chart script into the pages, to share them.
+--with puts folders of `python -m steerloop.score` on the map and into the table of a run.
 """
 
 import sys
@@ -12,9 +13,9 @@ from steerloop.kernels.files import ending, verify
 from steerloop.report import finish, ledger_table, run_table
 from steerloop.report.compare import NAMES, compare_runs
 from steerloop.report.pages import write_pages
-from steerloop.report.run import events
+from steerloop.report.run import events, scored_elsewhere
 
-SINGLE = "--single-file"
+SINGLE, WITH = "--single-file", "--with"
 
 
 def healed(run: Path) -> bool:
@@ -23,35 +24,39 @@ def healed(run: Path) -> bool:
         e.get("state") == "healed" for e in events(run))
 
 
-def rebuild(run: Path, single: bool) -> None:
-    """Write summary.json, gates.md and the pages of a run anew, also where it was cut short.
+def rebuild(run: Path, single: bool, scores: list[Path]) -> None:
+    """Write summary.json, gates.md and the pages of a run anew, also where it was cut short; with
+    what was scored elsewhere on the pages.
 
-    Raises UserError naming a file that is damaged.
+    Raises UserError naming a file that is damaged, or a score that cannot be compared.
     """
     verify(run)
+    if not any(e["stage"] == "evaluate" for e in events(run)):
+        raise UserError(f"{run} has measured nothing yet: there is nothing to show")
     if healed(run):
         finish(run, single, bool(ending(run)))
-    elif any(e["stage"] == "evaluate" for e in events(run)):
-        write_pages(run, single=single)
-    else:
-        raise UserError(f"{run} has measured nothing yet: there is nothing to show")
+    if scores or not healed(run):
+        write_pages(run, single=single, beside=scored_elsewhere(run, scores))
 
 
 def main(argv: list[str]) -> None:
     """Exits with one line when a named folder is not a run, or two cannot be compared."""
-    runs = [Path(x) for x in argv if x != SINGLE]
+    at = argv.index(WITH) if WITH in argv else len(argv)
+    runs, scores = ([Path(x) for x in part if x not in (SINGLE, WITH)]
+                    for part in (argv[:at], argv[at:]))
     if not runs:
         print(ledger_table(Path("runs")))
         return
     try:
         if len(runs) > len(NAMES):
             raise UserError(f"{len(runs)} runs: {len(NAMES)} can be compared at a time")
-        for run in runs:
+        for run in runs + scores:
             if not (run / "events.jsonl").is_file():
                 raise UserError(f"{run} is not a run folder (no events.jsonl in it)")
+        for run in runs:
             if len(runs) > 1 and not healed(run):
                 raise UserError(f"{run} has no healed round: it cannot be compared")
-            rebuild(run, SINGLE in argv)
+            rebuild(run, SINGLE in argv, scores)
         if len(runs) > 1:
             print(compare_runs(runs))
         else:

@@ -4,6 +4,7 @@ Colours are names of CSS variables ("--accent"): the page puts in what the reade
 scheme says. All text that plotly shows is escaped, since it reads a subset of HTML.
 """
 
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
@@ -41,8 +42,9 @@ def place(event: dict[str, Any], axis: list[str]) -> list[list[float]]:
     return [event["shift"][f]["nats"] for f in axis]
 
 
-def hover(title: str, event: dict[str, Any], axis: list[str], base: dict[str, Any]) -> str:
-    """A state's numbers as the lines of a hover box."""
+def hover(title: str, event: dict[str, Any], axis: list[str], base: dict[str, Any],
+          loop: Sequence[str] = ()) -> str:
+    """A state's numbers as the lines of a hover box; `loop` says how its round went."""
     now, was = event["measures"], base["measures"]
     lines = [f"<b>{escape(title)}</b>"]
     lines += [f"Δ{escape(f)} {interval(event['shift'][f]['nats'])} nats" for f in axis]
@@ -50,7 +52,7 @@ def hover(title: str, event: dict[str, Any], axis: list[str], base: dict[str, An
               f"mundane ppl × {now['ppl_mundane'] / was['ppl_mundane']:.3f}"]
     lines += [f"{escape(k.replace('_', ' '))} {now[k]:.3f}"
               for k in ("opening_mass", "sentence_validity") if k in now]
-    return "<br>".join(lines + ([f"dose {event['dose']:.2f}"] if event["dose"] else []))
+    return "<br>".join(lines + ([f"dose {event['dose']:.2f}"] if event["dose"] else []) + [*loop])
 
 
 def bars(values: list[list[float]], colour: str) -> Figure:
@@ -113,21 +115,32 @@ def axis_style(title: str = "", **more: Any) -> Figure:
             "zerolinecolor": "--line", "zerolinewidth": 1, "ticks": "", "automargin": True} | more
 
 
-def map_figure(found: list[dict[str, Any]], axis: list[str]) -> Figure:
+def went(sample: dict[str, Any], heal: dict[str, Any], drift: dict[str, Any]) -> list[str]:
+    """How a round went, by its records, as lines of a hover box."""
+    said = [("c* {c_star:.2f}, sampled at κ = {kappa:.2f} of it", sample),
+            ("loss {nll:.3f} nats per token, operating KL {operating_kl:.3f}", heal),
+            ("{active:.0%} of rows over τ = {tau:g}", heal),
+            ("KL to base {kl_base:.3f} nats per token", drift)]
+    return [text.format(**record) for text, record in said if record]
+
+
+def map_figure(found: list[dict[str, Any]], axis: list[str],
+               rounds: dict[int, list[str]] | None = None) -> Figure:
     """Care against authority (or whatever the axis is): one node per round from base, steered
-    points faint, everything else that was measured as a labelled mark."""
+    points faint, everything else that was measured as a labelled mark. `rounds`: how each went."""
     base = found[0]
     path = [base] + [e for e in found if e["state"] == "healed"]
     steered = [e for e in found if e["state"] == "steered"]
-    others = [e for e in found if e["state"] not in STEPS]
+    others = list({e["state"]: e for e in found if e["state"] not in STEPS}.values())
     texts = ["base", *(str(e["round"] + 1) for e in path[1:] + steered),
              *(label(e["state"]) for e in others)]
     spots = spread(texts, [tuple(e["shift"][f]["nats"][0] for f in axis)
                            for e in path + steered + others])
 
     def told(events: list[dict[str, Any]], word: str) -> list[str]:
-        return [hover(f"round {e['round'] + 1}, {word}" if e["state"] != "base" else "base", e,
-                      axis, base) for e in events]
+        return [hover(f"round {e['round'] + 1}, {word}", e, axis, base,
+                      (rounds or {}).get(e["round"], ())) if e["state"] != "base"
+                else hover("base", e, axis, base) for e in events]
 
     traces = []
     if steered:

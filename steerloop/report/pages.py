@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import polars as pl
 
 from steerloop.kernels.files import write_whole
 from steerloop.report.diary import prompts, read_diary, said, write_diary
-from steerloop.report.figures import STEPS, map_figure, rounds_figure
+from steerloop.report.figures import STEPS, map_figure, rounds_figure, went
 from steerloop.report.markup import from_markdown, page, shared_script, table
 from steerloop.report.run import axis_of, events, last_by_round, rows_of, states
 from steerloop.report.text import interval
@@ -20,18 +21,20 @@ SCORES = ("dose", "ppl", "repeat", "echo", "loop", "zip")
 
 
 def write_pages(
-    run: Path, live: bool = False, single: bool = False, found: list[dict[str, Any]] | None = None
+    run: Path, live: bool = False, single: bool = False, found: list[dict[str, Any]] | None = None,
+    beside: Sequence[dict[str, Any]] = (),
 ) -> None:
     """Write map.html, report.html and diary.md of a run with at least one measured state; `found`
-    are its `states`, if known.
+    are its `states`, if known, and those `beside` them were measured elsewhere.
 
     `live`: the run goes on, so pages look for newer ones. `single`: plotly's script goes into each
     page, which can then be sent alone; else both load the one beside the run folders.
     """
     found = found or states(run)
     script = None if single else f"../{shared_script(run.parent)}"
-    shapes, head = figures(run, found), header(run, found, live)
     write_diary(run, found)
+    head, found = header(run, found, live), [*found, *beside]
+    shapes = figures(run, found)
     for name, body in (("map", head + charts(run, found)),
                        ("report", head + charts(run, found) + report(run, found))):
         text = page(f"{name}: {run.name}", body, shapes, script, live)
@@ -46,9 +49,10 @@ def config(run: Path) -> dict[str, Any]:
 def figures(run: Path, found: list[dict[str, Any]]) -> dict[str, Any]:
     """Both figures by the id of their place."""
     floor = next((e["floor"] for e in events(run) if e["stage"] == "start"), 0.0)
-    samples, drifts = (last_by_round(run, x) for x in ("sample", "drift"))
+    samples, heals, drifts = (last_by_round(run, x) for x in ("sample", "heal", "drift"))
     budget = config(run)["config"]["kl_budget"]
-    return {"map": map_figure(found, axis_of(run)),
+    rounds = {r: went(samples[r], heals.get(r, {}), drifts.get(r, {})) for r in samples}
+    return {"map": map_figure(found, axis_of(run), rounds),
             "rounds": rounds_figure(found, samples, drifts, floor, budget)}
 
 
@@ -179,6 +183,10 @@ def settings(run: Path) -> str:
     """Every knob as resolved, and what ran."""
     known = config(run)
     versions = {"code": known.get("code") or "not in a git checkout"} | known.get("packages", {})
+    versions |= known.get("hardware", {}) | {k: known[k][:12] for k in ("weights", "source")
+                                             if k in known}
+    forced = [f"{k}: {x}" for change in known.get("resumed", []) for k, x in change.items()]
+    versions |= {"changed when it was resumed": "; ".join(forced)} if forced else {}
     knobs = [{"knob": k, "value": json.dumps(v)} for k, v in known["config"].items()]
     return (table([{"what": k, "version": v} for k, v in versions.items()])
             + f"<details><summary>{len(knobs)} settings</summary>{table(knobs)}</details>")

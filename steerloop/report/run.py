@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from steerloop import UserError
 from steerloop.kernels.files import read_events as events
 from steerloop.report.stats import compare, difference
 from steerloop.report.text import interval, markdown
@@ -25,6 +26,26 @@ def states(run: Path) -> list[dict[str, Any]]:
               for e in found]
     for event, table in zip(found, tables, strict=True):
         event |= compare(table, tables[0], axis, cfg["seed"], cfg["bootstrap"])
+    return found
+
+
+def scored_elsewhere(run: Path, folders: list[Path]) -> list[dict[str, Any]]:
+    """What `steerloop.score` measured of other models on the vignettes of a run, against the base
+    of the run, as states of its last round. Raises UserError where that is no comparison."""
+    cfg, found = json.loads((run / "config.json").read_text())["config"], []
+    base = pl.read_parquet(run / "rounds/00/base.eval.parquet")
+    for folder in folders:
+        known = json.loads((folder / "config.json").read_text())
+        if "scored" not in known:
+            raise UserError(f"{folder} is not a folder of `python -m steerloop.score`")
+        event = [e for e in events(folder) if e["stage"] == "evaluate"][-1]
+        table = pl.read_parquet(folder / f"rounds/00/{event['state']}.eval.parquet")
+        try:
+            event |= compare(table, base, axis_of(run), cfg["seed"], cfg["bootstrap"])
+        except ValueError as e:
+            raise UserError(f"{folder}: {e}; score it anew with --like {run}") from e
+        found.append(event | {"state": Path(known["scored"]).name,
+                              "round": last_healed(states(run))})
     return found
 
 
