@@ -87,7 +87,9 @@ second-model:
 
 # the API reference, from the docstrings, into build/docs
 docs:
-    {{ python }} -W ignore -m pdoc -o build/docs steerloop '!steerloop.checks' '!steerloop.bridge'
+    {{ python }} -W ignore -m pdoc -o build/docs steerloop \
+        $(cd steerloop && for x in */; do [ -f $x/__init__.py ] && echo "!steerloop.${x%/}"; done \
+        | grep -vE 'export|chat|score')
 
 # lm-evaluation-harness on a merged export and on its base: a small local task, an environment of its own
 lm-eval MERGED BASE="steerloop/tinyworld/model":

@@ -20,6 +20,8 @@ from steerloop.export.__main__ import main
 from steerloop.export.student import c_star, open_student, read_vector
 
 FAMILIES = [*DENSE, "biases", "qwen3-moe"]
+ARCHITECTURES = {"gemma3-multimodal": "gemma3", "llama3": "llama", "mistral": "llama",
+                 "qwen3-moe": "qwen3moe", "biases": "llama"}  # as llama.cpp calls them
 PREFIX = {"gemma3-multimodal": "model.language_model.layers."}
 
 
@@ -31,6 +33,8 @@ def saved(tmp_path_factory):
     def folder(family):
         if family not in known:
             known[family] = save_family(root / family, family)
+            if "multimodal" in family:  # what a model that sees is published with
+                (known[family] / "preprocessor_config.json").write_text("{}")
         return known[family]
 
     return folder
@@ -89,6 +93,19 @@ def check_peft_and_transformers_load_the_student(run, tmp_path, family):
     assert tokenizer.chat_template == student.model.tokenizer.chat_template
     vision = [x for x, _ in merged.named_parameters() if "vision" in x]
     assert bool(vision) is (family == "gemma3-multimodal")
+    assert (tmp_path / "merged/preprocessor_config.json").exists() is bool(vision)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def check_vectors_of_every_family_come_back(run, tmp_path, family):
+    """Exporting compares what was read back, steering the model, with what was written."""
+    student = open_student(run(family), "3")
+    for gguf in (True, False):
+        out = export_vector(student, tmp_path / f"{gguf}", gguf=gguf)
+    reader = GGUFReader(tmp_path / "True/vector.gguf")
+    arch = reader.get_field("controlvector.model_hint").contents()
+    assert arch == ARCHITECTURES.get(family, family)
+    assert load_file(out / "vector.safetensors").keys() == {"block.1", "block.2"}
 
 
 def check_the_text_decoder_of_a_multimodal_checkpoint_can_be_served_alone(run, tmp_path):

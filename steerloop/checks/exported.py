@@ -31,7 +31,7 @@ def made_run(folder: Path, cfg: Config, size: float = 0.3) -> Path:
         run.tensors(f"{name}/vector", {f"block.{b}": v for b, v in vector.items()})
         run.table(f"{name}/completions", rows)
         run.event("sample", round=k, c_star=0.5 + k)
-    run.json("summary.json", best_round=1, healed=[])
+    run.json("summary.json", best_round=1, healed=[], ended=True)
     return run.path
 
 
