@@ -2,9 +2,11 @@
 changed or is in use is refused in one line that says what to do."""
 
 import dataclasses
+import itertools
 import json
 import signal
 import subprocess
+import time
 from datetime import datetime
 from pathlib import Path
 from random import Random
@@ -23,6 +25,7 @@ from steerloop.export.student import open_student
 from steerloop.kernels import identity
 from steerloop.kernels.folder import Folder
 from steerloop.kernels.options import command, parse
+from steerloop.report import finish
 from steerloop.report.__main__ import main as report
 from steerloop.train import Config, train
 
@@ -219,9 +222,14 @@ def check_a_clock_that_goes_back_changes_nothing(cfg, whole, tmp_path, monkeypat
         def now(cls, tz=None):
             return datetime(1999, 1, 1, tzinfo=tz)
 
-    run, *_ = cut_off(cfg, tmp_path, writes(whole) // 2)
+    (tmp_path / "first").mkdir()
+    run, *_ = cut_off(cfg, tmp_path / "first", writes(whole) // 2)
     monkeypatch.setattr(record, "datetime", Before)
+    seconds = itertools.count(10**9, -7)
+    monkeypatch.setattr(time, "time", lambda: float(next(seconds)))
     assert same(resumed(run, cfg), whole)
+    again = train(dataclasses.replace(cfg, runs=str(tmp_path / "second")))
+    assert again.name.startswith("19990101") and same(again, whole)
 
 
 def check_the_command_line_takes_the_config_of_the_folder(cfg, whole):
@@ -280,5 +288,26 @@ def check_a_full_disk_is_one_line_and_the_run_goes_on_elsewhere(cfg, whole, tmp_
 
 def check_a_folder_that_cannot_be_written_is_one_line(cfg, tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    with pytest.raises(SystemExit, match=r"error: .*file"):
+    with pytest.raises(SystemExit, match=r"error: cannot write below .*file.*--runs"):
         command(lambda _: dataclasses.replace(cfg, runs=str(tmp_path / "file")), train, [])
+
+
+@pytest.mark.long
+def check_a_folder_that_became_read_only_says_so(cfg, whole, tmp_path):
+    """A new run, one to resume, its report and its export: one line each, and it is as it was."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=50m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a disk cannot be mounted here: root is needed")
+    try:
+        copytree(whole, run := disk / "run")
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        for work in (lambda: train(dataclasses.replace(cfg, runs=str(disk))),
+                     lambda: resumed(run, cfg, rounds=3), lambda: finish(run),
+                     lambda: write_bundle(run, run / "b.tar.gz")):
+            with pytest.raises(UserError, match=r"cannot write.*writable"):
+                work()
+        assert same(run, whole)
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tomllib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,7 +149,8 @@ def write_whole(path: Path, writer: Callable[[Path], Any]) -> None:
         raise UserError(f"cannot write {path}: {e}; what was written before it is whole: free space"
                         " or make the folder writable, then go on (a run: --resume)") from e
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # nothing there, or a disk that is read only: that has been said
+            temporary.unlink()
 
 
 def sha256(path: Path) -> str:

@@ -93,13 +93,17 @@ class Folder(Nowhere):
     """Reads and writes below a new folder `path`, or `path`-2, -3, … where runs started in one
     second; below `path` itself with `again`. Tensors that are read go to `device`.
 
-    Raises UserError while another process has the folder open.
+    Raises UserError while another process has the folder open, and where it cannot be written.
     """
 
     def __init__(self, path: Path, again: bool = False, device: str = "cpu") -> None:
         names = (path.name if i == 1 else f"{path.name}-{i}" for i in count(1))
-        self.path = path if again else next(p for p in map(path.with_name, names) if _made(p))
-        self.device, self.lock = device, (self.path / "lock").open("w")  # released with the process
+        try:
+            self.path = path if again else next(p for p in map(path.with_name, names) if _made(p))
+            self.device, self.lock = device, (self.path / "lock").open("w")  # ends with the process
+        except OSError as e:
+            raise UserError(f"cannot write below {path.parent} ({e.strerror}): free space, make it "
+                            "writable or copy it elsewhere; --runs names another place") from e
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:
