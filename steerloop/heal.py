@@ -30,7 +30,8 @@ def step_loss(model: Model, rows: list[tuple], barrier: Barrier, size: int) -> l
     `size` rows at a time; both divisors are counted first, so that the cut changes nothing.
     Returns NLL per token and A_row per row, nats. Under no_grad it only measures."""
     n_total, nlls, tops = sum(len(c) for _, c, _ in rows), [], []
-    rows = sorted(rows, key=lambda x: len(x[0]) + len(x[1]))  # like lengths: little padding
+    rows = sorted(rows, key=lambda x: -len(x[0]) - len(x[1]))  # like lengths: little padding; the
+    # longest come first: what they leave in memory holds the others
     for i in range(0, len(rows), size):
         prompts, completions, refs = map(list, zip(*rows[i : i + size], strict=True))
         (batch,) = model.batches((prompts, completions, [0.0] * len(prompts)), size)

@@ -312,5 +312,6 @@ def check_micro_batches_hold_rows_of_like_length(small, monkeypatch):
         [len(p) + len(c) for p, c in zip(*columns[:2], strict=True)]) or make(columns, size))
     with torch.no_grad():
         nlls, _ = step_loss(s.model, rows, Barrier("nll", "rmse", 0.0, 0.0), 4)
-    assert [x for part in seen for x in part] == sorted(len(p) + len(c) for p, c, _ in rows)
+    assert [x for part in seen for x in part] == sorted(
+        (len(p) + len(c) for p, c, _ in rows), reverse=True)
     assert list(map(len, seen)) == [4, 4, 1] and len(nlls) == sum(len(c) for _, c, _ in rows)
