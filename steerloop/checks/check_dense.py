@@ -265,7 +265,8 @@ def check_freed_memory_is_kept_or_not():
         hardware.keep_freed(False)
         assert max(left(), left()) < 16
         hardware.keep_freed(True)
-        assert min(left(), left()) < 16 and resident()["anon"] - held > 100  # one, used twice
+        grown = [left() for _ in range(6)]  # small blocks may settle in one that was left
+        assert min(grown) < 16 and sum(grown) < 500 and resident()["anon"] - held > 100
     finally:
         hardware.hardware("cpu", 0)
 
