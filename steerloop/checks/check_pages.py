@@ -106,18 +106,22 @@ def check_scores_of_other_models_land_on_the_map(run, tmp_path, capsys):
     score = tmp_path / "runs/theirs"
     copytree(run, score)
     known = json.loads((score / "config.json").read_text())
-    (score / "config.json").write_text(json.dumps(known | {"scored": "hub/their-adapter"}))
+    (score / "config.json").write_text(json.dumps(known | {"scored": "hub/healed"}))
     lines = [json.dumps({"stage": "axis", "axis": ["authority", "care"]})]
     lines += [json.dumps({"stage": "evaluate", "round": 0, "state": x, "dose": 0.0, "measures": e[
         "measures"]}) for x, e in zip(("base", "scored"), states(run), strict=False)]
     (score / "events.jsonl").write_text("\n".join(lines) + "\n")
     for kind in ("eval", "items"):
         copy(run / f"rounds/01/healed.{kind}.parquet", score / f"rounds/00/scored.{kind}.parquet")
-    main([str(run), "--with", str(score)])
+    copytree(score, twin := tmp_path / "runs/same-name")
+    main([str(run), "--with", str(score), str(twin)])
     assert "pages" in capsys.readouterr().out
+    own = len(figures(run, states(run))["map"]["data"])
+    both = figures(run, states(run) + scored_elsewhere(run, [score, twin]))["map"]["data"]
+    assert [x["name"] for x in both[own:]] == 2 * ["scored: healed"]  # marks of their own
     page = (run / "report.html").read_text()
-    assert "their-adapter" in page and "their-adapter" not in (run / "gates.md").read_text()
-    assert "their-adapter" not in (run / "summary.json").read_text()
+    assert "scored: healed" in page and "scored:" not in (run / "gates.md").read_text()
+    assert "scored:" not in (run / "summary.json").read_text()
     (found,) = scored_elsewhere(run, [score])
     mine = json.loads((run / "summary.json").read_text())["healed"][1]
     assert found["shift"] == mine["shift"] and found["round"] == 1  # the same rows, the same base

@@ -131,7 +131,8 @@ def map_figure(found: list[dict[str, Any]], axis: list[str],
     base = found[0]
     path = [base] + [e for e in found if e["state"] == "healed"]
     steered = [e for e in found if e["state"] == "steered"]
-    others = list({e["state"]: e for e in found if e["state"] not in STEPS}.values())
+    others = list({(e["state"], e.get("folder")): e for e in found
+                   if e["state"] not in STEPS}.values())  # of each the last one, after more rounds
     texts = ["base", *(str(e["round"] + 1) for e in path[1:] + steered),
              *(label(e["state"]) for e in others)]
     spots = spread(texts, [tuple(e["shift"][f]["nats"][0] for f in axis)

@@ -33,7 +33,7 @@ def scored_elsewhere(run: Path, folders: list[Path]) -> list[dict[str, Any]]:
     """What `steerloop.score` measured of other models on the vignettes of a run, against the base
     of the run, as states of its last round. Raises UserError where that is no comparison."""
     cfg, found = json.loads((run / "config.json").read_text())["config"], []
-    base = pl.read_parquet(run / "rounds/00/base.eval.parquet")
+    base, last = pl.read_parquet(run / "rounds/00/base.eval.parquet"), last_healed(states(run))
     for folder in folders:
         known = json.loads((folder / "config.json").read_text())
         if "scored" not in known:
@@ -44,8 +44,8 @@ def scored_elsewhere(run: Path, folders: list[Path]) -> list[dict[str, Any]]:
             event |= compare(table, base, axis_of(run), cfg["seed"], cfg["bootstrap"])
         except ValueError as e:
             raise UserError(f"{folder}: {e}; score it anew with --like {run}") from e
-        found.append(event | {"state": Path(known["scored"]).name,
-                              "round": last_healed(states(run))})
+        found.append(event | {"state": f"scored: {Path(known['scored']).name}",
+                              "folder": folder.name, "round": last})
     return found
 
 
