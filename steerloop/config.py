@@ -23,7 +23,7 @@ class Config:
     device: str = knob("auto", "torch device; auto: cuda if there is one, else cpu")
     threads: int = knob(0, "CPU threads; 0: as many as torch takes by itself", 0)
     quant: Literal["nf4", "none"] = knob("nf4", "4-bit base, or none: dense")
-    dtype: Literal["auto", "bfloat16", "float32"] = knob("auto", "auto: bfloat16 where native")
+    dtype: Literal["auto", "bfloat16", "float32"] = knob("auto", "auto: bfloat16 where fast")
     decode: Literal["auto", "dense", "nf4"] = knob("auto", "dense: sample with merged weights")
     attn: Literal["auto", "sdpa", "eager"] = knob("auto", "attention; auto: sdpa where it fits")
     seed: int = knob(0, "seed of every random draw of the run", 0)

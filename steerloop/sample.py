@@ -5,6 +5,7 @@ dose, copy) and pick tokens by inverse CDF. So batch size, mixed doses, finished
 resuming change no draw.
 """
 
+from contextlib import nullcontext
 from functools import partial
 
 import polars as pl
@@ -60,16 +61,16 @@ def score(
     """Per row, NLL and KL(model ‖ reference) of its completion tokens, each (n), nats, on the CPU.
 
     The model is the one under the gates in force, steered by `vector`; the reference is unsteered,
-    under the gates `ref` (R) or the same. With neither vector nor `ref` the KL is 0.
+    under the gates `ref` (R) or the same. With neither vector nor `ref` the KL is 0. The model
+    is dense without `ref` only: two models merged would each be rounded in their own way.
     """
     nlls, kls, total = [], [], -(-len(table) // cfg.batch_rows)
     columns = tuple(table[x].to_list() for x in ("prompt_ids", "completion_ids", "dose"))
     for batch in Bar(model.batches(columns, cfg.batch_rows), "score", total):
-        with steered(model, vector or {}, batch):
+        with model.dense() if ref is None else nullcontext(), steered(model, vector or {}, batch):
             h = model.hidden(batch)
-        with model.gates(model.gates.value if ref is None else ref):
+        with model.dense() if ref is None else model.gates(ref):
             h_ref = None if not vector and ref is None else model.hidden(batch)
-        nll, kl = token_losses(h, h_ref, batch.targets, model.head)
-        nlls.extend(batch.split(nll.cpu()))
-        kls.extend(batch.split(kl.cpu()))
+        nll, kl = (batch.split(x.cpu()) for x in token_losses(h, h_ref, batch.targets, model.head))
+        nlls, kls = [*nlls, *nll], [*kls, *kl]
     return nlls, kls

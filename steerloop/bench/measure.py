@@ -42,9 +42,22 @@ def hand_back() -> None:
 
 
 @contextmanager
+def timed(cuda: bool) -> Iterator[dict[str, float]]:
+    """Fills in seconds: of the clock, and of CPU time, which other work on the machine disturbs
+    less."""
+    found: dict[str, float] = {}
+    start, cpu = time.perf_counter(), time.process_time()
+    yield found
+    if cuda:
+        torch.cuda.synchronize()
+    found["seconds"] = time.perf_counter() - start
+    found["cpu_seconds"] = time.process_time() - cpu
+
+
+@contextmanager
 def watched(cuda: bool) -> Iterator[dict[str, float]]:
-    """Fills in seconds (of the clock, and of CPU time, which other work on the machine disturbs
-    less), and the peaks over what was held before, MB."""
+    """Fills in the peaks over what was held before, MB, and `seconds` and `cpu_seconds` of a start
+    with all free memory given back."""
     hand_back()
     before, peak, done = resident(), resident(), threading.Event()
 
@@ -59,16 +72,12 @@ def watched(cuda: bool) -> Iterator[dict[str, float]]:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         held = torch.cuda.memory_allocated()
-    thread, found = threading.Thread(target=watch), {}
+    thread = threading.Thread(target=watch)
     thread.start()
-    start, cpu = time.perf_counter(), time.process_time()
     try:
-        yield found
-        if cuda:
-            torch.cuda.synchronize()
+        with timed(cuda) as found:
+            yield found
     finally:
-        found["seconds"] = time.perf_counter() - start
-        found["cpu_seconds"] = time.process_time() - cpu
         done.set()
         thread.join()
         look()
@@ -93,7 +102,9 @@ class Runner:
 
 
 def race(runners: dict[str, Runner], repeats: int, cuda: bool) -> dict[str, dict[str, Any]]:
-    """Every runner once to warm up, then all of them in turn, `repeats` times over.
+    """Every runner once to warm up, then all of them in turn, `repeats` times over: each once for
+    its memory, which begins by giving free memory back, and at once again for its time, since in a
+    run neither a step nor a batch is the first.
 
     By name: `seconds` and `cpu_seconds` (medians) for `units` of the work, units per second, and
     `peak_mb`, the most memory it held over what was held before it.
@@ -105,7 +116,9 @@ def race(runners: dict[str, Runner], repeats: int, cuda: bool) -> dict[str, dict
         for name, runner in runners.items():
             with watched(cuda) as found:
                 runner(cuda)
-            seen[name].append(found)
+            with timed(cuda) as again:
+                runner(cuda)
+            seen[name].append(found | again)
     return {name: row(found, runners[name].units, cuda) for name, found in seen.items()}
 
 

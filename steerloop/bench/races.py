@@ -119,7 +119,7 @@ def reading(
 
 def loss(shape: str, device: torch.device, dtype: torch.dtype, size: Size) -> Found:
     """heal_loss with its gradient on `rows` completions of `tokens` tokens, no model around it. The
-    twin, too, multiplies in fp32 where the device has no arithmetic in `dtype`."""
+    twin multiplies in `dtype` or in fp32, whichever the device is faster at."""
     n, v, d = size.rows * size.tokens, SHAPES[shape]["vocab_size"], SHAPES[shape]["hidden_size"]
     torch.manual_seed(0)
     head = Head((torch.randn(v, d) * d**-0.5).to(device, dtype))
@@ -128,6 +128,7 @@ def loss(shape: str, device: torch.device, dtype: torch.dtype, size: Size) -> Fo
     rows = torch.arange(size.rows, device=device).repeat_interleave(size.tokens)
     targets = torch.randint(v, (n,), device=device)
     barrier = Barrier("kl_rev", "rmse", 0.3, 0.0)
+    work = max(dtype, torch.float32, key=lambda x: matmul_peak(x, device))
 
     def ours() -> None:
         h.grad = None
@@ -135,7 +136,6 @@ def loss(shape: str, device: torch.device, dtype: torch.dtype, size: Size) -> Fo
 
     def twin() -> None:
         h.grad = None
-        work = dtype if multiplies(head.weight) else torch.float32
         weight = head.weight.to(work)
         z = torch.nn.functional.linear(h.to(work), weight)
         with torch.no_grad():
@@ -145,8 +145,8 @@ def loss(shape: str, device: torch.device, dtype: torch.dtype, size: Size) -> Fo
     found = race({"ours": Runner(ours, n), "dense": Runner(twin, n, twin=True)}, size.repeats,
                  device.type == "cuda")
     rate = 3 * 2 * n * v * d / found["ours"]["seconds"]
-    return {"positions": n, "v": v, "d": d, "unit": "position", "runners": against(found),
-            "limit": product_share(rate, head.weight)}
+    return {"positions": n, "v": v, "d": d, "unit": "position", "twin_dtype": str(work),
+            "runners": against(found), "limit": product_share(rate, head.weight)}
 
 
 def heal(model: Model, cfg: Config, size: Size) -> Found:

@@ -36,7 +36,7 @@ class Head:
     """Hidden states → logits in fp32: the frozen output embedding, softly capped where needed.
 
     On a CPU a large one is multiplied as a blocked copy, if memory allows, else tile by tile; in
-    fp32, where the device has no arithmetic in the dtype of the weight.
+    fp32, where the device is slow in the dtype of the weight.
     """
 
     def __init__(self, weight: Float[Tensor, "v d"], softcap: float | None = None) -> None:
@@ -69,7 +69,7 @@ class Head:
         """∂L/∂h from ∂L/∂z (overwritten) at the logits z."""
         if self.softcap is not None:
             slope *= 1 - (z / self.softcap).square()
-        if not self.tiled:
+        if not self.tiled or self.weight.dtype == slope.dtype:
             return slope.to(self.weight.dtype) @ self.weight
         grad = slope.new_zeros(len(slope), self.weight.shape[1])
         for part, w in zip(slope.split(TILE, -1), self.weight.split(TILE), strict=True):

@@ -1,4 +1,4 @@
-"""What this machine has: the device, the arithmetic it does natively, a compiler."""
+"""What this machine has: the device, the arithmetic it is fast at, a compiler."""
 
 import ctypes
 import os
@@ -57,23 +57,23 @@ def memory(device: torch.device) -> int:
 
 
 @cache
-def native_bf16(device: str) -> bool:
-    """Whether a kind of device multiplies bfloat16; CPUs without it emulate it, many times slower
-    than float32."""
-    return device != "cpu" or torch.cpu._is_avx512_bf16_supported() or (
-        torch.cpu._is_amx_tile_supported())
+def fast_bf16(device: str) -> bool:
+    """Whether a kind of device multiplies bfloat16 faster than float32. Of CPUs those with AMX do:
+    AVX-512's own instruction reached half of float32's rate (docs/bench/README.md), and CPUs with
+    neither emulate it, many times slower."""
+    return device != "cpu" or torch.cpu._is_amx_tile_supported()
 
 
 def precision(dtype: str, device: torch.device) -> torch.dtype:
-    """The compute dtype; auto: bfloat16 where the device multiplies it, else float32."""
+    """The compute dtype; auto: bfloat16 where the device is fast at it, else float32."""
     if dtype == "auto":
-        return torch.bfloat16 if native_bf16(device.type) else torch.float32
+        return torch.bfloat16 if fast_bf16(device.type) else torch.float32
     return getattr(torch, dtype)
 
 
 def multiplies(weight: Tensor) -> bool:
-    """Whether the device of a weight has arithmetic in its dtype."""
-    return weight.dtype != torch.bfloat16 or native_bf16(weight.device.type)
+    """Whether a product with a weight is best done in its dtype, on its device."""
+    return weight.dtype != torch.bfloat16 or fast_bf16(weight.device.type)
 
 
 @cache
