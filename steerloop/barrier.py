@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from steerloop.kernels.fused_loss import CHUNK_LOGITS, Barrier, FusedLoss, Head, divergence, fast
+from steerloop.kernels.fused_loss import Barrier, FusedLoss, Head, divergence, fast
 
 
 @torch.no_grad()
@@ -22,8 +22,7 @@ def token_losses(
 ) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"]]:
     """NLL of the targets and KL to the reference at each position, nats (0 without h_ref)."""
     nll, kls = h.new_zeros((2, len(h)), dtype=torch.float32)
-    size = max(1, CHUNK_LOGITS // len(head.weight))
-    for at in (slice(i, i + size) for i in range(0, len(h), size)):
+    for at in (slice(i, i + head.chunk) for i in range(0, len(h), head.chunk)):
         z = head(h[at])
         nll[at] = z.logsumexp(-1) - z.gather(-1, targets[at, None])[:, 0]
         if h_ref is not None:

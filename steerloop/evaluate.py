@@ -41,8 +41,8 @@ def choices(model: Model, vignettes: pl.DataFrame, cfg: Config, free: bool = Tru
             rows = paired(model, asked, think)
             decode(model, rows, greedy, stops=False)
             if free:
-                forward = rows.fork(torch.arange(0, len(asked), 2), JSON_TOKENS)
-                written += map(model.decode, decode(model, forward, greedy))
+                apart = rows.fork(torch.arange(len(asked)), JSON_TOKENS)
+                written += map(model.decode, decode(model, apart, greedy))
             h = follow(model, rows, ends[0][:-1])
         flat = rearrange(h[:, :-1], "b s d -> (b s) d")
         nll, _ = token_losses(flat, None, scaffold.repeat(len(asked)), model.head)
@@ -51,7 +51,7 @@ def choices(model: Model, vignettes: pl.DataFrame, cfg: Config, free: bool = Tru
     p = both_orders(logp := torch.cat(logps).cpu())
     rows = {"p_ans_any": logp.exp().sum(-1), "scaffold_nll": torch.cat(nlls).cpu()}
     if free:
-        rows["json_is_valid"] = torch.tensor([float(parses(x)) for x in written for _ in (0, 1)])
+        rows["json_is_valid"] = torch.tensor([float(parses(x)) for x in written])
     labels = vignettes["label"].to_list()
     return pl.DataFrame(
         {"vignette": texts, "foundation": labels}

@@ -18,7 +18,7 @@ from steerloop.dose import collect, solve
 from steerloop.evaluate import evaluate
 from steerloop.filter import calibrate
 from steerloop.heal import heal
-from steerloop.kernels.budget import allowance
+from steerloop.kernels.budget import Ledger
 from steerloop.kernels.files import read_data
 from steerloop.kernels.folder import work
 from steerloop.kernels.options import EVALS, band, command, resolve
@@ -53,7 +53,7 @@ def train(cfg: Config) -> Path:
         return heal(model, kept, cfg, round, run), lora.fold(model.layers, model.gates)
 
     run.event("axis", axis=[data.down, data.up])
-    base, vectors, drift = measure("base", 0, {}), [], {"kl_base": 0.0}
+    base, vectors, ledger = measure("base", 0, {}), [], Ledger(cfg)
     floor = min(cfg.coh_floor, base["coherence"] - cfg.coh_drop)
     limit = run.once("limit", calibrate, model, data, cfg)
     run.once("planted", resolve("steerloop.evidence:planted"), model, data, cfg, limit)
@@ -64,8 +64,8 @@ def train(cfg: Config) -> Path:
                                 cfg.batch_rows))
         c_star, curve = run.once([f"{at}/dose", f"{at}/curve"], solve, model, vectors[-1], data,
                                  cfg, str(round))
-        if (most := allowance(curve, c_star, drift["kl_base"], cfg)) < cfg.kappa_min:
-            logger.warning(f"stopped: {drift['kl_base']:.3f} nats spent, no dose fits --kl_budget")
+        if (most := ledger.allows(curve, c_star)) < cfg.kappa_min:
+            logger.warning(f"stopped: {ledger.spent:.3f} nats spent, no dose fits --kl_budget")
             break
         table, kappa = run.once([f"{at}/completions", f"{at}/kappa"], collect, model, vectors[-1],
                                 c_star, data, cfg, limit, round, most, run)
@@ -83,6 +83,7 @@ def train(cfg: Config) -> Path:
         drift = run.once(f"{at}/drift", resolve("steerloop.evidence:drift"), model, kept, data, cfg,
                          vectors[-1])
         run.event("drift", round=round, **drift)
+        ledger.book(kappa, drift["kl_base"])
         run.once(f"{at}/diary", resolve("steerloop.evidence:diary"), model, data, cfg, vectors[-1],
                  kappa * c_star, round)
         healed = measure("healed", round, {})

@@ -47,7 +47,7 @@ QUANT = {"nf4": "nf4", "bf16": "none"}  # --quant of the bench → that of a run
 PROMPT = 200  # tokens before a completion, for `memory`
 # rows, tokens, prompt: the sizes that docs/bench holds against their targets
 NAMED = {"loss": (8, 128, 0), "heal": (0, 200, 100), "sample": (48, 64, 100),
-         "evaluate": (64, 0, 0), "round": (96, 512, 0), "dose": (8, 64, 0), "extract": (64, 0, 0),
+         "evaluate": (64, 0, 0), "round": (96, 512, 0), "dose": (12, 40, 0), "extract": (64, 0, 0),
          "load": (8, 32, 0)}
 
 

@@ -88,12 +88,14 @@ def watched(cuda: bool) -> Iterator[dict[str, float]]:
 
 @dataclass
 class Runner:
-    """One way to do a piece of work: `run` does `units` of it. On a CPU a twin has about the C
-    library's own way with freed memory, ours what `hardware` sets."""
+    """One way to do a piece of work: `run` does `units` of it, `forget` drops what it keeps for the
+    next time. On a CPU a twin has about the C library's own way with freed memory, ours what
+    `hardware` sets."""
 
     run: Callable[[], Any]
     units: float | int = 1
     twin: bool = False
+    forget: Callable[[], Any] = lambda: None
 
     def __call__(self, cuda: bool) -> None:
         if not cuda:
@@ -103,8 +105,8 @@ class Runner:
 
 def race(runners: dict[str, Runner], repeats: int, cuda: bool) -> dict[str, dict[str, Any]]:
     """Every runner once to warm up, then all of them in turn, `repeats` times over: each once for
-    its memory, which begins by giving free memory back, and at once again for its time, since in a
-    run neither a step nor a batch is the first.
+    its memory, which begins with nothing kept and all free memory given back, and at once again
+    for its time, since in a run neither a step nor a batch is the first.
 
     By name: `seconds` and `cpu_seconds` (medians) for `units` of the work, units per second, and
     `peak_mb`, the most memory it held over what was held before it.
@@ -114,6 +116,7 @@ def race(runners: dict[str, Runner], repeats: int, cuda: bool) -> dict[str, dict
     seen: dict[str, list[dict[str, float]]] = {name: [] for name in runners}
     for _ in range(repeats):
         for name, runner in runners.items():
+            runner.forget()
             with watched(cuda) as found:
                 runner(cuda)
             with timed(cuda) as again:

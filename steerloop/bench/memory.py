@@ -12,14 +12,13 @@ from transformers import Gemma3ForCausalLM
 from steerloop import lora
 from steerloop.bench.shapes import config
 from steerloop.config import Config
-from steerloop.kernels.fused_loss import CHUNK_LOGITS
+from steerloop.kernels.fused_loss import CHUNK_LOGITS, COPIES
 from steerloop.kernels.hardware import SHARE, SHARE_TRAINING
 from steerloop.kernels.options import band
 
 GB = 1e9
 CARD = 24 * GB  # what `decode = auto` is decided for
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)  # codes, scales, scales of scales
-COPIES = 6  # of a chunk's logits at the peak of the fused loss, counted: a check repeats it
 
 
 def activations(model: Gemma3ForCausalLM, rows: int, tokens: int) -> int:

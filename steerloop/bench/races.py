@@ -66,6 +66,14 @@ class Size:
 Found = dict[str, Any]
 
 
+def ours_of(model: Model, run: Callable[[], Any], units: float | int = 1) -> Runner:
+    """A runner of ours: it keeps merged weights and the blocked copy of the head."""
+    def forget() -> None:
+        model.dense.release()
+        vars(model.head).pop("blocked", None)
+    return Runner(run, units, forget=forget)
+
+
 def texts(count: int, length: int, seed: int = 0) -> list[list[int]]:
     """Random ordinary tokens."""
     rng = Random(seed)
@@ -187,7 +195,7 @@ def heal(model: Model, cfg: Config, size: Size) -> Found:
         twins.step_loss(student, twin, list(zip(prompts, ends, strict=True)), barrier, cfg.batch)
         update(1, factors)
 
-    found = race({"step alone": Runner(ours), "reference": Runner(reference),
+    found = race({"step alone": ours_of(model, ours), "reference": ours_of(model, reference),
                   "PEFT, dense loss": Runner(plain, twin=True)}, size.repeats,
                  model.device.type == "cuda")
     step, once = found.pop("step alone"), found.pop("reference")
@@ -222,8 +230,8 @@ def sampling(model: Model, cfg: Config, size: Size) -> Found:
         twins.sample_batch(twin, prompts, doses, v, size.tokens, 1.0, False)
 
     found = race({
-        "ours": Runner(lambda: sample(model, table, v, whole, "bench", size.tokens, stops=False),
-                       size.rows),
+        "ours": ours_of(model, lambda: sample(model, table, v, whole, "bench", size.tokens,
+                                              stops=False), size.rows),
         "generate, one at a time": Runner(one, few, twin=True),
         "generate, same batch": Runner(batch, size.rows, twin=True),
     }, size.repeats, model.device.type == "cuda")
@@ -245,13 +253,13 @@ def evaluate(model: Model, cfg: Config, size: Size) -> Found:
         for text in asked["text"].head(size.twin_rows):
             twins.choice(twin, text, size.think)
 
-    found = race({"ours": Runner(lambda: choices(model, asked, cfg), size.rows),
+    found = race({"ours": ours_of(model, lambda: choices(model, asked, cfg), size.rows),
                   "one at a time": Runner(plain, size.twin_rows, twin=True)},
                  size.repeats, model.device.type == "cuda")
     prompts = [model.render(question(x, reverse, size.think > 0))
                for x in asked["text"] for reverse in (False, True)]
     end = len(answers(model.encode, size.think > 0)[0])
-    said = 2 * size.rows * size.think + size.rows * JSON_TOKENS
+    said = 2 * size.rows * (size.think + JSON_TOKENS)
     tokens, heads = sum(map(len, prompts)) + 2 * size.rows * end + said, 2 * size.rows * end + said
     return {"vignettes": size.rows, "think": size.think, "unit": "vignette",
             "prompt": sum(map(len, prompts)) / len(prompts), "runners": against(found),
@@ -276,7 +284,7 @@ def dose(model: Model, cfg: Config, size: Size) -> Found:
     def plain() -> None:
         solved["twin"] = twins.solve(twin, prompts[: size.twin_rows], v)
 
-    found = race({"ours": Runner(ours, len(prompts)),
+    found = race({"ours": ours_of(model, ours, len(prompts)),
                   "bisection, one at a time": Runner(plain, size.twin_rows, twin=True)},
                  size.repeats, model.device.type == "cuda")
     doses, seconds = len(solved["curve"]), found["ours"]["seconds"]
@@ -298,7 +306,8 @@ def extraction(model: Model, cfg: Config, size: Size) -> Found:
              for pole in (0, 1)]
     twin, few = twins.load(cfg, model), size.twin_rows
     found = race({
-        "ours": Runner(lambda: extract(model, pairs, contexts, blocks, cfg.batch_rows), size.rows),
+        "ours": ours_of(model, lambda: extract(model, pairs, contexts, blocks, cfg.batch_rows),
+                        size.rows),
         "all states and logits": Runner(
             lambda: twins.extract(twin, *(x[:few] for x in poles), blocks), few, twin=True),
     }, size.repeats, model.device.type == "cuda")

@@ -1,12 +1,13 @@
 """The fused loss and the scorer equal dense twins in value and in gradient, whatever the kind, the
 aggregate, the shape, the dtype and the cut into chunks."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steerloop import barrier as core
 from steerloop.barrier import heal_loss, token_losses
 from steerloop.checks.twins import dense_heal_loss, dense_kl, dense_logp
 from steerloop.kernels import fused_loss
@@ -35,11 +36,9 @@ def problem(sizes, d, v, seed, softcap, dtype):
 
 
 def chunked(limit):
-    """Both users of the limit on logits alive at once see `limit`."""
-    patch = pytest.MonkeyPatch.context()
-    with patch as m:
+    """At most `limit` logits are alive at once."""
+    with pytest.MonkeyPatch.context() as m:
         m.setattr(fused_loss, "CHUNK_LOGITS", limit)
-        m.setattr(core, "CHUNK_LOGITS", limit)
         yield
 
 
@@ -105,13 +104,22 @@ def check_token_losses_is_its_dense_twin(sizes, d, v, seed, softcap, chunk, dtyp
     assert (kl >= -1e-2).all()
 
 
-@given(sizes=SHAPES["sizes"], chunk=st.integers(1, 400), v=st.integers(1, 40))
-def check_chunks_hold_whole_rows_within_the_limit(sizes, chunk, v):
+@given(sizes=SHAPES["sizes"], most=st.integers(1, 20))
+def check_chunks_hold_whole_rows_within_the_limit(sizes, most):
     rows = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes).long())
-    for _ in chunked(chunk):
-        found = list(fused_loss.chunks(rows, v))
+    found = list(fused_loss.chunks(rows, most))
     assert [x for part in found for x in part] == [x for x in sizes if x]
-    assert all(len(part) == 1 or sum(part) * v <= chunk for part in found)
+    assert all(len(part) == 1 or sum(part) <= most for part in found)
+    assert all(sum(a) + b[0] > most for a, b in pairwise(found))  # none could have been longer
+
+
+def check_a_chunk_is_chosen_from_memory(monkeypatch):
+    head = Head(torch.randn(40, 6))
+    assert head.chunk == 2**25 // 40
+    for room, most in ((10 * 40, 10), (39, 1)):
+        bytes_ = room * 4 * fused_loss.COPIES / fused_loss.SHARE_TRAINING
+        monkeypatch.setattr(fused_loss, "memory", lambda _, x=bytes_: x)
+        assert head.chunk == most
 
 
 @pytest.mark.parametrize("agg", AGGS)

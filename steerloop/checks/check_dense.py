@@ -4,6 +4,7 @@ tiles, compiled parts, micro-batches of like lengths."""
 import subprocess
 import sys
 import textwrap
+from contextlib import nullcontext
 
 import polars as pl
 import pytest
@@ -16,13 +17,15 @@ from steerloop.barrier import heal_loss
 from steerloop.checks.check_barrier import close, problem
 from steerloop.checks.small import WINDOW, completions, short_run, small_config, token_batch
 from steerloop.checks.twins import dense_logp
-from steerloop.config import Config
+from steerloop.config import Config, parse
 from steerloop.heal import step_loss
 from steerloop.kernels import blocked, dense, fused_loss, hardware
 from steerloop.kernels.blocked import Blocked
+from steerloop.kernels.files import read_data
 from steerloop.kernels.fused_loss import Barrier, Head
 from steerloop.kernels.identity import resolved
 from steerloop.kernels.prefix import follow, paired
+from steerloop.model import load
 from steerloop.sample import jobs, sample
 
 PROMPTS = ["Why?", "Must I go to the old town hall today?", "He told me so."]
@@ -169,13 +172,54 @@ def check_samples_are_the_same_dense_or_not(layout, small):
     assert tokens[0].equals(tokens[1])
 
 
+def kept_rows(run):
+    """All that a run sampled, kept and trained on, by round."""
+    return pl.concat([pl.read_parquet(x).select("completion_ids", "keep", "train")
+                      for x in sorted(run.glob("rounds/*/completions.parquet"))])
+
+
 def check_a_run_keeps_the_same_rows_dense_or_not(folders, tmp_path):
-    kept = []
-    for decode in ("dense", "nf4"):
-        run = short_run(tmp_path, small_config(folders(), quant="nf4", decode=decode), decode)
-        kept.append(pl.concat([pl.read_parquet(x).select("completion_ids", "keep", "train")
-                               for x in sorted(run.glob("rounds/*/completions.parquet"))]))
+    kept = [kept_rows(short_run(tmp_path, small_config(folders(), quant="nf4", decode=x), x))
+            for x in ("dense", "nf4")]
     assert kept[0].equals(kept[1]) and kept[0]["train"].sum() == 8
+
+
+def check_a_run_keeps_the_same_rows_with_every_short_cut_and_with_none(folders, tmp_path):
+    """Dense phases, blocked layers and head, compiled loss, one batch; against gated layers, plain
+    products and row by row."""
+    kept = []
+    for on in (True, False):
+        with pytest.MonkeyPatch.context() as m:
+            m.setattr(blocked, "SMALL", 1 if on else 2**60)
+            m.setattr(fused_loss, "LARGE", 1 if on else 2**60)
+            cfg = small_config(folders(), quant="none", decode="dense" if on else "nf4")
+            kept.append(kept_rows(short_run(tmp_path, cfg, str(on), batch_rows=64 if on else 1,
+                                            batch=4 if on else 1, accumulate=1 if on else 4)))
+    assert kept[0].equals(kept[1]) and kept[0]["train"].sum() == 8
+
+
+@pytest.mark.parametrize(("quant", "dtype"), [("none", "bfloat16"), ("nf4", "float32"),
+                                              ("nf4", "bfloat16")])
+def check_rounding_once_costs_little_on_the_embedded_model(quant, dtype):
+    """Its logits as they are, its own kind of text, a Δ that shows."""
+    cfg = Config(model="embedded", device="cpu", quant=quant, dtype=dtype, rounds=3, r=8)
+    model, data = load(cfg), read_data(parse(["--model", "embedded"]))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for layer in model.layers.values():
+            layer.live_A.normal_(0, 0.05, generator=generator)
+            layer.live_B.normal_(0, 0.05, generator=generator)
+        rows = [model.render(x) + model.encode(y) for x, y in zip(
+            data.mundane["prompt"][:24], data.mundane["text"][:24], strict=True)]
+        ids, mask = model.pad(rows)
+        found = []
+        for phase in (nullcontext, model.dense):
+            with phase():
+                found.append(model.head(model.trunk(ids, mask)[mask]))
+        with model.gates(model.gates.before(0)):
+            base = model.head(model.trunk(ids, mask)[mask])
+    assert kl(found[0], base).mean() > 0.01
+    assert kl(*found).quantile(0.99) <= 1e-2
 
 
 @pytest.mark.parametrize(("within", "between"), [(0, 0), (1, 0), (0, 1)])

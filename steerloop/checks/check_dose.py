@@ -16,7 +16,7 @@ from steerloop import UserError, train
 from steerloop.checks.small import data_files, short_run, small_config
 from steerloop.checks.twins import dense_kl, row_logits
 from steerloop.dose import collect, kl_by_dose, solve
-from steerloop.kernels.budget import allowance
+from steerloop.kernels.budget import FIRST, Ledger
 from steerloop.kernels.files import read_data
 from steerloop.kernels.search import crossing, largest
 from steerloop.sample import jobs, sample
@@ -56,8 +56,10 @@ def check_crossing_of_a_power_law_is_exact(root, target, power):
 
 @pytest.mark.parametrize("value", [0.0, 5.0])
 def check_crossing_out_of_reach_says_so(value):
+    calls = []
     with pytest.raises(UserError, match="look here"):
-        crossing(lambda xs: [value] * len(xs), 1.0, "look here")
+        crossing(lambda xs: calls.append(xs) or [value] * len(xs), 1.0, "look here")
+    assert len(calls) == 3  # a fourth is left for what is inside a bracket
 
 
 @given(edge=st.floats(0.01, 2), calls=st.integers(1, 12))
@@ -164,19 +166,32 @@ CURVE = pl.DataFrame({"dose": [0.5, 0.9, 4.0], "mean": [0.01, 0.04, 1.0], "p95":
     (0.0, 0.0, 1.0), (0.0, 9.0, 1.0),  # no budget
     (10.0, 0.0, 1.0),  # more than the teacher has
     (0.09, 0.0, 0.3 / 0.4), (0.09, 0.01, 0.2 / 0.4), (0.09, 0.09, 0.0), (0.09, 0.16, -0.1 / 0.4),
-    (0.09, -1e-9, 0.3 / 0.4),  # a KL of nothing can round below 0
 ])
 def check_the_allowance_adds_roots_of_kl(case, budget, spent, kappa):
     """The teacher at κ = 1 is 2 · .9: four times the KL measured at .9, .16 nats."""
-    cfg = replace(case[0].cfg, kl_budget=budget, multiples=[1.0, 2.0])
-    assert allowance(CURVE, 0.9, spent, cfg) == pytest.approx(kappa, abs=1e-9)
+    ledger = Ledger(replace(case[0].cfg, kl_budget=budget, multiples=[1.0, 2.0]))
+    ledger.spent, ledger.shares = spent, [1.0]
+    assert ledger.allows(CURVE, 0.9) == pytest.approx(kappa, abs=1e-9)
+
+
+def check_a_ledger_learns_what_a_student_takes(case):
+    ledger = Ledger(replace(case[0].cfg, kl_budget=0.09, multiples=[1.0, 2.0]))
+    assert ledger.allows(CURVE, 0.9) == pytest.approx(0.3 / (FIRST * 0.4))
+    ledger.book(0.5, -1e-9)  # nothing was learnt: no share to go by
+    assert ledger.spent == 0 and ledger.allows(CURVE, 0.9) == pytest.approx(0.3 / (FIRST * 0.4))
+    ledger.book(0.5, 0.01)  # half of the teacher's root
+    assert ledger.allows(CURVE, 0.9) == pytest.approx((0.3 - 0.1) / (0.5 * 0.4))
+    ledger.book(1.0, 0.0121)  # less from now on: the most of any round counts
+    assert ledger.allows(CURVE, 0.9) == pytest.approx((0.3 - 0.11) / (0.5 * 0.4))
 
 
 def check_a_budget_too_small_for_a_round_says_so(case):
-    cfg = replace(case[0].cfg, kl_budget=1e-6)
+    ledger = Ledger(replace(case[0].cfg, kl_budget=1e-6))
     with pytest.raises(UserError, match="--kl_budget 1e-06 is too little") as failure:
-        allowance(CURVE, 0.9, 0.0, cfg)
+        ledger.allows(CURVE, 0.9)
     assert "\n" not in str(failure.value)
+    enough = float(str(failure.value).partition("raise it to ")[2].partition(",")[0])
+    assert Ledger(replace(ledger.cfg, kl_budget=enough)).allows(CURVE, 0.9) >= ledger.cfg.kappa_min
 
 
 def check_the_walk_starts_at_the_allowance(case):

@@ -3,6 +3,7 @@ preferred digit can look like a moral profile."""
 
 import math
 import sys
+import zlib
 from dataclasses import replace
 
 import polars as pl
@@ -219,12 +220,15 @@ def check_permuting_vignettes_changes_nothing(case):
 
 
 def check_reversing_all_option_orders_changes_nothing(case, monkeypatch):
-    """Each vignette is asked in both orders, so which of them is called forward is no matter."""
+    """Each vignette is asked in both orders, so which of them is called forward is no matter, for
+    the free answers, too: what they are is judged by a coin that depends on every letter."""
     s, data = case
-    rows = choices(s.model, data.vignettes, s.cfg, free=False)
-    for module in (forced_choice, sys.modules["steerloop.evaluate"]):
-        monkeypatch.setattr(module, "FOUNDATIONS", FOUNDATIONS[::-1])
-    turned = choices(s.model, data.vignettes, s.cfg, free=False).select(rows.columns)
+    module = sys.modules["steerloop.evaluate"]
+    monkeypatch.setattr(module, "parses", lambda text: zlib.crc32(text.encode()) % 2)
+    rows = choices(s.model, data.vignettes, s.cfg)
+    for place in (forced_choice, module):
+        monkeypatch.setattr(place, "FOUNDATIONS", FOUNDATIONS[::-1])
+    turned = choices(s.model, data.vignettes, s.cfg).select(rows.columns)
     for a, b in zip(rows.rows(), turned.rows(), strict=True):
         assert a[:2] == b[:2] and a[2:] == pytest.approx(b[2:], rel=1e-4)
 

@@ -73,6 +73,9 @@ def check_peaks_and_medians():
     assert 60 < found["twin"]["peak_mb"] < 80  # 64 MB of ones
     assert sum(found["twin"]["all_seconds"]) == pytest.approx(2 * found["twin"]["seconds"])
     assert found["twin"]["ours_share_of_peak_memory"] < 0.5
+    keeps = measure.Runner(lambda: held or held.append(torch.ones(2**24)), forget=held.clear)
+    assert measure.race({"ours": keeps}, 1, cuda=False)["ours"]["peak_mb"] > 60
+    held.clear()
     with measure.watched(False) as seen:
         held.append(torch.ones(2**23))
         time.sleep(0.03)

@@ -3,11 +3,12 @@ only between settings that bracket the target."""
 
 import json
 from dataclasses import replace
+from importlib import import_module
 
 import polars as pl
 import pytest
 
-from steerloop import train
+from steerloop import UserError, train
 from steerloop.checks.small import short_config, small_config
 from steerloop.kernels.files import read_data
 from steerloop.sweep import points
@@ -70,6 +71,23 @@ def check_what_is_there_is_not_run_again(tmp_path, monkeypatch):
         (seed, arm.setting) for seed in (0, 1) for arm in FRONTIER}
 
 
+def check_rows_of_another_model_of_that_name_are_refused(tmp_path, folders, capsys):
+    group, path = Group("frontier", str(folders()), "dev", "dirty", 0, tmp_path), (
+        tmp_path / "frontier.jsonl")
+    for weights in ({}, {"weights": group.weights}):
+        path.write_text(json.dumps(group.key | weights) + "\n")
+        group.check()
+    path.write_text(json.dumps(group.key | {"weights": "0123"}) + "\n")
+    with pytest.raises(UserError, match="another model"):
+        group.check()
+    command = ["frontier", "--points", str(tmp_path), "--models", group.model]
+    with pytest.raises(SystemExit), pytest.MonkeyPatch.context() as m:
+        m.setattr("sys.argv", ["sweep", *command])
+        m.setenv("TQDM_DISABLE", "1")  # and as it was afterwards: the module sets it
+        import_module("steerloop.sweep.__main__").main()
+    assert "another model" in capsys.readouterr().err
+
+
 def check_every_sweep_has_arms_of_their_own():
     for sweep in SWEEPS.values():
         assert len({(x.family, x.setting) for x in sweep.arms}) == len(sweep.arms)
@@ -124,6 +142,7 @@ def check_a_failed_arm_leaves_a_hole_and_not_a_wreck(tmp_path):
     write_results(tmp_path, tmp_path / "results.md")
     text = (tmp_path / "results.md").read_text()
     assert "the filter is starved 1" in text and "12 of" in text
+    assert "steerloop.sweep rounds --models runs/m --split test --regimes dirty --seeds 0 1" in text
 
 
 def check_means_have_t_intervals():

@@ -82,7 +82,7 @@ CASES = {
     "undoing": (GOOD[::-1], {}, 2),
     "reversed": ([tilted({"authority": 0.5})] * 2, {}, 1),
     "alike": ([alike] * 2, {}, 1),
-    "inert barrier": (GOOD, {"heal": {"active": 0.0}}, 1),
+    "inert barrier": (GOOD, {"heal": {"active": 0.004}}, 1),
     "incoherent": ([GOOD[0], broken], {}, 2),
     "filter off": (GOOD, {"filter": False}, 0),
     "over budget": (GOOD, {"kl_budget": 0.025}, 2),

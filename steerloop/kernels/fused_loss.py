@@ -26,7 +26,8 @@ from torch import Tensor
 from steerloop.kernels.blocked import Blocked, suits
 from steerloop.kernels.hardware import SHARE_TRAINING, compiled, memory, multiplies
 
-CHUNK_LOGITS = 2**25  # logits alive at once, per copy: 128 MiB in fp32
+CHUNK_LOGITS = 2**25  # logits alive at once, per copy, where memory allows: 128 MiB in fp32
+COPIES = 6  # of them at the peak, counted: a check repeats it
 TILE = 2**9  # words of a weight that a CPU takes at once: it stays in the cache
 LARGE = 2**15  # vocabulary from which compiling and tiles pay
 EPS = 1e-8  # nats²: at Δ = 0 every KL is 0, where a root has no slope
@@ -45,6 +46,13 @@ class Head:
         self.tiled = not multiplies(weight) or (large and weight.dtype == torch.float32)
         room = memory(weight.device) * SHARE_TRAINING
         self.blocks = self.tiled and suits(weight) and weight.nbytes <= room
+
+    @property
+    def chunk(self) -> int:
+        """Positions whose logits may be alive at once: all their copies fit the share of memory
+        that training leaves them."""
+        room = memory(self.weight.device) * SHARE_TRAINING
+        return max(1, int(min(CHUNK_LOGITS, room / (4 * COPIES))) // len(self.weight))
 
     @cached_property
     def blocked(self) -> Blocked:
@@ -123,11 +131,11 @@ def fast(f: Callable[..., Any], z: Tensor) -> Callable[..., Any]:
     return compiled(f, z) if z.shape[-1] >= LARGE else f
 
 
-def chunks(rows: Int[Tensor, "n"], v: int) -> Iterator[list[int]]:
-    """Sizes of consecutive whole rows whose logits fit CHUNK_LOGITS together, or of one alone."""
+def chunks(rows: Int[Tensor, "n"], most: int) -> Iterator[list[int]]:
+    """Sizes of consecutive whole rows of `most` positions together, or of one alone."""
     chunk: list[int] = []
     for size in torch.unique_consecutive(rows, return_counts=True)[1].tolist():
-        if chunk and (sum(chunk) + size) * v > CHUNK_LOGITS:
+        if chunk and sum(chunk) + size > most:
             yield chunk
             chunk = []
         chunk.append(size)
@@ -146,7 +154,7 @@ class FusedLoss(torch.autograd.Function):
         grad, loss = torch.zeros_like(h), h.new_zeros((), dtype=torch.float32)
         nlls, tops, stop = [loss.new_zeros(0)], [loss.new_zeros(0)], 0
         forward = barrier.kind == "kl_fwd"
-        for sizes in chunks(rows, len(head.weight)):
+        for sizes in chunks(rows, head.chunk):
             at = slice(stop, stop := stop + sum(sizes))
             z, hit = head(h[at]), targets[at, None]
             if h_ref is None:

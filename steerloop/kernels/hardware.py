@@ -58,9 +58,11 @@ def memory(device: torch.device) -> int:
 
 @cache
 def fast_bf16(device: str) -> bool:
-    """Whether a kind of device multiplies bfloat16 faster than float32. Of CPUs those with AMX do:
-    AVX-512's own instruction reached half of float32's rate (docs/bench/README.md), and CPUs with
-    neither emulate it, many times slower."""
+    """Whether a kind of device multiplies bfloat16 faster than float32. Of GPUs older ones emulate
+    it. Of CPUs those with AMX do: AVX-512's own instruction reached half of float32's rate
+    (docs/bench/README.md), and CPUs with neither emulate it, many times slower."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return device != "cpu" or torch.cpu._is_amx_tile_supported()
 
 

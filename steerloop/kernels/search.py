@@ -7,7 +7,7 @@ from steerloop import UserError
 
 GRID = [2.0**i for i in range(-3, 4)]
 FINE = 6  # steps between the two points of the grid that bracket the target
-REACH = 4  # times the grid may move by a factor of 64
+REACH = 3  # grids at most, each a factor of 64 from the last
 
 
 def crossing(f: Callable[[list[float]], list[float]], target: float, hint: str) -> float:

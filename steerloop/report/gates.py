@@ -26,6 +26,7 @@ from steerloop.report.verdicts import shown
 PLANTED, OWN, LABELLED = 0.9, 0.9, 0.8  # U1: least shares: of each planted kind, base's, labelled
 RETAIN = 0.25  # U2: least share of the steered shift that is there without steering
 ALIKE = 0.5  # U2: mean shift of the other foundations over the target's: above it, all move alike
+FIRES = 0.01  # U2: least share of rows over τ, in the round where it is largest
 SLACK = 0.05  # U3: a round may lose this much of the trait, nats
 INFORMED = 0.5  # U3: least share kept of what the base's answers say about the vignettes
 NAMES = {
@@ -36,7 +37,7 @@ NAMES = {
     "alike": "every foundation moved alike: the answers changed, not the trait",
     "collapsed": "the answers no longer depend on the vignettes: noise, not a trait",
     "incoherent": "coherence fell below the absolute floor",
-    "inert barrier": "the barrier was never active: this is plain training; lower --tau, or auto",
+    "inert barrier": "the barrier was hardly ever active: this is plain training; lower --tau",
     "filter off": "the filter was off: only empty completions were dropped",
     "over budget": "the student spent more KL than --kl_budget",
 }
@@ -168,7 +169,8 @@ def heal_gate(run: Path, cfg: dict[str, Any], found: list[dict[str, Any]], floor
         active = [e["active"] for e in heals]
         gate.line("rows over τ while healing, by round",
                   ", ".join(f"{e['active']:.3f} (τ {e['tau']:.3g}, operating KL "
-                            f"{e['operating_kl']:.3g})" for e in heals), "> 0", max(active) > 0,
+                            f"{e['operating_kl']:.3g})" for e in heals),
+                  f"≥ {FIRES:g} in one", max(active) >= FIRES,
                   "inert barrier")
     gate.line("barrier's gradient / NLL's, by round", ", ".join(
         "not measured" if e["pull"] is None else f"{e['pull']:.2f}" for e in heals), "", None)
@@ -237,9 +239,10 @@ def course_gate(run: Path, cfg: dict[str, Any], found: list[dict[str, Any]], flo
               ", ".join(f"{e['cos_teacher']:.2f}" for e in spent), "> 0",
               min(e["cos_teacher"] for e in spent) > 0)
     budget = cfg["kl_budget"]
-    gate.line("KL to base per token after the last round (nats)", f"{spent[-1]['kl_base']:.4f}",
-              f"≤ {budget:g}" if budget else "no budget set",
-              spent[-1]["kl_base"] <= budget if budget else None, "over budget")
+    most = max(e["kl_base"] for e in spent)
+    gate.line("KL to base per token, the most after any round (nats)", f"{most:.4f}",
+              f"≤ {budget:g}" if budget else "no budget set", most <= budget if budget else None,
+              "over budget")
     gate.reading = ["KL ledger:\n\n" + markdown([
         {"round": e["round"] + 1, "KL to base (nats per token)": e["kl_base"],
          "of it this round": e["kl_base"] - (spent[i - 1]["kl_base"] if i else 0.0),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 os.environ["TQDM_DISABLE"] = "1"  # read at its import: two processes tear bars
 
+from steerloop import UserError
 from steerloop.sweep.arms import REGIMES, SWEEPS
 from steerloop.sweep.points import Group, run
 from steerloop.sweep.tables import write_results
@@ -37,6 +38,11 @@ def main() -> None:
               for model in args.models for seed in args.seeds
               for regime in (SWEEPS[args.sweep].regimes if args.sweep else ())
               if regime in (args.regimes or REGIMES)]
+    try:
+        for group in groups:
+            group.check()
+    except UserError as e:
+        parser.error(str(e))
     with multiprocessing.get_context("spawn").Pool(args.processes, maxtasksperchild=1) as pool:
         for _ in pool.imap_unordered(run, groups, chunksize=1):
             write_results(args.points, args.out)

@@ -15,7 +15,7 @@ from steerloop.dose import collect, solve
 from steerloop.evaluate import evaluate
 from steerloop.filter import calibrate
 from steerloop.heal import heal
-from steerloop.kernels.budget import allowance
+from steerloop.kernels.budget import Ledger
 from steerloop.kernels.files import Data
 from steerloop.kernels.options import resolve
 from steerloop.model import Model, load
@@ -54,10 +54,10 @@ def measure(model: Model, data: Data, cfg: Config) -> dict[str, float]:
 
 
 def draw(
-    model: Model, data: Data, cfg: Config, limit: float, round: int, spent: float = 0.0,
+    model: Model, data: Data, cfg: Config, limit: float, round: int, ledger: Ledger,
     fixed: float | None = None,
 ) -> Drawn:
-    """The data of a round; `spent` of the KL budget is gone. `fixed` is a dose to keep, as it is,
+    """The data of a round, within what the `ledger` allows. `fixed` is a dose to keep, as it is,
     instead of solving for one and walking down from it."""
     vector = extract(model, data.pairs, data.contexts, cfg.steer_blocks, cfg.batch_rows)
     if fixed:
@@ -65,7 +65,7 @@ def draw(
         table, kappa = collect(model, vector, fixed, data, held, limit, round)
         return Drawn(fixed, kappa, table)
     c_star, curve = solve(model, vector, data, cfg, str(round))
-    if (most := allowance(curve, c_star, spent, cfg)) < cfg.kappa_min:
+    if (most := ledger.allows(curve, c_star)) < cfg.kappa_min:
         raise UserError("budget spent")
     table, kappa = collect(model, vector, c_star, data, cfg, limit, round, most)
     return Drawn(c_star, kappa, table)
@@ -76,7 +76,7 @@ def start(data: Data, cfg: Config) -> Start:
     """Round 1 up to its data."""
     model = load(cfg)
     base, limit = measure(model, data, cfg), calibrate(model, data, cfg)
-    return Start(base, limit, draw(model, data, cfg, limit, 0))
+    return Start(base, limit, draw(model, data, cfg, limit, 0, Ledger(cfg)))
 
 
 def shown(now: dict[str, float], base: dict[str, float], data: Data) -> dict[str, float]:
@@ -111,11 +111,11 @@ def climb(
     """
     cfg = replace(cfg, **arm.changes)
     floor = min(cfg.coh_floor, first.base["coherence"] - cfg.coh_drop)
-    model, drawn, spent, held = load(cfg), first.drawn, 0.0, None
+    model, drawn, ledger, held = load(cfg), first.drawn, Ledger(cfg), None
     for round in range(cfg.rounds):
         try:
             if round or cfg.kl_budget:
-                drawn = draw(model, data, cfg, first.limit, round, spent, held)
+                drawn = draw(model, data, cfg, first.limit, round, ledger, held)
             if arm.fixed_dose and round == 0:
                 held = drawn.kappa * drawn.c_star
             kept = drawn.table.filter("train")
@@ -125,6 +125,7 @@ def climb(
             return
         lora.fold(model.layers, model.gates)
         spent = torch.cat(score(model, kept, cfg, ref=model.gates.before(0))[1]).mean().item()
+        ledger.book(drawn.kappa, spent)
         if not sweep.each and round + 1 < cfg.rounds:
             continue
         now = measure(model, data, cfg)

@@ -8,8 +8,11 @@ from typing import Any
 import torch
 from loguru import logger
 
+from steerloop import UserError
 from steerloop.config import parse
 from steerloop.kernels.files import code_version, read_data
+from steerloop.kernels.identity import fingerprint
+from steerloop.kernels.weights import locate
 from steerloop.sweep.arms import REGIMES, SWEEPS
 from steerloop.sweep.climb import climb, start, whole
 
@@ -36,6 +39,20 @@ class Group:
         return {"model": Path(self.model).name, "split": self.split, "regime": self.regime,
                 "seed": self.seed}
 
+    @property
+    def weights(self) -> str:
+        """What tells its model from another of the same name."""
+        return fingerprint(locate(self.model))[:12]
+
+    def check(self) -> None:
+        """Raises UserError where the rows that are there came from another model of that name."""
+        path = self.out / f"{self.sweep}.jsonl"
+        there = {x.get("weights", self.weights) for x in read_rows(path)
+                 if x["model"] == self.key["model"]}
+        if there - {self.weights}:
+            raise UserError(f"{path} has rows of another model {self.key['model']}, weights "
+                            f"{', '.join(there)}: give the folder of this one a name of its own")
+
 
 def run(group: Group) -> None:
     """Append the missing points of a group to its file, each line whole."""
@@ -56,7 +73,8 @@ def run(group: Group) -> None:
     data, code = read_data(cfg), code_version()
     first = None if sweep.whole else start(data, cfg)
     for arm in todo:
-        name = {"arm": arm.family, "family": arm.family, "setting": arm.setting, "code": code}
+        name = {"arm": arm.family, "family": arm.family, "setting": arm.setting, "code": code,
+                "weights": group.weights}
         found = whole(data, cfg, arm) if first is None else climb(data, cfg, arm, first, sweep)
         rows = [group.key | name | row for row in found]
         with path.open("a") as file:

@@ -173,13 +173,17 @@ TITLES = {
 def section(folder: Path, sweep: str) -> str:
     """All tables of a sweep, one a model, split and regime, with how many points they rest on."""
     points, arms = rows(folder, sweep), SWEEPS[sweep].arms
-    parts = [f"## {TITLES[sweep]}", f"`python -m steerloop.sweep {sweep}`"]
+    parts = [f"## {TITLES[sweep]}"]
     for key, group in points.group_by(KEYS, maintain_order=True) if len(points) else ():
-        done = group.select("arm", "setting", "seed").unique()
-        codes = ", ".join(sorted(group["code"].unique()))
-        parts += [f"### {' · '.join(map(str, key))}",
-                  f"{len(done)} of {len(arms) * group['seed'].n_unique()} points, loop seeds "
-                  f"{', '.join(map(str, sorted(group['seed'].unique())))}, code {codes}.",
+        done, (model, split, regime) = group.select("arm", "setting", "seed").unique(), key
+        seeds = " ".join(map(str, sorted(group["seed"].unique())))
+        kept = folder / model if (folder / model).is_dir() else Path("runs") / model
+        where = model if model == "embedded" else kept
+        parts += [f"### {model} · {split} · {regime}",
+                  f"`python -m steerloop.sweep {sweep} --models {where} --split {split} --regimes "
+                  f"{regime} --seeds {seeds}`",
+                  f"{len(done)} of {len(arms) * group['seed'].n_unique()} points, code "
+                  f"{', '.join(sorted(group['code'].unique()))}.",
                   TABLES[sweep](group)]
     return "\n\n".join(parts)
 
