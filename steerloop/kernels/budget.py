@@ -11,6 +11,7 @@ from steerloop import UserError
 FIRST = 1.1  # of the teacher's root KL: its curve is one of few prompts, and students overshoot
 FAR, TINY = math.log(1e6), 1e-12
 
+
 class Ledger:
     """What has been spent of --kl_budget, and how much a round may add.
 
