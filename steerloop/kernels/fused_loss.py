@@ -26,7 +26,7 @@ from torch import Tensor
 from steerloop.kernels.blocked import Blocked, suits
 from steerloop.kernels.hardware import SHARE_TRAINING, compiled, memory, multiplies
 
-CHUNK_LOGITS = 2**25  # logits alive at once, per copy, where memory allows: 128 MiB in fp32
+CHUNK_LOGITS = 2**26  # logits alive at once, per copy, where memory allows: 256 MiB in fp32
 COPIES = 6  # of them at the peak, counted: a check repeats it
 TILE = 2**9  # words of a weight that a CPU takes at once: it stays in the cache
 LARGE = 2**15  # vocabulary from which compiling and tiles pay
