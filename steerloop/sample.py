@@ -60,16 +60,17 @@ def score(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Per row, NLL and KL(model ‖ reference) of its completion tokens, each (n), nats, on the CPU.
 
-    The model is the one under the gates in force. With a `vector` it is steered, as dense as where
-    it sampled, and its reference is itself unsteered; else the reference is what it is under the
-    gates `ref` (R), neither merged, which would round each in its own way. Without both KL is 0.
+    The model is the one under the gates in force, steered by `vector` and then dense as where it
+    sampled; the reference is unsteered, under the gates `ref` (R) or the same. Two states that are
+    compared without steering are not merged: each would be rounded in its own way. With neither
+    vector nor `ref` the KL is 0.
     """
     nlls, kls, total = [], [], -(-len(table) // cfg.batch_rows)
     columns = tuple(table[x].to_list() for x in ("prompt_ids", "completion_ids", "dose"))
     for batch in Bar(model.batches(columns, cfg.batch_rows), "score", total):
         with model.dense() if vector else nullcontext(), steered(model, vector or {}, batch):
             h = model.hidden(batch)
-        with model.dense() if vector else model.gates(ref):
+        with model.dense() if vector and ref is None else model.gates(ref):
             h_ref = None if not vector and ref is None else model.hidden(batch)
         nll, kl = (batch.split(x.cpu()) for x in token_losses(h, h_ref, batch.targets, model.head))
         nlls, kls = [*nlls, *nll], [*kls, *kl]

@@ -46,11 +46,10 @@ class Group:
 
     def check(self) -> None:
         """Raises UserError where the rows that are there came from another model of that name."""
-        path = self.out / f"{self.sweep}.jsonl"
-        there = {x.get("weights", self.weights) for x in read_rows(path)
-                 if x["model"] == self.key["model"]}
-        if there - {self.weights}:
-            raise UserError(f"{path} has rows of another model {self.key['model']}, weights "
+        path, name, mine = self.out / f"{self.sweep}.jsonl", self.key["model"], self.weights
+        there = {x.get("weights", mine) for x in read_rows(path) if x["model"] == name} - {mine}
+        if there:
+            raise UserError(f"{path} has rows of another model {name}, weights "
                             f"{', '.join(there)}: give the folder of this one a name of its own")
 
 
@@ -70,11 +69,10 @@ def run(group: Group) -> None:
     cfg.model, cfg.probes = group.model, [f"steerloop.tinyworld.probes:{x}" for x in sweep.probes]
     for name, value in REGIMES[group.regime].items():
         setattr(cfg, name, value)
-    data, code = read_data(cfg), code_version()
+    data, origin = read_data(cfg), {"code": code_version(), "weights": group.weights}
     first = None if sweep.whole else start(data, cfg)
     for arm in todo:
-        name = {"arm": arm.family, "family": arm.family, "setting": arm.setting, "code": code,
-                "weights": group.weights}
+        name = {"arm": arm.family, "family": arm.family, "setting": arm.setting} | origin
         found = whole(data, cfg, arm) if first is None else climb(data, cfg, arm, first, sweep)
         rows = [group.key | name | row for row in found]
         with path.open("a") as file:
