@@ -7,8 +7,10 @@ what the embedded model and the `--tiny` smoke run change. Flags on the command 
 from dataclasses import dataclass
 from typing import Literal
 
-from steerloop.kernels import options
-from steerloop.kernels.options import PROJECTIONS, knob
+from steerloop.cli import parsing
+from steerloop.cli.knobs import check_ranges, knob
+
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 @dataclass
@@ -76,7 +78,8 @@ class Config:
     agg: Literal["rmse", "mean", "p95", "max"] = knob("rmse", "aggregate of one completion's KLs")
     lam: float = knob(0.3, "barrier weight lambda, per nat", 0)
     lam_pow: float = knob(-0.5, "round r uses lambda * (1 + r) ** lam_pow", low=-9)
-    tau: str = knob("2.0", "barrier threshold, nats; auto: half the operating KL", 0, word="auto")
+    tau: float = knob(2.0, "barrier threshold, nats", 0)
+    tau_share: float = knob(0.0, "tau as this share of plain training's own KL; 0: --tau", 0)
     ref: Literal["base", "prev"] = knob("base", "reference of the KL")
     kl_budget: float = knob(0.0, "limit of the mean KL to base per token, nats; 0: none", 0)
     lr: float = knob(1e-4, "peak learning rate of AdamW")
@@ -98,9 +101,9 @@ class Config:
     coh_drop: float = knob(0.03, "loss of coherence tolerated where the base is low", 0, 1)
 
     def __post_init__(self) -> None:
-        options.check_ranges(self)
+        check_ranges(self)
 
 
 def parse(argv: list[str]) -> Config:
     """Command line → Config: the preset of the model, that of --tiny over it, then the flags."""
-    return options.parse(Config, argv, "Steer, sample, filter, heal, fold; round after round.")
+    return parsing.parse(Config, argv, "Steer, sample, filter, heal, fold; round after round.")

@@ -5,21 +5,20 @@ KL(steered ‖ unsteered) is `target_kl`. KL alone is necessary, not sufficient:
 are κ·α·c*, and κ ≤ 1 shrinks until enough completions survive the filter.
 """
 
+from dataclasses import replace
+
 import polars as pl
-from loguru import logger
 
 from steerloop.config import Config
-from steerloop.filter import judge
-from steerloop.kernels.budget import starved
-from steerloop.kernels.files import Data
-from steerloop.kernels.folder import NOWHERE, Nowhere, work
-from steerloop.kernels.search import crossing, largest
-from steerloop.kernels.text import looped, repeated
+from steerloop.kernels.search import bisected, crossing
 from steerloop.model import Model
-from steerloop.sample import jobs, sample, score
-from steerloop.steer import Vector
+from steerloop.readouts.states import Vector
+from steerloop.sample import completion_losses, jobs, sample
+from steerloop.texts.data import Data
+from steerloop.texts.faults import alive, starved
 
 WALK = 5  # most steps of the survival walk
+Span = tuple[float, float]  # the least and the most κ
 
 
 def kl_by_dose(
@@ -27,17 +26,19 @@ def kl_by_dose(
 ) -> pl.DataFrame:
     """One batch of rollouts over all doses → per dose the p95 and mean KL(steered ‖ unsteered)
     per token, nats, and `alive`, the share of rollouts that neither loop nor repeat."""
+    rollout = replace(cfg, max_new_tokens=cfg.dose_tokens)
     table = jobs(model, data.prompts[: cfg.dose_prompts], doses)
-    table = sample(model, table, vector, cfg, f"{key}|dose", m=cfg.dose_tokens)
-    alive = [repeated(x) <= cfg.max_repeat and looped(x) <= cfg.max_loop for x in table["text"]]
-    kl = [x.tolist() for x in score(model, table, cfg, vector)[1]]
+    table = sample(model, table, vector, rollout, f"{key}|dose")
+    _, kls = completion_losses(model, table, cfg, vector)
+    table = table.with_columns(kl=pl.Series([x.tolist() for x in kls]),
+                               alive=pl.Series(alive(table["text"], cfg)))
     tokens = pl.col("kl").explode()
-    return table.with_columns(kl=pl.Series(kl), alive=pl.Series(alive)).group_by("dose").agg(
-        p95=tokens.quantile(0.95, "linear"), mean=tokens.mean(), alive=pl.col("alive").mean()
-    ).sort("dose")
+    p95 = tokens.quantile(0.95, "linear")
+    by_dose = table.group_by("dose")
+    return by_dose.agg(p95=p95, mean=tokens.mean(), alive=pl.mean("alive")).sort("dose")
 
 
-def solve(
+def dose(
     model: Model, vector: Vector, data: Data, cfg: Config, key: str
 ) -> tuple[float, pl.DataFrame]:
     """c* in units of the vector, and the measured curve behind it.
@@ -55,39 +56,45 @@ def solve(
     return c_star, pl.concat(curves).sort("dose")
 
 
-def collect(
-    model: Model, vector: Vector, c_star: float, data: Data, cfg: Config, limit: float,
-    round: int, most: float = 1.0, run: Nowhere = NOWHERE,
-) -> tuple[pl.DataFrame, float]:
-    """Sample and filter until n_keep survive. Returns every judged row, and κ: a share of c*.
+def walk(batches: list[pl.DataFrame], kappas: Span, cfg: Config) -> tuple[float, bool]:
+    """κ to sample at next, and whether it is settled: by a log bisection between the least and the
+    most κ, on the judged batches so far, the largest seen to let the share `survival` through."""
+    passed = [batch["keep"].mean() >= cfg.survival for batch in batches]
+    return bisected(passed, *kappas, WALK)
 
-    A log bisection of κ in [kappa_min, most] on small batches finds the largest κ seen to let
-    `survival` through; the rest is sampled there. Survivors of all batches count; column `train`
-    marks the n_keep to heal on. A `run` folder keeps each batch, to go on from after an
-    interruption. Raises UserError with counts and remedy when --budget runs out.
+
+def short(batches: list[pl.DataFrame], kappas: Span, cfg: Config) -> bool:
+    """Whether κ is not settled yet, or less than n_keep completions are kept."""
+    _, settled = walk(batches, kappas, cfg)
+    return not settled or sum(batch["keep"].sum() for batch in batches) < cfg.n_keep
+
+
+def ask(
+    model: Model, data: Data, cfg: Config, batches: list[pl.DataFrame], c_star: float, kappas: Span
+) -> tuple[pl.DataFrame, str]:
+    """The `jobs` of the next batch, with their κ, and the name of its stage: "walk" or "sample".
+
+    Prompts and doses are drawn anew each time. Raises UserError with counts and remedy when
+    --budget runs out.
     """
-    bank = []
+    kappa, settled = walk(batches, kappas, cfg)
+    drawn = sum(len(batch) for batch in batches)
+    if settled and drawn >= cfg.budget * cfg.n_keep:
+        raise starved(pl.concat(batches), cfg.n_keep)
+    doses = [kappa * multiple * c_star for multiple in cfg.multiples]
+    rows = jobs(model, data.prompts, doses, copy=drawn)
+    size = min(cfg.batch_rows if settled else cfg.walk_rows, len(rows))
+    rows = rows.sample(size, shuffle=True, seed=cfg.seed + drawn)
+    return rows.with_columns(kappa=pl.lit(kappa)), "sample" if settled else "walk"
 
-    def batch(kappa: float, n: int, stage: str) -> float:
-        done, doses = sum(map(len, bank)), [kappa * a * c_star for a in cfg.multiples]
-        rows = jobs(model, data.prompts, doses, copy=done)
-        rows = rows.sample(min(n, len(rows)), shuffle=True, seed=cfg.seed + done)
-        rows = run.once(f"{work(round)}/batch-{len(bank)}", lambda: judge(
-            model, sample(model, rows, vector, cfg, f"{round}|{stage}"), data, cfg, limit))
-        bank.append(rows.with_columns(kappa=pl.lit(kappa)))
-        run.survived(bank, cfg.n_keep)
-        return rows["keep"].mean()
 
-    def survives(kappa: float) -> bool:
-        share = batch(kappa, cfg.walk_rows, "walk")
-        logger.info(f"at {kappa:.2f} of c*: {share:.0%} of {cfg.walk_rows} pass the filter")
-        return share >= cfg.survival
-
-    kappa = largest(survives, cfg.kappa_min, most, calls=WALK)
-    while sum(x["keep"].sum() for x in bank) < cfg.n_keep:
-        if sum(map(len, bank)) >= cfg.budget * cfg.n_keep:
-            raise starved(pl.concat(bank), cfg.n_keep)
-        batch(kappa, cfg.batch_rows, "sample")
-    table = pl.concat(bank).with_row_index("row")
-    train = table.filter("keep").sample(cfg.n_keep, shuffle=True, seed=cfg.seed)["row"]
-    return table.with_columns(train=pl.col("row").is_in(train.to_list())), kappa
+def choose(
+    batches: list[pl.DataFrame], kappas: Span, cfg: Config
+) -> tuple[pl.DataFrame, float]:
+    """Every judged row, survivors of the walk among them, and κ. Column `train` marks the n_keep
+    to heal on."""
+    kappa, _ = walk(batches, kappas, cfg)
+    table = pl.concat(batches).with_row_index("row")
+    train = table.filter("keep").sample(cfg.n_keep, shuffle=True, seed=cfg.seed)
+    table = table.with_columns(train=pl.col("row").is_in(train["row"].to_list()))
+    return table, kappa

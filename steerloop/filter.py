@@ -9,10 +9,10 @@ import polars as pl
 import torch
 
 from steerloop.config import Config
-from steerloop.kernels.files import Data
-from steerloop.kernels.text import echoed, looped, narrates, refuses, repeated, zipped
 from steerloop.model import Model
-from steerloop.sample import jobs, sample, score
+from steerloop.sample import completion_losses, jobs, sample
+from steerloop.texts.data import Data
+from steerloop.texts.faults import narrates, refuses, scores
 
 
 @torch.no_grad()
@@ -22,20 +22,23 @@ def perplexity(model: Model, table: pl.DataFrame, cfg: Config) -> list[float]:
     A mean over hundreds of tokens hides the tail that went wrong; a quarter does not.
     """
     with model.gates(model.gates.before(0)):
-        nlls, _ = score(model, table, cfg)
-    quarters = [x.tensor_split(4) if len(x) >= 16 else (x,) for x in nlls]
-    return [max(q.mean().exp().item() for q in x) for x in quarters]
+        nlls, _ = completion_losses(model, table, cfg)
+    worst = []
+    for nll in nlls:
+        quarters = nll.tensor_split(4) if len(nll) >= 16 else (nll,)
+        worst.append(max(x.mean().exp().item() for x in quarters))
+    return worst
 
 
 @torch.no_grad()
 def calibrate(model: Model, data: Data, cfg: Config) -> float:
     """The perplexity limit: ppl_factor × the 99th percentile of the base's own completions."""
     with model.gates(model.gates.before(0)):
-        table = sample(model, jobs(model, data.prompts, [0.0]), {}, cfg, "calibrate")
-    return cfg.ppl_factor * torch.tensor(perplexity(model, table, cfg)).quantile(0.99).item()
+        own = sample(model, jobs(model, data.prompts, [0.0]), {}, cfg, "calibrate")
+    return cfg.ppl_factor * torch.tensor(perplexity(model, own, cfg)).quantile(0.99).item()
 
 
-def judge(
+def filter(
     model: Model, table: pl.DataFrame, data: Data, cfg: Config, limit: float
 ) -> pl.DataFrame:
     """Adds ppl, repeat, echo, loop, zip, `keep` and `drop_reason` (null where kept).
@@ -43,18 +46,20 @@ def judge(
     `limit` bounds the perplexity. With the filter off only empty completions are dropped; the
     scores are there all the same.
     """
-    texts, personas = table["text"].to_list(), [text for pair in data.pairs for text in pair]
-    scores = {"repeat": repeated, "echo": echoed, "loop": looped, "zip": zipped}
-    table = table.with_columns(pl.Series("ppl", perplexity(model, table, cfg)),
-                               *(pl.Series(k, [f(x) for x in texts]) for k, f in scores.items()))
-    col, short = pl.col, pl.col("completion_ids").list.len() < cfg.min_tokens
-    reasons = {"empty": short | (col("text").str.strip_chars() == "")}
+    texts = table["text"]
+    table = table.with_columns(*scores(texts), ppl=pl.Series(perplexity(model, table, cfg)))
+    col = pl.col
+    reasons = {"empty": (col("completion_ids").list.len() < cfg.min_tokens)
+               | (col("text").str.strip_chars() == "")}
     if cfg.filter:
-        reasons |= {"loops": (col("loop") > cfg.max_loop) | (col("zip") < cfg.min_zip),
-                    "repeats": col("repeat") > cfg.max_repeat,
-                    "echoes": col("echo") > cfg.max_echo,
-                    "refuses": pl.Series([refuses(x) for x in texts]),
-                    "narrates": pl.Series([narrates(x, personas) for x in texts]),
-                    "improbable": col("ppl") > limit}
+        personas = [text for pair in data.pairs for text in pair]
+        reasons |= {
+            "loops": (col("loop") > cfg.max_loop) | (col("zip") < cfg.min_zip),
+            "repeats": col("repeat") > cfg.max_repeat,
+            "echoes": col("echo") > cfg.max_echo,
+            "refuses": pl.Series([refuses(x) for x in texts]),
+            "narrates": pl.Series([narrates(x, personas) for x in texts]),
+            "improbable": col("ppl") > limit,
+        }
     first = pl.coalesce(pl.when(test).then(pl.lit(why)) for why, test in reasons.items())
     return table.with_columns(drop_reason=first, keep=first.is_null())

@@ -5,99 +5,90 @@ computed once, and the epochs run the student alone.
 """
 
 import random
-from dataclasses import replace
 from functools import partial
-from statistics import fmean
 
 import polars as pl
 import torch
+from torch import Tensor
 
 from steerloop import lora
-from steerloop.barrier import heal_loss
+from steerloop.barrier import Barrier, Step, heal_loss
 from steerloop.config import Config
-from steerloop.kernels.folder import NOWHERE, Nowhere, work
-from steerloop.kernels.fused_loss import Barrier
-from steerloop.kernels.live import Bar
-from steerloop.kernels.optimise import Scheduled, account, added, checkpointed
-from steerloop.kernels.spectral import mean_sigma_max
+from steerloop.healing.course import Course
+from steerloop.healing.optimiser import checkpointed
+from steerloop.healing.pilot import pilot
+from steerloop.healing.spectral import spectral_loss
+from steerloop.kernels.batch import Row, like_lengths
 from steerloop.model import Model
+from steerloop.runfolder.recorder import NOTHING, Recorder
 
-TAU_SHARE = 0.5  # tau auto: this share of the operating KL that the same heal has with λ = 0
+
+def with_reference(model: Model, table: pl.DataFrame, cfg: Config) -> list[Row]:
+    """The rows of `table` beside what the reference makes of them: base, or the student before."""
+    refs = [None] * len(table)
+    if cfg.barrier in ("kl_rev", "kl_fwd"):
+        gates = model.gates
+        with torch.no_grad(), gates(gates.before(0 if cfg.ref == "base" else gates.live)):
+            batches = model.batches(table.with_columns(dose=0.0), cfg.batch_rows)
+            refs = [h for batch in batches for h in batch.split(model.hidden(batch))]
+    columns = table["prompt_ids"].to_list(), table["completion_ids"].to_list()
+    return [Row(*x) for x in zip(*columns, refs, table["row"], strict=True)]
 
 
-def step_loss(model: Model, rows: list[tuple], barrier: Barrier, size: int) -> list[list[float]]:
-    """Gradient of L over one optimiser step's rows (prompt, completion, reference), accumulated
-    `size` rows at a time; both divisors are counted first, so that the cut changes nothing.
-    Returns NLL per token and A_row per row, nats. Under no_grad it only measures."""
-    n_total, nlls, tops = sum(len(c) for _, c, _ in rows), [], []
-    rows = sorted(rows, key=lambda x: -len(x[0]) - len(x[1]))  # like lengths: little padding; the
-    # longest come first: what they leave in memory holds the others
-    for i in range(0, len(rows), size):
-        prompts, completions, refs = map(list, zip(*rows[i : i + size], strict=True))
-        (batch,) = model.batches((prompts, completions, [0.0] * len(prompts)), size)
-        ref = None if refs[0] is None else torch.cat(refs)
-        loss, nll, top = heal_loss(model.hidden(batch), ref, batch.targets, batch.rows, model.head,
-                                   barrier, n_total, len(rows))
+def step_loss(model: Model, rows: list[Row], barrier: Barrier, size: int) -> list[list[float]]:
+    """Gradient of L over one optimiser step's rows, accumulated `size` rows at a time.
+
+    Returns NLL per token and A_row per row, nats. Under no_grad it only measures.
+    """
+    step = Step(barrier, sum(len(row.completion) for row in rows), len(rows))
+    nlls, tops = [], []
+    for prompts, completions, ref in like_lengths(rows, size):
+        batch = model.batch(prompts, completions)
+        loss, nll, top = heal_loss(model.hidden(batch), ref, batch.targets, batch.rows,
+                                   model.head, step)
         if torch.is_grad_enabled():
             loss.backward()
-        nlls, tops = nlls + nll.tolist(), tops + top.tolist()
+        nlls += nll.tolist()
+        tops += top.tolist()
     if barrier.kind == "spectral":  # a property of Δ, not of the rows
-        top = mean_sigma_max([(x.live_A, x.scale * x.live_B) for x in model.layers.values()])
-        tops.append(top.item())
-        if torch.is_grad_enabled():
-            (barrier.lam * top).backward()
+        tops.append(spectral_loss(model.layers, barrier.lam))
     return [nlls, tops]
 
 
 @torch.enable_grad()
 def heal(
-    model: Model, table: pl.DataFrame, cfg: Config, round: int, run: Nowhere = NOWHERE
-) -> dict[str, float | None]:
-    """Optimise a fresh live Δ on the rows of `table`; returns what the round's record needs.
+    model: Model, table: pl.DataFrame, cfg: Config, round: int, run: Recorder = NOTHING
+) -> tuple[dict[str, float | None], dict[str, Tensor]]:
+    """Optimise a fresh live Δ on the rows of `table`; returns what the round's record needs (see
+    Course.account; losses in nats) and Δ, ready to fold: '<layer>.A' (r, d_in), '<layer>.B'
+    (d_out, r).
 
-    NLLs are nats per token (first step, last epoch, held-out rows); `operating_kl` is the mean
-    A_row of the last epoch, nats; `active` the share of all rows seen that were over τ; `pull` the
-    size of the barrier's gradient over that of the NLL at the first step of each later epoch, None
-    where there is none. With a `run` folder it goes on from its last epoch after an interruption.
-    Raises FloatingPointError naming step and rows (column `row`) when the gradient is not finite;
-    Δ is as it was before that step.
+    With a `run` that keeps, it goes on from its last epoch after an interruption. Raises
+    FloatingPointError naming step and rows (column `row`) when the gradient is not finite; Δ is as
+    it was before that step.
     """
-    tau = float(cfg.tau) if cfg.tau != "auto" else TAU_SHARE * heal(
-        model, table, replace(cfg, lam=0.0, tau="0"), round, run)["operating_kl"]
-    barrier = Barrier(cfg.barrier, cfg.agg, cfg.lam * (1 + round) ** cfg.lam_pow, tau)
+    cfg = pilot(cfg, partial(heal, model, table, round=round, run=run))  # τ from the data, if asked
+    barrier = Barrier(cfg.barrier, cfg.agg, cfg.lam * (1 + round) ** cfg.lam_pow, cfg.tau)
     lora.open_round(model.layers, model.gates, cfg.seed)
-    columns = table["prompt_ids"].to_list(), table["completion_ids"].to_list(), [0.0] * len(table)
-    refs, gates = [None] * len(table), model.gates
-    if cfg.barrier in ("kl_rev", "kl_fwd"):
-        with torch.no_grad(), gates(gates.before(0 if cfg.ref == "base" else gates.live)):
-            refs = [x for batch in model.batches(columns, cfg.batch_rows)
-                    for x in batch.split(model.hidden(batch))]
-    rows, rng = list(zip(*columns[:2], refs, strict=True)), random.Random(f"{cfg.seed}|{round}")
-    place = {id(row): i for i, row in zip(table["row"], rows, strict=True)}
+    live = [x for layer in model.layers.values() for x in (layer.live_A, layer.live_B)]
+    rows = with_reference(model, table, cfg)
+    rng = random.Random(f"{cfg.seed}|{round}")
     rng.shuffle(rows)
-    held, rows = rows[: (n := int(cfg.val_share * len(rows)))], rows[n:]
+    n_held = int(cfg.val_share * len(rows))
+    held, rows = rows[:n_held], rows[n_held:]
     size = cfg.batch * cfg.accumulate
-    steps = cfg.epochs * (per_epoch := -(-len(rows) // size))
-    live = [p for layer in model.layers.values() for p in (layer.live_A, layer.live_B)]
-    optimiser, state = Scheduled(live, cfg, steps), f"{work(round)}/{cfg.barrier}-{cfg.lam:g}"
-    done, log, pulls = optimiser.resume(run, state)
+    starts = range(0, len(rows), size)
+    course = Course(live, barrier, cfg, round, len(starts), run)
     with model.dense.unpacked(), checkpointed(model.hf, cfg.checkpointing):
-        for step in (bar := Bar(range(steps), "heal", unit="step")):
-            if (at := step % per_epoch * size) == 0:
-                rng.shuffle(rows)
-            if step < done:
+        for epoch in range(cfg.epochs):
+            rng.shuffle(rows)
+            if epoch < course.done:
                 continue
-            if at == 0 and step:
-                optimiser.keep(run, state, done=step, log=log, pulls=pulls)
-                if cfg.barrier != "nll" and barrier.lam:
-                    pulls.append(added(live, *(partial(step_loss, model, rows[:size], x, cfg.batch)
-                                               for x in (barrier, barrier._replace(lam=0.0)))))
-            log.append(step_loss(model, rows[at : at + size], barrier, cfg.batch))
-            if not optimiser.advance(step):
-                raise FloatingPointError(
-                    f"round {round + 1}, heal step {step}: the gradient is not finite; lower --lr "
-                    f"(--force), look at rows {[place[id(x)] for x in rows[at : at + size]]}")
-            bar.set_postfix(nll=fmean(log[-1][0]), kl=fmean(log[-1][1] or [0]))
+            course.begin(epoch, partial(step_loss, model, rows[:size], size=cfg.batch))
+            for at in starts:
+                part = rows[at : at + size]
+                losses = step_loss(model, part, barrier, cfg.batch)
+                course.advance(losses, [row.number for row in part])
     with torch.no_grad():
-        val = step_loss(model, held, barrier, cfg.batch)[0]
-    return account(log, per_epoch, barrier, val, pulls)
+        val, _ = step_loss(model, held, barrier, cfg.batch)
+    return course.account(val), lora.live_delta(model.layers)

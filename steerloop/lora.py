@@ -28,22 +28,34 @@ class Gates:
     """
 
     def __init__(self, rounds: int) -> None:
-        self.rounds, self.live, self.value, self.merged = rounds, 0, None, False
+        self.rounds = rounds
+        self.live = 0
+        self.value: Tensor | None = None
+        self.fixed = False
 
     @contextmanager
     def __call__(self, value: Float[Tensor, "*b R"] | None) -> Iterator[None]:
         """Hear only what `value` opens until the block ends, be it by an exception.
 
         Raises RuntimeError while gradients are recorded: a backward pass outside the block would
-        run (or recompute) under other gates than its forward; and while the stack is `merged`.
+        run (or recompute) under other gates than its forward; and while they are `held`.
         """
-        if torch.is_grad_enabled() or self.merged:
+        if torch.is_grad_enabled() or self.fixed:
             raise RuntimeError("gates move only under torch.no_grad(), outside of dense phases")
         before, self.value = self.value, value
         try:
             yield
         finally:
             self.value = before
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Until the block ends they cannot move: the stack is merged into weights elsewhere."""
+        before, self.fixed = self.fixed, True
+        try:
+            yield
+        finally:
+            self.fixed = before
 
     def before(self, round: int) -> Float[Tensor, "R"]:
         """The student as it was before a round: 0 is the base, `live` the previous student."""
@@ -55,8 +67,12 @@ class GatedLoRALinear(nn.Module):
 
     def __init__(self, base: nn.Linear, gates: Gates, r: int, alpha: float) -> None:
         super().__init__()
-        self.base, self.gates, self.r, self.scale = base.requires_grad_(False), gates, r, alpha / r
-        (d_out, d_in), new = base.weight.shape, base.weight.new_zeros
+        self.base = base.requires_grad_(False)
+        self.gates = gates
+        self.r = r
+        self.scale = alpha / r
+        d_out, d_in = base.weight.shape
+        new = base.weight.new_zeros
         self.register_buffer("baked_A", new(gates.rounds * r, d_in))
         self.register_buffer("baked_B", new(d_out, gates.rounds * r))
         self.live_A = nn.Parameter(new(r, d_in, dtype=torch.float32))
@@ -67,14 +83,21 @@ class GatedLoRALinear(nn.Module):
         at = slice(k * self.r, (k + 1) * self.r)
         return {"A": self.baked_A[at], "B": self.baked_B[:, at]}
 
+    def delta(self) -> dict[str, Tensor]:
+        """The live factors as they are heard, in the compute dtype: A (r, d_in), B (d_out, r)."""
+        dtype = self.baked_A.dtype
+        return {"A": self.live_A.to(dtype), "B": self.live_B.to(dtype)}
+
     def factors(self) -> tuple[Float[Tensor, "Rr d_in"], Float[Tensor, "d_out Rr"]]:
         """The whole stack with the live slot in its place; once every round is folded, as baked."""
-        A, B, low = self.baked_A, self.baked_B, self.gates.live * self.r
+        A, B = self.baked_A, self.baked_B
         if self.gates.live == self.gates.rounds:
             return A, B
-        live_A, live_B, high = self.live_A.to(A.dtype), self.live_B.to(B.dtype), low + self.r
-        return (torch.cat([A[:low], live_A, A[high:]]),
-                torch.cat([B[:, :low], live_B, B[:, high:]], dim=1))
+        low = self.gates.live * self.r
+        high = low + self.r
+        live = self.delta()
+        return (torch.cat([A[:low], live["A"], A[high:]]),
+                torch.cat([B[:, :low], live["B"], B[:, high:]], dim=1))
 
     def forward(self, x: Float[Tensor, "b t d_in"]) -> Float[Tensor, "b t d_out"]:
         y, gate = self.base(x), self.gates.value
@@ -86,6 +109,19 @@ class GatedLoRALinear(nn.Module):
             gate = repeat(gate.to(low), "... R -> ... (R r)", r=self.r)
             low = low * (gate if gate.ndim == 1 else rearrange(gate, "b Rr -> b 1 Rr"))
         return y + self.scale * F.linear(low, B)
+
+    def merged(self) -> Float[Tensor, "d_out d_in"]:
+        """The layer as one matrix under the gates in force (none, or one vector):
+        W + s · B diag(g) A, summed in fp32 and rounded once to the dtype of W."""
+        gate, weight = self.gates.value, self.base.weight
+        if gate is not None and not gate.any():
+            return weight
+        A, B = self.factors()
+        if gate is not None:
+            A = A * repeat(gate.to(A), "R -> (R r) 1", r=self.r)
+        heard = (self.gates.live + 1) * self.r  # rounds to come are zero
+        low = B[:, :heard].float(), A[:heard].float()
+        return torch.addmm(weight.float(), *low, alpha=self.scale).to(weight.dtype)
 
 
 Layers = dict[str, GatedLoRALinear]
@@ -112,29 +148,23 @@ def open_round(layers: Layers, gates: Gates, seed: int) -> None:
 
 
 @torch.no_grad()
-def fold(layers: Layers, gates: Gates) -> dict[str, Tensor]:
-    """The live Δ joins the frozen stack, cast once; the student's output keeps every bit.
-
-    Returns what is saved of the round: '<layer>.A' (r, d_in) and '<layer>.B' (d_out, r).
-    """
-    for layer in layers.values():
-        layer.slot(gates.live)["A"].copy_(layer.live_A)
-        layer.slot(gates.live)["B"].copy_(layer.live_B)
-        layer.live_B.zero_()
-    gates.live += 1
-    return {f"{name}.{factor}": x.clone(memory_format=torch.contiguous_format)
-            for name, layer in layers.items() for factor, x in layer.slot(gates.live - 1).items()}
+def live_delta(layers: Layers) -> dict[str, Tensor]:
+    """What is saved of a round: '<layer>.A' (r, d_in) and '<layer>.B' (d_out, r), cast once."""
+    return {f"{name}.{factor}": x.clone() for name, layer in layers.items()
+            for factor, x in layer.delta().items()}
 
 
 @torch.no_grad()
-def load_round(layers: Layers, gates: Gates, saved: dict[str, Tensor]) -> None:
-    """Bake what `fold` returned, '<layer>.A' (r, d_in) and '<layer>.B' (d_out, r), into the live
-    slot and move on, exactly.
+def fold(layers: Layers, gates: Gates, delta: dict[str, Tensor]) -> None:
+    """Δ, as `live_delta` gives it, joins the frozen stack: '<layer>.A' (r, d_in), '<layer>.B'
+    (d_out, r). The live slot moves on, and the student's output keeps every bit.
 
-    Raises KeyError when the saved layers are not those of this model.
+    Raises KeyError when the layers of Δ are not those of this model.
     """
     slots = {f"{name}.{factor}": x for name, layer in layers.items()
              for factor, x in layer.slot(gates.live).items()}
-    for name in slots.keys() | saved.keys():
-        slots[name].copy_(saved[name])
+    for name in slots.keys() | delta.keys():
+        slots[name].copy_(delta[name])
+    for layer in layers.values():
+        layer.live_B.zero_()
     gates.live += 1

@@ -1,4 +1,5 @@
-"""Sample completions, prompts × doses in one batch, with our own decode loop; and score them.
+"""Sample completions, prompts × doses in one batch, with our own decode loop; and what the model
+makes of their tokens.
 
 The randomness of a row belongs to the row: its uniform draws come from (seed, round, stage, prompt,
 dose, copy) and pick tokens by inverse CDF. So batch size, mixed doses, finished rows leaving and
@@ -14,47 +15,59 @@ from torch import Tensor
 
 from steerloop.barrier import token_losses
 from steerloop.config import Config
-from steerloop.kernels.decode import Rows, decode, draws, pick
-from steerloop.kernels.live import Bar
-from steerloop.kernels.weights import empty_cache
+from steerloop.kernels.caches import empty_cache
+from steerloop.kernels.decode import Rows, draws, generate, pick
 from steerloop.model import Model
-from steerloop.steer import Vector, steered
+from steerloop.readouts.states import Vector
+from steerloop.runfolder.progress import Bar
+from steerloop.steer import steered
+
+COLUMNS = ["prompt_id", "dose", "copy", "prompt", "prompt_ids"]
 
 
 def jobs(model: Model, prompts: list[str], doses: list[float], copy: int = 0) -> pl.DataFrame:
     """The rows to sample: every prompt at every dose (units of the vector)."""
-    rows = [(i, float(d), copy, x, ids) for i, x in enumerate(prompts)
-            for ids in [model.render(x)] for d in doses]
-    return pl.DataFrame(rows, ["prompt_id", "dose", "copy", "prompt", "prompt_ids"], orient="row")
+    rows = []
+    for i, prompt in enumerate(prompts):
+        ids = model.render(prompt)
+        rows += [(i, float(dose), copy, prompt, ids) for dose in doses]
+    return pl.DataFrame(rows, COLUMNS, orient="row")
 
 
 @torch.no_grad()
 def sample(
-    model: Model, table: pl.DataFrame, vector: Vector, cfg: Config, key: str, m: int | None = None,
-    heat: float | None = None, stops: bool = True,
+    model: Model, table: pl.DataFrame, vector: Vector, cfg: Config, key: str, stops: bool = True
 ) -> pl.DataFrame:
     """Adds `completion_ids` (end-of-turn token kept) and `text` to a table of `jobs`.
 
-    `key` names round and stage for the draws; `m` tokens at most and temperature `heat` default to
-    the run's. `stops=False` suppresses end tokens, so that every row has exactly m tokens.
+    `key` names round and stage for the draws. `stops=False` suppresses end tokens, so that every
+    row has exactly max_new_tokens.
     """
-    m, out, heat = m or cfg.max_new_tokens, [], cfg.temperature if heat is None else heat
-    choose = partial(pick, temperature=heat, k=cfg.top_k, p=cfg.top_p)
+    choose = partial(pick, temperature=cfg.temperature, k=cfg.top_k, p=cfg.top_p)
+    completions = []
     with model.dense(), Bar(total=len(table), desc=key.rpartition("|")[2], unit="row") as bar:
         for part in table.iter_slices(cfg.batch_rows):
-            names = part.select("prompt_id", "dose", "copy").rows()
-            u = [draws(f"{cfg.seed}|{key}|{p}|{d:.6g}|{r}", m) for p, d, r in names]
-            dose = torch.tensor(part["dose"].to_list(), device=model.device).float()
-            rows = Rows(torch.arange(len(part)), *model.pad(part["prompt_ids"].to_list()), dose,
-                        torch.stack(u).to(model.device), empty_cache(model.hf))
+            rows = in_flight(model, part, cfg, key)
             with steered(model, vector, rows):
-                out += decode(model, rows, choose, stops, bar.drew)
-    return table.with_columns(pl.Series("completion_ids", out, pl.List(pl.Int64)),
-                              pl.Series("text", [model.decode(x) for x in out], pl.String))
+                completions += generate(model.steps(rows), rows, choose, model.stop_ids, stops,
+                                        bar.drew)
+    texts = [model.to_text(ids) for ids in completions]
+    return table.with_columns(pl.Series("completion_ids", completions, pl.List(pl.Int64)),
+                              pl.Series("text", texts, pl.String))
+
+
+def in_flight(model: Model, table: pl.DataFrame, cfg: Config, key: str) -> Rows:
+    """One batch of jobs, nothing of it read yet, each row with its own draws in [0, 1)."""
+    names = [f"{cfg.seed}|{key}|{prompt}|{dose:.6g}|{copy}"
+             for prompt, dose, copy in table.select("prompt_id", "dose", "copy").rows()]
+    ids, mask = model.pad(table["prompt_ids"].to_list())
+    dose = torch.tensor(table["dose"].to_list(), device=model.device).float()
+    uniform = torch.stack([draws(x, cfg.max_new_tokens) for x in names]).to(model.device)
+    return Rows(torch.arange(len(table)), ids, mask, dose, uniform, empty_cache(model.hf))
 
 
 @torch.no_grad()
-def score(
+def completion_losses(
     model: Model, table: pl.DataFrame, cfg: Config, vector: Vector | None = None,
     ref: Tensor | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
@@ -65,13 +78,14 @@ def score(
     compared without steering are not merged: each would be rounded in its own way. With neither
     vector nor `ref` the KL is 0.
     """
-    nlls, kls, total = [], [], -(-len(table) // cfg.batch_rows)
-    columns = tuple(table[x].to_list() for x in ("prompt_ids", "completion_ids", "dose"))
-    for batch in Bar(model.batches(columns, cfg.batch_rows), "score", total):
+    nlls, kls = [], []
+    total = -(-len(table) // cfg.batch_rows)
+    for batch in Bar(model.batches(table, cfg.batch_rows), "score", total):
         with model.dense() if vector else nullcontext(), steered(model, vector or {}, batch):
             h = model.hidden(batch)
         with model.dense() if vector and ref is None else model.gates(ref):
             h_ref = None if not vector and ref is None else model.hidden(batch)
-        nll, kl = (batch.split(x.cpu()) for x in token_losses(h, h_ref, batch.targets, model.head))
-        nlls, kls = [*nlls, *nll], [*kls, *kl]
+        nll, kl = token_losses(h, h_ref, batch.targets, model.head)
+        nlls += batch.split(nll.cpu())
+        kls += batch.split(kl.cpu())
     return nlls, kls

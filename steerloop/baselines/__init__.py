@@ -14,24 +14,24 @@ is no match.
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import replace
 
 import polars as pl
 import torch
 
-from steerloop import lora
+from steerloop import report
+from steerloop.baselines.distilled import Loop, distilled
 from steerloop.config import Config
-from steerloop.evaluate import choices
-from steerloop.heal import heal
-from steerloop.kernels.files import Data
-from steerloop.kernels.folder import Folder, work
+from steerloop.evidence.journal import Journal
 from steerloop.kernels.search import largest
-from steerloop.model import Model, load
-from steerloop.steer import Vector, steered
+from steerloop.model import Model
+from steerloop.readouts.forced_choice import choices
+from steerloop.readouts.states import Vector
+from steerloop.steer import steered
+from steerloop.texts.data import Data
 
 
 def turned(model: Model, strength: float) -> torch.Tensor:
-    """Gates at one strength for every round."""
+    """Gates (R) at one strength for every round."""
     return torch.full((model.gates.rounds,), strength)
 
 
@@ -58,65 +58,37 @@ def strength_for(model: Model, data: Data, cfg: Config, goal: float) -> float:
 def dose_for(
     model: Model, vector: Vector, data: Data, cfg: Config, goal: float, top: float
 ) -> float:
-    """The dose up to `top` of plain steering that does."""
+    """The dose up to `top` (units of the vector) of plain steering that does."""
     return reaching(lambda x: steered(model, vector, x), model, data, cfg, goal, top)
 
 
 @torch.no_grad()
-def rivals(
-    model: Model, data: Data, cfg: Config, run: Folder, measure: Callable[..., dict[str, float]],
-    vector: Vector, base: dict[str, float], healed: dict[str, float],
-) -> None:
-    """Measure what stands beside a finished loop, under the round that was healed last: plain
-    steering at the student's shift, and with --baselines all the others.
+def rivals(run: Journal, loop: Loop) -> None:
+    """Measure what stands beside a finished `loop`, under the round that was healed last: plain
+    steering at the student's shift, and with --baselines all the others."""
+    model, data, cfg = run.model, run.data, run.cfg
+    vector, c_star = run.vectors[0], run.doses[0][0]
 
-    `measure(state, round, vector, dose, who)` evaluates and records; `vector` is that of round 0,
-    `base` and `healed` what was measured of the untouched model and the student.
-    """
-    c_star = next(e["c_star"] for e in run.events() if e["stage"] == "sample")
-    last, key = model.gates.live - 1, f"{data.down}_nats"
+    def moved(frames: list[pl.DataFrame]) -> float:
+        return report.measures(*frames)[f"{data.down}_nats"]
+
+    base, healed = moved(run.base), moved(run.healed)
     with model.gates(model.gates.before(0)):
-        measure("matched", last, vector,
-                dose_for(model, vector, data, cfg, healed[key], 8 * c_star))
+        run.measure("matched", vector,
+                    dose_for(model, vector, data, cfg, healed, 8 * c_star))
         if not cfg.baselines:
             return
-        measure("calibrated", last, vector, c_star)
-        model.persona = data.pairs[0][0]
-        try:
-            prompted = measure("prompted", last, {})
-        finally:
-            model.persona = None
+        run.measure("calibrated", vector, c_star)
+        prompted = run.measure("prompted", {}, who=model.told(data.pairs[0][0]))
 
-    found = {"prompted": prompted}
+    others = {"prompted": moved(prompted)}
     if cfg.barrier != "nll":
-        found["nll"] = distilled(cfg, data, run, measure, last, base, healed)
-    for name, theirs in found.items():
-        if healed[key] < theirs[key] < base[key]:
-            with model.gates(turned(model, strength_for(model, data, cfg, theirs[key]))):
-                measure(f"healed_as_{name}", last, {})
-
-
-def distilled(
-    cfg: Config, data: Data, run: Folder, measure: Callable[..., dict[str, float]], last: int,
-    base: dict[str, float], healed: dict[str, float],
-) -> dict[str, float]:
-    """Measure plain distillation of every round's kept completions, in a second copy of the model
-    (so accelerator memory has to hold the base twice), turned down where it moved more."""
-    rival, plain, key = load(cfg), replace(cfg, barrier="nll", tau="0"), f"{data.down}_nats"
-
-    def healed_round(kept: pl.DataFrame, round: int) -> tuple[dict, dict[str, torch.Tensor]]:
-        return heal(rival, kept, plain, round, run), lora.fold(rival.layers, rival.gates)
-
-    for round in range(last + 1):
-        table = pl.read_parquet(run.path / f"rounds/{round:02d}/completions.parquet")
-        stem, kept = f"rounds/{round:02d}/nll", table.filter("train")
-        stats, adapter = run.once([f"{stem}.heal", f"{stem}.adapter"], healed_round, kept, round)
-        if rival.gates.live == round:
-            lora.load_round(rival.layers, rival.gates, adapter)
-        run.event("heal_nll", round=round, **stats)
-        run.done(work(round))
-    nll = measure("nll", last, {}, who=rival)
-    if nll[key] < healed[key] < base[key]:
-        with rival.gates(turned(rival, strength_for(rival, data, cfg, healed[key]))):
-            measure("nll_turned", last, {}, who=rival)
-    return nll
+        rival = distilled(run, loop)
+        others["nll"] = moved(run.measure("nll", {}, who=rival))
+        if others["nll"] < healed < base:
+            with rival.gates(turned(rival, strength_for(rival, data, cfg, healed))):
+                run.measure("nll_turned", {}, who=rival)
+    for name, theirs in others.items():
+        if healed < theirs < base:
+            with model.gates(turned(model, strength_for(model, data, cfg, theirs))):
+                run.measure(f"healed_as_{name}", {})

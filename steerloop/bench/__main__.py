@@ -40,8 +40,9 @@ from steerloop import UserError
 from steerloop.bench import load, measure, memory, races, round
 from steerloop.bench.shapes import SHAPES, save_random
 from steerloop.config import Config, parse
-from steerloop.kernels.files import code_version, write_whole
 from steerloop.kernels.hardware import hardware, precision
+from steerloop.runfolder.files import write_whole
+from steerloop.runfolder.identity import code_version
 
 QUANT = {"nf4": "nf4", "bf16": "none"}  # --quant of the bench → that of a run
 PROMPT = 200  # tokens before a completion, for `memory`

@@ -12,11 +12,11 @@ import polars as pl
 import torch
 
 from steerloop import lora
+from steerloop.barrier import Barrier
 from steerloop.bench.measure import MB, watched, weight_bytes
 from steerloop.config import Config
 from steerloop.heal import step_loss
-from steerloop.kernels.fused_loss import Barrier
-from steerloop.kernels.weights import load_weights
+from steerloop.loading.weights import load_weights
 from steerloop.model import load
 from steerloop.sample import sample
 

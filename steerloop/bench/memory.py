@@ -12,9 +12,9 @@ from transformers import Gemma3ForCausalLM
 from steerloop import lora
 from steerloop.bench.shapes import config
 from steerloop.config import Config
-from steerloop.kernels.fused_loss import CHUNK_LOGITS, COPIES
 from steerloop.kernels.hardware import SHARE, SHARE_TRAINING
-from steerloop.kernels.options import band
+from steerloop.kernels.head import CHUNK_LOGITS, COPIES
+from steerloop.loading.layers import band
 
 GB = 1e9
 CARD = 24 * GB  # what `decode = auto` is decided for

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from steerloop import lora
-from steerloop.barrier import heal_loss
+from steerloop.barrier import Barrier, heal_loss
 from steerloop.bench import twins
 from steerloop.bench.measure import (
     Runner,
@@ -35,16 +35,16 @@ from steerloop.bench.measure import (
 from steerloop.bench.shapes import SHAPES
 from steerloop.config import Config
 from steerloop.dose import solve
-from steerloop.evaluate import JSON_TOKENS, choices
 from steerloop.heal import step_loss
-from steerloop.kernels.files import lines, persona, read, read_data, vignettes
-from steerloop.kernels.forced_choice import answers, question
-from steerloop.kernels.fused_loss import Barrier, Head
 from steerloop.kernels.hardware import multiplies
-from steerloop.kernels.options import band
+from steerloop.kernels.head import Head
+from steerloop.loading.layers import band
 from steerloop.model import Model, load
+from steerloop.readouts.forced_choice import JSON_TOKENS, answers, choices
 from steerloop.sample import sample
 from steerloop.steer import Vector, extract
+from steerloop.texts.data import lines, persona, read, read_data, vignettes
+from steerloop.texts.questions import question
 
 SIZE = 0.1  # of the steering vector's entries against those of the residual stream
 TARGET = 0.02  # nats: random weights say little, so a KL of 1 nat is out of their reach

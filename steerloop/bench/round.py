@@ -18,14 +18,14 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from steerloop import report, train
+from steerloop.barrier import Barrier
 from steerloop.bench import twins
 from steerloop.bench.races import TARGET
 from steerloop.config import Config, parse
 from steerloop.heal import heal
-from steerloop.kernels.files import Data, read_data
-from steerloop.kernels.fused_loss import Barrier
 from steerloop.model import Model, load
 from steerloop.sample import jobs, sample
+from steerloop.texts.data import Data, read_data
 from steerloop.tinyworld import oracle
 from steerloop.tinyworld.files import DATA, read_dilemmas
 from steerloop.tinyworld.probes import REPEATS
@@ -187,10 +187,10 @@ def evaluation(
 ) -> None:
     """What `evaluate` measures with the probes of the embedded model, one row at a time."""
     asked = data.vignettes["text"].to_list()
-    plain = [(model.render(p), model.encode(t))
+    plain = [(model.render(p), model.to_ids(t))
              for p, t in data.mundane.select("prompt", "text").rows()]
     dilemmas = read_dilemmas(DATA, cfg.split)[: cfg.n_prompts]
-    openings = [(model.render(x), model.encode(t)) for x in dilemmas for t in oracle.openings(x)]
+    openings = [(model.render(x), model.to_ids(t)) for x in dilemmas for t in oracle.openings(x)]
 
     def choose(part: list) -> None:
         for text in part:

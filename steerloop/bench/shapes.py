@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from steerloop.kernels.files import PACKAGE
+from steerloop.texts.data import PACKAGE
 
 SPECIALS = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
 STOPS = [1, 5]

@@ -20,12 +20,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from steerloop import UserError
+from steerloop.barrier import Barrier
 from steerloop.config import Config
-from steerloop.kernels.chat import Chat
-from steerloop.kernels.forced_choice import FOUNDATIONS, answers, parses, question
-from steerloop.kernels.fused_loss import Barrier
 from steerloop.kernels.hardware import hardware
-from steerloop.kernels.weights import load_weights
+from steerloop.loading.chat import Chat
+from steerloop.loading.weights import load_weights
+from steerloop.readouts.forced_choice import answers
+from steerloop.texts.foundations import FOUNDATIONS
+from steerloop.texts.questions import parses, question
 
 STEPS = 6  # the bracket of a dose ends at a factor of 2 ** (1 / STEPS), as ours does
 JSON_TOKENS = 16

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from steerloop import UserError
 from steerloop.export.student import Student
+from steerloop.kernels.caches import empty_cache
 from steerloop.kernels.decode import Rows, decode, draws, pick
-from steerloop.kernels.text import printable
-from steerloop.kernels.weights import empty_cache
-from steerloop.steer import Vector, steered
+from steerloop.readouts.states import Vector
+from steerloop.steer import steered
+from steerloop.texts.printable import printable
 
 
 @dataclass
@@ -73,7 +74,7 @@ def answer(
                 talk.c_star * torch.tensor(doses, device=model.device), u,
                 empty_cache(model.hf))
     gates = gates.to(model.device)
-    stream = streamed(model.decode, show) if show else None
+    stream = streamed(model.to_text, show) if show else None
 
     def trunk(*inputs: Any) -> Float[Tensor, "b t d"]:
         with model.gates(gates[rows.index.to(gates.device)]):
@@ -120,7 +121,7 @@ def say(talk: Talk, user: str, show: Callable[[str], object] | None = None) -> s
     (ids,) = answer(talk, user, talk.gates[None], [talk.dose], show)
     model, talk.before = talk.student.model, talk.context
     talk.context = prompt + (ids[:-1] if ids[-1] in model.stop_ids else ids)
-    talk.turns.append((user, model.decode(ids)))
+    talk.turns.append((user, model.to_text(ids)))
     return talk.turns[-1][1]
 
 
@@ -132,4 +133,4 @@ def compare(talk: Talk, user: str) -> dict[str, str]:
     rows = torch.stack([torch.zeros_like(now), before, now])
     found = answer(talk, user, rows, [0.0, talk.dose, talk.dose])
     names = ("base", "previous", "student")
-    return {name: talk.student.model.decode(ids) for name, ids in zip(names, found, strict=True)}
+    return {name: talk.student.model.to_text(ids) for name, ids in zip(names, found, strict=True)}

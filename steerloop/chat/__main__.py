@@ -14,9 +14,9 @@ from loguru import logger
 
 from steerloop import UserError
 from steerloop.chat import Talk, compare, say
+from steerloop.cli.entry import command
 from steerloop.export.student import c_star, open_student, read_gates, read_vector
-from steerloop.kernels.options import command
-from steerloop.kernels.text import printable
+from steerloop.texts.printable import printable
 
 HELP = """/gates 1 1 0     how loud each round is heard; one number sets all
 /dose 0.5        add the steering vector of round 1, in multiples of its calibrated dose; 0: none

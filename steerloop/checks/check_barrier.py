@@ -8,10 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steerloop.barrier import heal_loss, token_losses
+from steerloop.barrier import Barrier, heal_loss, token_losses
 from steerloop.checks.twins import dense_heal_loss, dense_kl, dense_logp
 from steerloop.kernels import fused_loss
-from steerloop.kernels.fused_loss import Barrier, Head
+from steerloop.kernels.head import Head
 from steerloop.kernels.spectral import sigma_max
 
 KINDS, AGGS = ("kl_rev", "kl_fwd"), ("rmse", "mean", "p95", "max")

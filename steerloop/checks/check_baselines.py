@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from steerloop import baselines
 from steerloop.baselines import strength_for, turned
 from steerloop.checks.small import data_files, short_run, small_config
-from steerloop.evaluate import choices
-from steerloop.kernels.files import read_data
+from steerloop.readouts.forced_choice import choices
 from steerloop.report.verdicts import PPL, sides, verdicts
+from steerloop.texts.data import read_data
 
 
 @pytest.fixture

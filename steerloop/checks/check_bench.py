@@ -8,11 +8,11 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from steerloop.barrier import heal_loss
+from steerloop.barrier import Barrier, heal_loss
 from steerloop.bench import load, memory
 from steerloop.bench.shapes import save_random
 from steerloop.config import Config
-from steerloop.kernels.fused_loss import Barrier, Head
+from steerloop.kernels.head import Head
 from steerloop.kernels.nf4 import NF4
 
 N, V = 64, 4096

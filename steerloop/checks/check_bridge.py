@@ -10,9 +10,9 @@ import torch
 
 from steerloop import train
 from steerloop.checks.small import token_batch
-from steerloop.kernels.forced_choice import FOUNDATIONS
-from steerloop.kernels.options import resolve
+from steerloop.readouts.probes import resolve
 from steerloop.steer import steered
+from steerloop.texts.foundations import FOUNDATIONS
 
 NAMES = ["Care", "Fairness", "Loyalty", "Authority", "Sanctity", "Liberty", "SocialNorms"]
 

@@ -12,7 +12,7 @@ from steerloop.checks.exported import measured_run
 from steerloop.checks.families import save_family
 from steerloop.checks.small import data_files, save_small, small_config
 from steerloop.export.bundle import compare_bundle, unpack, verify, write_bundle
-from steerloop.kernels.files import event_line
+from steerloop.runfolder.events import event_line
 
 PARTS = ["files", "versions", "data", "tables", "model", "answers of base", "answers of healed",
          "vector of round 1"]

@@ -14,8 +14,8 @@ from steerloop.checks.exported import made_run
 from steerloop.checks.small import TEMPLATES, Small, small_config
 from steerloop.export.student import open_student, read_vector
 from steerloop.kernels.decode import draws, pick
-from steerloop.kernels.text import printable
 from steerloop.steer import steered
+from steerloop.texts.printable import printable
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,9 @@ import pytest
 
 from steerloop import UserError, train
 from steerloop.checks.small import data_files, small_config
+from steerloop.cli.parsing import PRESETS
 from steerloop.config import Config, parse
-from steerloop.kernels.options import PRESETS, band
+from steerloop.loading.layers import band
 
 FIELDS = dataclasses.fields(Config)
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from steerloop.evaluate import choices
-from steerloop.kernels.options import band
+from steerloop.loading.layers import band
+from steerloop.readouts.forced_choice import choices
 from steerloop.steer import extract, steered
 
 DOSE = 0.75  # about the iso-KL dose of the shipped weights, in units of the vector

@@ -7,8 +7,8 @@ from itertools import combinations, pairwise
 
 import pytest
 
-from steerloop.kernels.files import PACKAGE, lines, persona, read, table
-from steerloop.kernels.forced_choice import FOUNDATIONS
+from steerloop.texts.data import PACKAGE, lines, persona, read, table
+from steerloop.texts.foundations import FOUNDATIONS
 
 PERSONAS = sorted(x.name for x in (PACKAGE / "data/personas").glob("*.toml"))
 FILES = ("contexts.txt", "prompts.txt", "vignettes.jsonl", "mundane.jsonl")

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steerloop import lora
-from steerloop.barrier import heal_loss
+from steerloop.barrier import Barrier, heal_loss
 from steerloop.checks.check_barrier import close, problem
 from steerloop.checks.small import WINDOW, completions, short_run, small_config, token_batch
 from steerloop.checks.twins import dense_logp
@@ -21,12 +21,12 @@ from steerloop.config import Config, parse
 from steerloop.heal import step_loss
 from steerloop.kernels import blocked, dense, fused_loss, hardware
 from steerloop.kernels.blocked import Blocked
-from steerloop.kernels.files import read_data
-from steerloop.kernels.fused_loss import Barrier, Head
-from steerloop.kernels.identity import resolved
+from steerloop.kernels.head import Head
 from steerloop.kernels.prefix import follow, paired
 from steerloop.model import load
+from steerloop.runfolder.identity import resolved
 from steerloop.sample import jobs, sample
+from steerloop.texts.data import read_data
 
 PROMPTS = ["Why?", "Must I go to the old town hall today?", "He told me so."]
 

@@ -8,7 +8,7 @@ from steerloop import lora
 from steerloop.checks.small import Small, data_files, small_config
 from steerloop.checks.twins import row_logits
 from steerloop.evidence import diary
-from steerloop.kernels.files import read_data
+from steerloop.texts.data import read_data
 
 M = 4  # tokens of an answer
 

@@ -11,15 +11,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from steerloop.kernels.budget import FIRST
 
 from steerloop import UserError, train
 from steerloop.checks.small import data_files, short_run, small_config
 from steerloop.checks.twins import dense_kl, row_logits
 from steerloop.dose import collect, kl_by_dose, solve
-from steerloop.kernels.budget import FIRST, Ledger
-from steerloop.kernels.files import read_data
+from steerloop.evidence.bounds import Ledger
 from steerloop.kernels.search import crossing, largest
 from steerloop.sample import jobs, sample
+from steerloop.texts.data import read_data
 
 CURVES = {
     "power": lambda x: 0.7 * x**1.7,

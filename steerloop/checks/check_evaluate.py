@@ -14,13 +14,15 @@ from steerloop.baselines import dose_for
 from steerloop.checks.small import data_files
 from steerloop.checks.twins import row_logits
 from steerloop.dose import solve
-from steerloop.evaluate import choices, evaluate
+from steerloop.evaluate import evaluate
 from steerloop.kernels import forced_choice
-from steerloop.kernels.files import read_data
-from steerloop.kernels.forced_choice import FOUNDATIONS, SCAFFOLD, both_orders, parses, question
-from steerloop.kernels.fused_loss import Head
+from steerloop.kernels.head import Head
+from steerloop.readouts.forced_choice import both_orders, choices
 from steerloop.report import measures
 from steerloop.steer import extract, steered
+from steerloop.texts.data import read_data
+from steerloop.texts.foundations import FOUNDATIONS
+from steerloop.texts.questions import SCAFFOLD, parses, question
 
 DIGITS = range(1, 8)
 

@@ -13,8 +13,8 @@ from steerloop.checks.twins import dense_kl, row_logits
 from steerloop.evidence import drift, planted
 from steerloop.evidence.drift import moved
 from steerloop.evidence.planted import KINDS, ROWS
-from steerloop.kernels.files import read_data
 from steerloop.report.stats import wilson
+from steerloop.texts.data import read_data
 
 
 @pytest.fixture

@@ -9,18 +9,11 @@ from safetensors import safe_open
 
 from steerloop import UserError
 from steerloop.checks.small import data_files, small_config
-from steerloop.kernels.files import (
-    checksums,
-    lines,
-    persona,
-    read,
-    read_data,
-    read_events,
-    vignettes,
-    write_whole,
-)
-from steerloop.kernels.folder import Folder
-from steerloop.kernels.forced_choice import FOUNDATIONS
+from steerloop.runfolder.events import read_events
+from steerloop.runfolder.files import checksums, write_whole
+from steerloop.runfolder.folder import Folder
+from steerloop.texts.data import lines, persona, read, read_data, vignettes
+from steerloop.texts.foundations import FOUNDATIONS
 
 
 def check_read_data_reads_what_is_there(tmp_path):

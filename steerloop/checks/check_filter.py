@@ -9,8 +9,8 @@ import torch
 
 from steerloop.checks.twins import row_logits
 from steerloop.filter import judge
-from steerloop.kernels.files import Data
-from steerloop.kernels.text import echoed, looped, narrates, refuses, repeated, zipped
+from steerloop.texts.data import Data
+from steerloop.texts.faults import echoed, looped, narrates, refuses, repeated, zipped
 
 GOOD = "I would refuse the boss. Nobody should suffer because the boss wants it."
 PLANTED = {

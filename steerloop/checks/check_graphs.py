@@ -11,10 +11,10 @@ import torch
 from steerloop.checks.check_sample import LONG
 from steerloop.checks.families import DENSE, save_family
 from steerloop.checks.small import Small, small_config
-from steerloop.evaluate import choices
 from steerloop.kernels import graphs
-from steerloop.kernels.files import read_data
+from steerloop.readouts.forced_choice import choices
 from steerloop.sample import jobs, sample
+from steerloop.texts.data import read_data
 
 PROMPTS = ["Why?", "Must I go to the old town hall today, or may I stay at home with you?", "So."]
 DOSES = [0.0, 0.5, 2.0]

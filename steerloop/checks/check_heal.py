@@ -3,16 +3,17 @@ is measured against the reference that was asked for; the loop does lower its ow
 
 import pytest
 import torch
+from steerloop.healing.diagnosis import added
 from transformers import get_cosine_schedule_with_warmup
 
 from steerloop import lora
+from steerloop.barrier import Barrier
 from steerloop.checks.small import completions
 from steerloop.checks.twins import dense_aggregate, dense_kl, row_logits
 from steerloop.heal import heal, step_loss
-from steerloop.kernels.folder import Folder
-from steerloop.kernels.fused_loss import Barrier
-from steerloop.kernels.optimise import Scheduled, added, cosine_rate
+from steerloop.healing.optimiser import Scheduled, cosine_rate
 from steerloop.kernels.spectral import sigma_max
+from steerloop.runfolder.folder import Folder
 
 
 def stirred(small, **fields):

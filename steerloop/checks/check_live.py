@@ -9,8 +9,8 @@ import polars as pl
 import pytest
 
 from steerloop.kernels import live
-from steerloop.kernels.folder import Folder
-from steerloop.kernels.live import SHARES, Bar, Rounds
+from steerloop.runfolder.folder import Folder
+from steerloop.runfolder.progress import SHARES, Bar, Rounds
 from steerloop.sample import jobs, sample
 
 

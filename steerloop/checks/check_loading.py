@@ -20,7 +20,7 @@ from steerloop import train
 from steerloop.checks.families import save_family
 from steerloop.checks.small import data_files, save_small, small_config
 from steerloop.kernels import weights as weights_module
-from steerloop.kernels.weights import SHORT, locate
+from steerloop.loading.hub import SHORT, locate
 from steerloop.model import load
 
 MODEL = "model.safetensors"

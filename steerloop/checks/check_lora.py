@@ -6,10 +6,10 @@ import torch
 from safetensors.torch import load_file
 
 from steerloop import lora
+from steerloop.barrier import Barrier
 from steerloop.checks.small import completions, token_batch
 from steerloop.heal import heal, step_loss
-from steerloop.kernels.folder import Folder
-from steerloop.kernels.fused_loss import Barrier
+from steerloop.runfolder.folder import Folder
 
 IDS = token_batch(2, 18)
 BARRIER = Barrier("kl_rev", "rmse", 1.0, 0.1)

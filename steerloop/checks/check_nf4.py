@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from steerloop.barrier import Barrier
 from steerloop.checks.small import completions, token_batch
 from steerloop.checks.world import WEIGHTS
 from steerloop.heal import step_loss
-from steerloop.kernels.fused_loss import Barrier
 from steerloop.kernels.nf4 import NF4
-from steerloop.kernels.weights import Stored, load_weights
+from steerloop.loading.weights import Stored, load_weights
 from steerloop.sample import jobs, sample
 
 LEVELS = [-1.0, -0.6961928, -0.5250731, -0.3949175, -0.2844414, -0.1847734, -0.0910500, 0.0,

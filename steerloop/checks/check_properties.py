@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steerloop import UserError
+from steerloop.barrier import EPS, Barrier
 from steerloop.checks.twins import dense_aggregate
 from steerloop.config import Config, parse
 from steerloop.kernels.batch import collate, pad
-from steerloop.kernels.files import event_line, read_events
-from steerloop.kernels.folder import Folder
-from steerloop.kernels.fused_loss import EPS, Barrier
-from steerloop.kernels.text import echoed, looped, narrates, refuses, repeated, zipped
+from steerloop.runfolder.events import event_line, read_events
+from steerloop.runfolder.folder import Folder
+from steerloop.texts.faults import echoed, looped, narrates, refuses, repeated, zipped
 
 WORDS = st.lists(st.sampled_from(
     ["the", "mayor", "told", "me", "to", "go", "home", "now.", "then?", "no!", "we", "can't"]))

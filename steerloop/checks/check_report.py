@@ -13,12 +13,12 @@ import polars as pl
 import pytest
 
 from steerloop.checks.synthetic import ITEMS, write_run
-from steerloop.kernels.forced_choice import FOUNDATIONS
 from steerloop.report import finish, measures, run_table, survival
 from steerloop.report.ledger import ledger
 from steerloop.report.stats import OFF_AXIS, agresti_min, compare, wilson
 from steerloop.report.summary import best_round
 from steerloop.report.text import markdown
+from steerloop.texts.foundations import FOUNDATIONS
 
 ROOT = Path(__file__).parents[2]
 

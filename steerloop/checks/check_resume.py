@@ -20,13 +20,14 @@ from safetensors.torch import load_file
 from steerloop import UserError, record
 from steerloop.checks.cut import cut_off
 from steerloop.checks.small import short_config, small_config
+from steerloop.cli.entry import command
+from steerloop.cli.parsing import parse
 from steerloop.export.bundle import write_bundle
 from steerloop.export.student import open_student
 from steerloop.kernels import identity
-from steerloop.kernels.folder import Folder
-from steerloop.kernels.options import command, parse
 from steerloop.report import finish
 from steerloop.report.__main__ import main as report
+from steerloop.runfolder.folder import Folder
 from steerloop.train import Config, train
 
 

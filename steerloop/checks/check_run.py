@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from steerloop import lora, report, train
 from steerloop.checks.small import short_run, small_config, token_batch
 from steerloop.config import Config
-from steerloop.evaluate import choices
-from steerloop.kernels.files import read_data
-from steerloop.kernels.forced_choice import FOUNDATIONS
 from steerloop.model import load
+from steerloop.readouts.forced_choice import choices
+from steerloop.texts.data import read_data
+from steerloop.texts.foundations import FOUNDATIONS
 
 
 def no_network(*_):

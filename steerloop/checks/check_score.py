@@ -13,12 +13,12 @@ from steerloop import UserError
 from steerloop.checks.exported import made_run
 from steerloop.checks.families import save_family
 from steerloop.checks.small import data_files, small_config
-from steerloop.evaluate import choices
 from steerloop.export import export_adapter
 from steerloop.export.student import open_student
-from steerloop.kernels.files import read_data
+from steerloop.readouts.forced_choice import choices
 from steerloop.report.__main__ import main as report
 from steerloop.score import score
+from steerloop.texts.data import read_data
 
 
 @pytest.fixture(scope="module")

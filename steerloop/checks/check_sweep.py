@@ -10,13 +10,13 @@ import pytest
 
 from steerloop import UserError, train
 from steerloop.checks.small import short_config, small_config
-from steerloop.kernels.files import read_data
 from steerloop.sweep import points
 from steerloop.sweep.arms import FRONTIER, SWEEPS, Arm, Sweep
 from steerloop.sweep.climb import climb, start
 from steerloop.sweep.points import Group, read_rows, run
 from steerloop.sweep.tables import at, frontier, mean, write_results
 from steerloop.sweep.tables import rows as read_points
+from steerloop.texts.data import read_data
 
 
 def check_an_arm_climbs_as_train_does(folders, tmp_path):

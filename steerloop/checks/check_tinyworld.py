@@ -8,8 +8,8 @@ from random import Random
 import pytest
 from transformers import AutoTokenizer
 
-from steerloop.kernels.files import PACKAGE, lines, persona, read
-from steerloop.kernels.forced_choice import FOUNDATIONS
+from steerloop.texts.data import PACKAGE, lines, persona, read
+from steerloop.texts.foundations import FOUNDATIONS
 from steerloop.tinyworld import files, grammar, oracle
 from steerloop.tinyworld.corpus import draw_conversation
 from steerloop.tinyworld.splits import split_of

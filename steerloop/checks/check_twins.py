@@ -7,16 +7,16 @@ import polars as pl
 import pytest
 import torch
 
-from steerloop.barrier import heal_loss
+from steerloop.barrier import Barrier, heal_loss
 from steerloop.bench import twins
 from steerloop.checks.small import completions, data_files
 from steerloop.dose import kl_by_dose, solve
-from steerloop.evaluate import choices
 from steerloop.heal import step_loss
-from steerloop.kernels.files import read_data
-from steerloop.kernels.fused_loss import Barrier, Head
+from steerloop.kernels.head import Head
+from steerloop.readouts.forced_choice import choices
 from steerloop.sample import jobs, sample, score
 from steerloop.steer import extract
+from steerloop.texts.data import read_data
 
 TEXTS = ["He told me to lie. Well?", "No."]
 DENSE = pytest.mark.parametrize("small", ["none"], indirect=True)

@@ -8,13 +8,13 @@ import polars as pl
 import pytest
 
 from steerloop.checks.synthetic import answers, judged, replaced, tilted, write_run
-from steerloop.kernels.forced_choice import FOUNDATIONS
 from steerloop.report import finish
 from steerloop.report.__main__ import main
 from steerloop.report.gates import NAMES, gates, information, named, write_gates
 from steerloop.report.run import beaten, gains, states
 from steerloop.report.stats import compare
 from steerloop.report.verdicts import PPL
+from steerloop.texts.foundations import FOUNDATIONS
 
 STEERED = [tilted({"authority": -1.6, "care": 0.4})] * 2
 GOOD = [tilted({"authority": -0.8, "care": 0.2}), tilted({"authority": -1.3, "care": 0.3})]

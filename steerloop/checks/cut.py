@@ -21,8 +21,8 @@ def work(cfg: Any, said: Path, at: int, how: int, seconds: float) -> None:
     after, or when the seconds are over."""
     import torch
 
+    from steerloop.cli.entry import command
     from steerloop.kernels import files
-    from steerloop.kernels.options import command
     from steerloop.train import train
 
     torch.set_num_threads(1)

@@ -12,10 +12,10 @@ from steerloop import lora
 from steerloop.checks.small import Small, completions
 from steerloop.config import Config
 from steerloop.evaluate import evaluate
-from steerloop.kernels.files import read_data
-from steerloop.kernels.folder import Folder
 from steerloop.report import measures
+from steerloop.runfolder.folder import Folder
 from steerloop.steer import extract
+from steerloop.texts.data import read_data
 
 
 def made_run(folder: Path, cfg: Config, size: float = 0.3) -> Path:

@@ -23,8 +23,8 @@ from transformers import (
 
 from steerloop import lora, train
 from steerloop.config import Config
-from steerloop.kernels.forced_choice import FOUNDATIONS
 from steerloop.model import load
+from steerloop.texts.foundations import FOUNDATIONS
 
 SPECIALS = ["<pad>", "<eos>", "<bos>", "<unk>", "<turn>", "<end>"]
 BOS, STOPS = 2, [1, 5]

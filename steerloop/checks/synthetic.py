@@ -10,8 +10,8 @@ import numpy as np
 import polars as pl
 
 from steerloop.config import Config
-from steerloop.kernels.forced_choice import FOUNDATIONS
 from steerloop.report import measures
+from steerloop.texts.foundations import FOUNDATIONS
 
 P = [f"p_{f}" for f in FOUNDATIONS]
 ITEMS = pl.DataFrame({"measure": ["mundane_nll"] * 2 + ["validity"] * 3, "item": [0, 1, 0, 1, 2],

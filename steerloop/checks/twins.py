@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steerloop.kernels.fused_loss import Barrier, Head
+from steerloop.barrier import Barrier
+from steerloop.kernels.head import Head
 
 
 def dense_logp(h: Tensor, head: Head) -> Tensor:

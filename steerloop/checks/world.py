@@ -9,8 +9,8 @@ import polars as pl
 
 from steerloop.config import Config, parse
 from steerloop.filter import calibrate, judge
-from steerloop.kernels.files import PACKAGE, Data, read_data
 from steerloop.model import Model, load
+from steerloop.texts.data import PACKAGE, Data, read_data
 from steerloop.tinyworld import grammar, oracle
 
 WEIGHTS = PACKAGE / "tinyworld/model/model.safetensors"

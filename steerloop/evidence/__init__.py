@@ -1,10 +1,4 @@
-"""What gates.md rests on beside the loop's own records: how the filter does on completions whose
-verdict is known, how far from the base training took the student, and whether along the vector.
-And what people read: the diary's answers, one whole example a stage.
+"""What stands around the loop of a run: its journal, what people read, what ends a loop; and the
+evidence that gates.md rests on beside the loop's own records: how the filter does on completions
+whose verdict is known, how far from the base training took the student, whether along the vector.
 """
-
-from steerloop.evidence.diary import diary, examples
-from steerloop.evidence.drift import drift
-from steerloop.evidence.planted import planted
-
-__all__ = ["diary", "drift", "examples", "planted"]

@@ -1,17 +1,20 @@
 """What people read: the same few prompts answered by base, steered and healed models every round,
 and one whole example of what each stage puts into the model, special tokens showing."""
 
+from dataclasses import replace
+
 import polars as pl
 import torch
 from loguru import logger
 
 from steerloop.config import Config
-from steerloop.kernels.files import Data
-from steerloop.kernels.forced_choice import answers, question
-from steerloop.kernels.text import printable
 from steerloop.model import Model
+from steerloop.readouts.forced_choice import answers
+from steerloop.readouts.states import Vector
 from steerloop.sample import jobs, sample
-from steerloop.steer import Vector
+from steerloop.texts.data import Data
+from steerloop.texts.printable import printable
+from steerloop.texts.questions import question
 
 TRAINED, ORDINARY = 3, 1  # prompts of the loop, and ordinary ones that nothing was trained on
 TOKENS = 160  # length limit of an answer
@@ -33,12 +36,13 @@ def diary(
     kinds = ["loop"] * len(asked[0]) + ["ordinary"] * len(asked[1])
     states = {"base": (model.gates.before(0), 0.0), "steered": (model.gates.before(round), steer),
               "healed": (None, 0.0)}
-    limit, tables = min(TOKENS, cfg.max_new_tokens), []
+    tables = []
+    cfg = replace(cfg, max_new_tokens=min(TOKENS, cfg.max_new_tokens), temperature=0.0)
     for state, (gates, dose) in states.items():
         if state == "base" and round:
             continue
         with model.gates(gates):
-            table = sample(model, jobs(model, prompts, [dose]), vector, cfg, "diary", limit, 0.0)
+            table = sample(model, jobs(model, prompts, [dose]), vector, cfg, "diary")
         ended = pl.col("completion_ids").list.last().is_in(model.stop_ids)
         tables.append(table.select(
             "prompt_id", "prompt", pl.Series("kind", kinds), pl.lit(state).alias("state"), "dose",
@@ -58,7 +62,7 @@ def examples(model: Model, data: Data, cfg: Config, table: pl.DataFrame, round: 
         asked = model.render(question(data.vignettes["text"][0], reverse=False, think=think))
         thought = " (after a free thought)" if think else ""
         shown(model, f"evaluate, scaffold and first digit forced{thought}",
-              asked + answers(model.encode, think)[0])
+              asked + answers(model.to_ids, think)[0])
     for what, rows in (("sample, dropped by the filter", table.filter(~pl.col("keep"))),
                        ("heal, a kept completion", table.filter("train"))):
         for one in rows.head(1).iter_rows(named=True):
@@ -69,5 +73,5 @@ def examples(model: Model, data: Data, cfg: Config, table: pl.DataFrame, round: 
 
 def shown(model: Model, what: str, ids: list[int]) -> None:
     """One example as text between two rules; what would steer a terminal is left out."""
-    text = printable(model.decode(ids, special=True))
+    text = printable(model.to_text(ids, special=True))
     logger.info(f"example: {what}, {len(ids)} tokens\n┌──\n{text}\n└──")

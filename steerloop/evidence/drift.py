@@ -4,11 +4,11 @@ import polars as pl
 import torch
 
 from steerloop.config import Config
-from steerloop.kernels.files import Data
 from steerloop.kernels.spectral import cosine
 from steerloop.model import Model
-from steerloop.sample import score
-from steerloop.steer import Vector, mean_states
+from steerloop.readouts.states import Vector, mean_states
+from steerloop.sample import completion_losses
+from steerloop.texts.data import Data
 
 
 @torch.no_grad()
@@ -27,6 +27,6 @@ def drift(
     """`kl_base`: mean KL(student ‖ base) per token, nats, on the completions of the round, so it
     is what all rounds so far have spent; `cos_teacher`: cosine of the student's shift (`moved`)
     and the round's steering vector."""
-    kl = torch.cat(score(model, kept, cfg, ref=model.gates.before(0))[1])
+    kl = torch.cat(completion_losses(model, kept, cfg, ref=model.gates.before(0))[1])
     went = moved(model, data.contexts, list(vector), cfg.batch_rows)
     return {"kl_base": kl.mean().item(), "cos_teacher": cosine(went, vector)}

@@ -11,10 +11,10 @@ import polars as pl
 import torch
 
 from steerloop.config import Config
-from steerloop.filter import judge
-from steerloop.kernels.files import Data
+from steerloop.filter import filter
 from steerloop.model import Model
 from steerloop.sample import jobs, sample
+from steerloop.texts.data import Data
 
 ROWS = 24  # base completions, and planted ones of each kind
 
@@ -75,8 +75,8 @@ def planted(model: Model, data: Data, cfg: Config, limit: float) -> pl.DataFrame
     written = pl.DataFrame(rows, ["prompt", "text", "source", "kind", "coherent"], orient="row")
     written = written.with_columns(
         prompt_ids=pl.Series([model.render(x) for x in written["prompt"]]),
-        completion_ids=pl.Series([[*model.encode(x), model.end]
+        completion_ids=pl.Series([[*model.to_ids(x), model.end]
                                   for x in written["text"]]))
     own = own.with_columns(source=pl.lit("base"), kind=pl.lit("base"), coherent=pl.lit(True))
     frame = pl.concat([own.select(written.columns), written]).with_columns(dose=0.0)
-    return judge(model, frame, data, replace(cfg, filter=True), limit)
+    return filter(model, frame, data, replace(cfg, filter=True), limit)

@@ -15,9 +15,9 @@ from pathlib import Path
 from loguru import logger
 
 from steerloop import UserError, export
+from steerloop.cli.entry import command
 from steerloop.export.bundle import verify, write_bundle
 from steerloop.export.student import Student, open_student, rounds_of
-from steerloop.kernels.options import command
 
 KINDS = ["peft", "merged", "gguf-vector", "vector", "bundle"]
 

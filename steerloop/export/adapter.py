@@ -25,7 +25,7 @@ from steerloop.export.extras import extra
 from steerloop.export.names import resolve
 from steerloop.export.parity import Parity, against, consumer_base
 from steerloop.export.student import Student
-from steerloop.kernels.weights import SHORT, locate
+from steerloop.loading.hub import SHORT, locate
 from steerloop.lora import GatedLoRALinear
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's max_lora_rank may be

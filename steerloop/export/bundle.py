@@ -28,7 +28,6 @@ from loguru import logger
 
 from steerloop import UserError, report
 from steerloop.config import Config
-from steerloop.evaluate import choices
 from steerloop.export.student import (
     Student,
     finished_rounds,
@@ -37,14 +36,16 @@ from steerloop.export.student import (
     read_vector,
     records,
 )
-from steerloop.kernels.files import Data, code_version, read_data, sha256, write_whole
-from steerloop.kernels.files import verify as verify_run
-from steerloop.kernels.forced_choice import FOUNDATIONS
-from steerloop.kernels.identity import data_files
 from steerloop.kernels.spectral import cosine
-from steerloop.kernels.weights import locate
+from steerloop.loading.hub import locate
+from steerloop.readouts.forced_choice import choices
 from steerloop.report.text import markdown
+from steerloop.runfolder.files import sha256, write_whole
+from steerloop.runfolder.files import verify as verify_run
+from steerloop.runfolder.identity import code_version, data_files
 from steerloop.steer import extract
+from steerloop.texts.data import Data, read_data
+from steerloop.texts.foundations import FOUNDATIONS
 
 MANIFEST = "bundle.json"
 PACKAGES = ("torch", "transformers", "polars", "numpy", "safetensors")

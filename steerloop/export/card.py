@@ -5,6 +5,7 @@ from pathlib import Path
 
 from steerloop.export.adapter import base_name
 from steerloop.export.student import Student
+from steerloop.runfolder import layout
 
 LOAD = {
     "peft": """    from peft import PeftModel
@@ -33,7 +34,7 @@ def front_matter(base: str, kind: str) -> str:
 
 def measured(student: Student) -> str:
     """Base against this round, from summary.json, where the whole round is exported as trained."""
-    path, k = student.run / "summary.json", student.rounds - 1
+    path, k = student.run / layout.SUMMARY, student.rounds - 1
     if not path.is_file() or not (student.gates[: student.rounds] == 1).all():
         return "Not measured under these gates: `python -m steerloop.score` does it."
     summary = json.loads(path.read_text())

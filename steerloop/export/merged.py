@@ -17,7 +17,7 @@ from steerloop.export.adapter import factors
 from steerloop.export.names import resolve
 from steerloop.export.parity import Parity, against, consumer_base
 from steerloop.export.student import Student
-from steerloop.kernels.weights import locate
+from steerloop.loading.hub import locate
 
 
 def delta(student: Student, name: str) -> Float[Tensor, "d_out d_in"]:

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from steerloop import UserError
-from steerloop.kernels.weights import locate
+from steerloop.loading.hub import locate
 from steerloop.model import Model
 
 

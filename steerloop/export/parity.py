@@ -14,8 +14,10 @@ from transformers import PreTrainedModel
 
 from steerloop import UserError
 from steerloop.export.student import Student
-from steerloop.kernels.weights import load_weights, locate
+from steerloop.loading.hub import locate
+from steerloop.loading.weights import load_weights
 from steerloop.model import Model
+from steerloop.runfolder import layout
 
 ROWS, LONGEST = 8, 192  # completions compared, tokens of each
 TOLERANCE = {"float32": 1e-6, "bfloat16": 2e-3}  # mean KL per token, nats; the maximum: 20 times
@@ -45,8 +47,8 @@ class Parity(NamedTuple):
 
 def texts(student: Student) -> list[list[int]]:
     """Token ids of prompt and completion: kept rows of the last round that is baked."""
-    path = student.run / f"rounds/{student.rounds - 1:02d}/completions.parquet"
-    rows = pl.read_parquet(path).filter("keep").head(ROWS)
+    rows = pl.read_parquet(layout.completions(student.run, student.rounds - 1))
+    rows = rows.filter("keep").head(ROWS)
     return [(p + c)[:LONGEST] for p, c in rows.select("prompt_ids", "completion_ids").rows()]
 
 

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from steerloop import UserError, lora
 from steerloop.config import Config
-from steerloop.kernels.files import read_events, verify
 from steerloop.model import Model, load
-from steerloop.steer import Vector
+from steerloop.readouts.states import Vector
+from steerloop.runfolder import layout
+from steerloop.runfolder.events import read_events
+from steerloop.runfolder.files import read_config, verify
 
 
 @dataclass
@@ -27,24 +29,20 @@ class Student:
     gates: Float[Tensor, "R"]  # one a slot of the stack; slots after `rounds` are 0
 
 
-def read_config(run: Path) -> Config:
+def config_of(run: Path) -> Config:
     """The config that a run was made with. Raises UserError where the folder is no run, or one of
     another version."""
-    try:
-        found = json.loads((run / "config.json").read_text())["config"]
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise UserError(f"{run} is not a run folder (no readable config.json in it): name one below"
-                        " runs/, `python -m steerloop.train` makes one") from e
-    if unknown := set(found) - {x.name for x in fields(Config)}:
-        raise UserError(f"{run}/config.json has knobs that this version lacks "
+    knobs = read_config(run)
+    if unknown := set(knobs) - {x.name for x in fields(Config)}:
+        raise UserError(f"{run}/{layout.CONFIG} has knobs that this version lacks "
                         f"({', '.join(sorted(unknown))}): use the version that made the run")
-    return Config(**found)
+    return Config(**knobs)
 
 
 def finished_rounds(run: Path) -> int:
     """How many rounds of a run were folded and saved, without a gap."""
     count = 0
-    while (run / f"rounds/{count:02d}/adapter.safetensors").is_file():
+    while layout.adapter(run, count).is_file():
         count += 1
     return count
 
@@ -59,7 +57,7 @@ def rounds_of(run: Path, wanted: str) -> int:
         raise UserError(f"{run} has no finished round: let `python -m steerloop.train` get further")
     if wanted == "best":
         try:
-            best = json.loads((run / "summary.json").read_text())["best_round"]
+            best = json.loads((run / layout.SUMMARY).read_text())["best_round"]
         except (OSError, ValueError, KeyError) as e:
             raise UserError(f"{run} has no summary.json that names the best round: write it with "
                             f"`python -m steerloop.report {run}`, or take --round 1 to {there}"
@@ -94,25 +92,25 @@ def open_student(run: Path, round: str = "best", gates: str = "1", device: str =
     Raises UserError where the folder, the round, the gates or the model do not fit, or a file of
     the run is damaged.
     """
-    cfg = read_config(run)
+    cfg = config_of(run)
     verify(run)
     cfg = replace(cfg, device=device or cfg.device)
     rounds = rounds_of(run, round)
     heard = read_gates(gates, rounds, cfg.rounds)
     model = load(cfg)
     for k in range(rounds):
-        saved = load_file(run / f"rounds/{k:02d}/adapter.safetensors")
+        path = layout.adapter(run, k)
         try:
-            lora.load_round(model.layers, model.gates, saved)
+            lora.fold(model.layers, model.gates, load_file(path))
         except (KeyError, RuntimeError) as e:
-            raise UserError(f"{run}/rounds/{k:02d}/adapter.safetensors does not fit {cfg.model} "
+            raise UserError(f"{path} does not fit {cfg.model} "
                             f"({e}): is it the model that the run was made with?") from e
     return Student(run, cfg, model, rounds, heard.to(model.device))
 
 
 def read_vector(run: Path, round: int, device: torch.device) -> Vector:
     """The vector extracted in a round (counted from 1), at its raw size."""
-    found = load_file(run / f"rounds/{round - 1:02d}/vector.safetensors", device=str(device))
+    found = load_file(layout.vector(run, round - 1), device=str(device))
     return {int(name.removeprefix("block.")): v.float() for name, v in found.items()}
 
 
@@ -122,7 +120,7 @@ def records(run: Path, stage: str) -> list[dict]:
     try:
         found = read_events(run)
     except OSError as e:
-        raise UserError(f"{run} is not a run folder (no readable events.jsonl in it)") from e
+        raise UserError(f"{run} is not a run folder (no readable {layout.EVENTS} in it)") from e
     return [x for x in found if x["stage"] == stage]
 
 
@@ -132,5 +130,5 @@ def c_star(run: Path, round: int) -> float:
     Raises UserError where the run does not say."""
     found = [x["c_star"] for x in records(run, "sample") if x["round"] == round - 1]
     if not found:
-        raise UserError(f"{run}/events.jsonl has no dose of round {round}")
+        raise UserError(f"{run}/{layout.EVENTS} has no dose of round {round}")
     return found[-1]

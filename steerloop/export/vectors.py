@@ -17,7 +17,8 @@ from steerloop import UserError
 from steerloop.export.extras import extra
 from steerloop.export.parity import Logits, Parity, compare, texts
 from steerloop.export.student import Student, c_star, read_vector
-from steerloop.steer import Vector, steered
+from steerloop.readouts.states import Vector
+from steerloop.steer import steered
 
 ARCH = "controlvector"
 HINTS = {"mistral": "llama", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "mixtral": "llama"}

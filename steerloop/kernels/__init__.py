@@ -1,5 +1,4 @@
-"""Pieces that a reader of the core can take on trust.
+"""Arithmetic that a reader of the core can take on trust: no paths, no config, no model.
 
-A leaf: nothing here imports the core. Each piece is compared with a slow, obvious twin in
-`steerloop/checks`.
+Each piece is compared with a slow, obvious twin in `steerloop/checks`.
 """

@@ -5,6 +5,7 @@ Letters: b rows, t tokens, n predictions of completion tokens.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -42,9 +43,10 @@ def pad(
 
 
 def collate(
-    prompts: Ids, completions: Ids, dose: list[float], blank: int, device: torch.device
+    prompts: Ids, completions: Ids, doses: list[float] | None, blank: int, device: torch.device
 ) -> Batch:
-    """Prompts and completions → Batch; an empty completion predicts nothing."""
+    """Prompts and completions → Batch; an empty completion predicts nothing, and without `doses`
+    (units of the vector) nothing is steered."""
     pairs = list(zip(prompts, completions, strict=True))
     ids, mask = pad([p + c for p, c in pairs], blank, device, left=False)
     at = torch.arange(ids.shape[1])
@@ -56,13 +58,27 @@ def collate(
         positions=predicts.flatten().nonzero()[:, 0],
         targets=torch.tensor([x for c in completions for x in c], device=device).long(),
         rows=predicts.nonzero()[:, 0],
-        dose=torch.tensor(dose, device=device).float(),
+        dose=torch.tensor(doses or [0.0] * len(pairs), device=device).float(),
     )
 
 
-def batches(
-    columns: tuple[Ids, Ids, list[float]], size: int, blank: int, device: torch.device
-) -> Iterator[Batch]:
-    """Prompts, completions and doses in order, `size` rows at a time."""
-    for i in range(0, len(columns[0]), size):
-        yield collate(*(x[i : i + size] for x in columns), blank, device)
+class Row(NamedTuple):
+    """A completion to train on: its prompt, its tokens, the hidden states (n, d) of a reference
+    from which they are predicted (None without one), and its number in a table."""
+
+    prompt: list[int]
+    completion: list[int]
+    ref: Tensor | None
+    number: int
+
+
+def like_lengths(rows: list[Row], size: int) -> Iterator[tuple[Ids, Ids, Tensor | None]]:
+    """Micro-batches of `size` rows: prompts, completions, the reference's states (n, d).
+
+    Rows of like lengths come together, which spares padding, and the longest first: what they leave
+    in memory holds the others.
+    """
+    rows = sorted(rows, key=lambda row: -len(row.prompt) - len(row.completion))
+    for i in range(0, len(rows), size):
+        prompts, completions, refs, _ = map(list, zip(*rows[i : i + size], strict=True))
+        yield prompts, completions, None if refs[0] is None else torch.cat(refs)

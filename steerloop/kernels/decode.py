@@ -8,14 +8,13 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import Cache
 
-from steerloop.kernels.graphs import steps
+from steerloop.kernels.graphs import Eager
 
 Choose = Callable[[Tensor, Tensor], Tensor]  # (logits (b, v), draws (b,)) → tokens (b,)
 
@@ -72,19 +71,19 @@ def pick(
 greedy = partial(pick, temperature=0.0, k=1, p=1.0)
 
 
-def decode(
-    model: Any, rows: Rows, choose: Choose, stops: bool = True,
+def generate(
+    step: Eager, rows: Rows, choose: Choose, stop_ids: list[int], stops: bool = True,
     told: Callable[[int, int], object] = lambda drawn, ended: None,
 ) -> list[list[int]]:
     """The new token ids of each row, its stop token included; m = the width of `rows.draws`.
 
-    `stops=False` suppresses the stop tokens, so that every row gets m. Rows that stop leave the
-    batch. How many tokens a step drew and how many rows ended with it is `told`. `model` has trunk,
-    head, stop_ids, and what kernels/graphs.py asks of it, if it has a decoder.
+    `step` reads what is new and gives logits (kernels/graphs.py). `stops=False` suppresses the stop
+    tokens, so that every row gets m. Rows that stop leave the batch. How many tokens a step drew
+    and how many rows ended with it is `told`.
     """
     out: list[list[int]] = [[] for _ in rows.index]
-    stop = torch.tensor(model.stop_ids, device=rows.ids.device)
-    over, step = torch.zeros(len(rows.index), dtype=torch.bool), steps(model, rows)
+    stop = torch.tensor(stop_ids, device=rows.ids.device)
+    over = torch.zeros(len(rows.index), dtype=torch.bool)
     for u in range(rows.draws.shape[1]):
         logits = step(rows)
         if not stops:

@@ -1,22 +1,46 @@
 """A model without detours while nothing is trained: 4-bit weights unpacked once, the gated stack
 merged into them. It is the very model that trains, up to one rounding:
 
-    W' = W + s · B diag(g) A        summed in fp32, rounded once to the dtype of W
+    W' = W + s · B diag(g) A        summed in fp32, rounded once to the dtype of W (lora.py)
 
 Weights are held as long as the stack stays as it is, if memory allows. Whether it does is a rule on
 sizes, not on what happens to be free: a run that is resumed takes the same road again.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from steerloop.kernels.blocked import Blocked, suits
 from steerloop.kernels.hardware import SHARE, SHARE_TRAINING, memory
+
+
+@runtime_checkable
+class Mergeable(Protocol):
+    """A module that knows itself as one matrix, made of its base, its buffers and parameters."""
+
+    base: nn.Linear
+
+    def merged(self) -> Float[Tensor, "d_out d_in"]: ...
+
+    def buffers(self, recurse: bool) -> Iterator[Tensor]: ...
+
+    def parameters(self, recurse: bool) -> Iterator[Tensor]: ...
+
+
+@runtime_checkable
+class Moving(Protocol):
+    """The gates of such layers: none, (R) or (b, R); which slot is live; and a block in which they
+    cannot move."""
+
+    value: Tensor | None
+    live: int
+
+    def held(self) -> AbstractContextManager[None]: ...
 
 
 def packed(linear: nn.Linear) -> bool:
@@ -36,26 +60,15 @@ def still(weight: Float[Tensor, "d_out d_in"], bias: Tensor | None) -> nn.Module
     return Blocked(weight, bias) if suits(weight) else plain(weight, bias)
 
 
-def merged(layer: Any) -> nn.Module:
-    """A GatedLoRALinear as one matrix, under the gates in force (none, or one vector)."""
-    gates, weight = layer.gates.value, layer.base.weight
-    if gates is None or gates.any():
-        A, B = layer.factors()
-        if gates is not None:
-            A = A * gates.to(A).repeat_interleave(layer.r)[:, None]
-        low = (layer.gates.live + 1) * layer.r  # rounds to come are zero
-        weight = torch.addmm(weight.float(), B[:, :low].float(), A[:low].float(),
-                             alpha=layer.scale).to(weight.dtype)
-    return still(weight, layer.base.bias)
-
-
 class Dense:
     """Puts plain layers in the place of gated and packed ones, and takes them away again.
 
     `mode`: dense (always), nf4 (never: as it is held), auto (where sizes allow).
     """
 
-    def __init__(self, hf: nn.Module, layers: dict[str, Any], gates: Any, mode: str) -> None:
+    def __init__(
+        self, hf: PreTrainedModel, layers: dict[str, Mergeable], gates: Moving, mode: str
+    ) -> None:
         self.hf, self.layers, self.gates = hf, layers, gates
         inner, modules = {f"{name}.base" for name in layers}, dict(hf.named_modules())
         linear = {k: m for k, m in modules.items() if isinstance(m, nn.Linear) and packed(m)}
@@ -71,14 +84,18 @@ class Dense:
         self.on = mode == "dense" or (mode == "auto" and sum(size) <= SHARE * room)
         self.training = bool(linear) and self.on and sum(size) <= SHARE_TRAINING * room
         self.known: tuple[Any, dict[str, nn.Module]] = None, {}
-        self.inside = False
 
     def state(self) -> tuple[Any, ...]:
         """What the merged weights depend on."""
         gates = self.gates.value
         return (self.gates.live, None if gates is None else tuple(gates.tolist()), *(
             x._version for m in self.layers.values()
-            for x in (m.live_A, m.live_B, m.baked_A, m.baked_B)))
+            for x in (*m.parameters(recurse=False), *m.buffers(recurse=False))))
+
+    @property
+    def inside(self) -> bool:
+        """Whether the plain layers are in place now."""
+        return any(self.hf.get_submodule(k) is not m for k, m in (self.layers | self.alone).items())
 
     def release(self) -> None:
         """Forget the weights."""
@@ -94,14 +111,11 @@ class Dense:
             return
         if self.known[0] != (state := self.state()):
             self.release()
-            self.known = state, {k: merged(m) for k, m in self.layers.items()} | {
+            self.known = state, {
+                k: still(m.merged(), m.base.bias) for k, m in self.layers.items()} | {
                 k: still(m.weight, m.bias) for k, m in self.alone.items()}
-        self.gates.merged = True
-        try:
-            with self._swapped(self.known[1], self.layers | self.alone):
-                yield
-        finally:
-            self.gates.merged = False
+        with self.gates.held(), self._swapped(self.known[1], self.layers | self.alone):
+            yield
 
     @contextmanager
     def unpacked(self) -> Iterator[None]:
@@ -118,7 +132,6 @@ class Dense:
 
     @contextmanager
     def _swapped(self, new: dict[str, nn.Module], old: dict[str, nn.Module]) -> Iterator[None]:
-        self.inside = True
         try:
             for name, layer in new.items():
                 self.hf.set_submodule(name, layer)
@@ -126,4 +139,3 @@ class Dense:
         finally:
             for name, layer in old.items():
                 self.hf.set_submodule(name, layer)
-            self.inside = False

@@ -19,26 +19,27 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from loguru import logger
 from torch import Tensor
-from transformers import Cache
+from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 
-from steerloop.kernels.weights import cached, empty_cache
+from steerloop.kernels.caches import Trunk, cached, empty_cache
 
 PAYS = 16  # steps from which recording is repaid
 KNOWN = (DynamicLayer, DynamicSlidingWindowLayer)
-refused: WeakSet[Any] = WeakSet()  # models of which a step could not be recorded
+refused: WeakSet[Any] = WeakSet()  # decoders and gates with which no step could be recorded
+Logits = Callable[[Tensor], Tensor]  # hidden states (b, d) → (b, v)
 
 
 class Eager:
-    """Steps of `model` (trunk, head), in the shapes of the rows."""
+    """Steps in the shapes of the rows."""
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
+    def __init__(self, trunk: Trunk, head: Logits) -> None:
+        self.trunk, self.head = trunk, head
 
     def __call__(self, rows: Any) -> Float[Tensor, "b v"]:
         """Logits of the next token of each row, good until the next step; what was read joins the
         cache."""
-        return self.model.head(self.model.trunk(rows.ids, rows.mask, rows.cache)[:, -1])
+        return self.head(self.trunk(rows.ids, rows.mask, rows.cache)[:, -1])
 
     def shrinks(self, alive: int, b: int) -> bool:
         """Whether it is worth it to go on with the rows that are alive alone."""
@@ -52,8 +53,9 @@ class Recorded(Eager):
     """The same from a graph. It is recorded when the prompts have been read, and again when half
     of the rows have gone; not for the last few steps."""
 
-    def __init__(self, model: Any, rows: Any) -> None:
-        super().__init__(model)
+    def __init__(self, trunk: Trunk, head: Logits, decoder: PreTrainedModel, rows: Any) -> None:
+        super().__init__(trunk, head)
+        self.decoder = decoder
         self.end = rows.mask.shape[1] + rows.draws.shape[1]  # tokens at most
         self.replay: Callable[[], Any] | None = None
         self.ids = self.mask = self.logits = rows.ids  # the buffers, once there are some
@@ -73,23 +75,23 @@ class Recorded(Eager):
         """Record a step of these rows, if that is possible and pays."""
         read = rows.mask.shape[1] - 1  # the last of T is read by the step itself
         if (rows.ids.shape[1] > 1 or not read or self.end - read < PAYS
-                or self.model.hf in refused):
+                or self.decoder in refused):
             return False
         self.ids = rows.ids.clone()
         self.mask = F.pad(rows.mask.long(), (0, self.end - read - 1))
         rows.cache = fixed(rows.cache, read, self.end)
 
         def run() -> Float[Tensor, "b v"]:  # reads and writes the buffers alone
-            decoder, place = self.model.decoder, self.mask.sum(-1, keepdim=True) - 1
-            out = decoder(input_ids=self.ids, attention_mask=self.mask, position_ids=place,
-                          **cached(decoder, rows.cache))
-            return self.model.head(out.last_hidden_state[:, -1])
+            place = self.mask.sum(-1, keepdim=True) - 1
+            out = self.decoder(input_ids=self.ids, attention_mask=self.mask, position_ids=place,
+                               **cached(self.decoder, rows.cache))
+            return self.head(out.last_hidden_state[:, -1])
 
         try:
             self.replay, self.logits = repeatable(run, rows.ids.device)
         except RuntimeError as e:  # what can't be recorded
-            refuse(self.model.hf, str(e.__context__ or e))
-            rows.cache = flowing(rows.cache, read, self.model.hf)
+            refuse(self.decoder, str(e.__context__ or e))
+            rows.cache = flowing(rows.cache, read, self.decoder)
             return False
         for layer in rows.cache.layers:
             layer.cumulative_length.fill_(read)  # recording ran ahead
@@ -98,20 +100,23 @@ class Recorded(Eager):
     def close(self, rows: Any) -> None:
         if self.replay:
             self.replay = None
-            rows.cache = flowing(rows.cache, rows.mask.shape[1] - 1, self.model.hf)
+            rows.cache = flowing(rows.cache, rows.mask.shape[1] - 1, self.decoder)
 
 
-def steps(model: Any, rows: Any) -> Eager:
-    """The way to take the steps of rows that are to be decoded."""
-    if not (hasattr(model, "decoder") and recordable(rows.ids.device)):
-        return Eager(model)  # a model whose gates change while it decodes, as in a chat, has none
-    if model.gates.value is not None and not model.gates.merged:
-        refuse(model.gates, "gates that are not merged into the weights (--decode dense does that)")
-        return Eager(model)
+def steps(
+    decoder: PreTrainedModel, trunk: Trunk, head: Logits, rows: Any, moving: object | None
+) -> Eager:
+    """The way to take the steps of rows that are to be decoded. `moving`: gates that the layers
+    read, which a graph could not follow."""
+    if not recordable(rows.ids.device):
+        return Eager(trunk, head)
+    if moving is not None:
+        refuse(moving, "gates that are not merged into the weights (--decode dense does that)")
+        return Eager(trunk, head)
     if any(type(x) not in KNOWN for x in rows.cache.layers):
-        refuse(model.hf, "its cache has layers of another kind")
-        return Eager(model)
-    return Recorded(model, rows)
+        refuse(decoder, "its cache has layers of another kind")
+        return Eager(trunk, head)
+    return Recorded(trunk, head, decoder, rows)
 
 
 def recordable(device: torch.device) -> bool:
@@ -145,9 +150,9 @@ def fixed(cache: Cache, read: int, end: int) -> Cache:
     return Cache(layers=layers)
 
 
-def flowing(cache: Cache, read: int, hf: Any) -> Cache:
+def flowing(cache: Cache, read: int, decoder: PreTrainedModel) -> Cache:
     """The way back: a cache that grows, of `read` tokens; `cache` is used up."""
-    found = empty_cache(hf)
+    found = empty_cache(decoder)
     for old, new in zip(cache.layers, found.layers, strict=True):
         new.update(old.keys[:, :, :read], old.values[:, :, :read])
         old.keys = old.values = None

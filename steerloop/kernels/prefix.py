@@ -3,17 +3,20 @@
 Letters: b rows, two to a pair; t tokens read next, T tokens so far; s tokens of an ending and one.
 """
 
+from collections.abc import Callable
 from itertools import takewhile
-from typing import Any
 
 import torch
 from einops import repeat
 from jaxtyping import Float
 from torch import Tensor
+from transformers import Cache
 
 from steerloop.kernels.batch import Ids
+from steerloop.kernels.caches import Trunk
 from steerloop.kernels.decode import Rows
-from steerloop.kernels.weights import empty_cache
+
+Pad = Callable[[Ids], tuple[Tensor, Tensor]]  # prompts → ids and mask (b, t)
 
 
 def common(a: list[int], b: list[int]) -> int:
@@ -21,32 +24,31 @@ def common(a: list[int], b: list[int]) -> int:
     return sum(1 for _ in takewhile(lambda x: x[0] == x[1], zip(a, b, strict=False)))
 
 
-def paired(model: Any, prompts: Ids, m: int) -> Rows:
+def paired(trunk: Trunk, pad: Pad, cache: Cache, prompts: Ids, m: int) -> Rows:
     """Rows of b prompts, b even, all read but for their last token, with m draws of 0 each.
 
     Where the ends of all pairs are equally long, their common starts are read once a pair: ends of
-    several lengths would have to be padded in the middle, where a sliding window counts it.
-    `model` has hf, pad, trunk.
+    several lengths would have to be padded in the middle, where a sliding window counts it. The
+    `cache` is an empty one; `pad` pads prompts on the left.
     """
-    cache = empty_cache(model.hf)
     shared = [common(*prompts[i : i + 2]) for i in range(0, len(prompts), 2)]
     ends = [x[shared[i // 2] :] for i, x in enumerate(prompts)]
     if min(shared) and {len(x) for x in ends} == {len(ends[0]) or -1}:
-        ids, mask = model.pad([x[:n] for x, n in zip(prompts[::2], shared, strict=True)])
-        model.trunk(ids, mask, cache)
+        ids, mask = pad([x[:n] for x, n in zip(prompts[::2], shared, strict=True)])
+        trunk(ids, mask, cache)
         cache.batch_repeat_interleave(2)
         ids = torch.tensor(ends, device=ids.device)
         mask = torch.cat([repeat(mask, "p T -> (p two) T", two=2), ids >= 0], dim=1)
     else:
-        ids, mask = model.pad(prompts)
+        ids, mask = pad(prompts)
     if ids.shape[1] > 1:
-        model.trunk(ids[:, :-1], mask[:, :-1], cache)
+        trunk(ids[:, :-1], mask[:, :-1], cache)
     zero = torch.zeros(len(ids), device=ids.device)
     return Rows(torch.arange(len(ids)), ids[:, -1:], mask, zero, zero[:, None].expand(-1, m), cache)
 
 
-def follow(model: Any, rows: Rows, ending: list[int]) -> Float[Tensor, "b s d"]:
+def follow(trunk: Trunk, rows: Rows, ending: list[int]) -> Float[Tensor, "b s d"]:
     """Hidden states from which the tokens of an ending, and what comes after it, are predicted."""
     new = torch.tensor(ending, device=rows.ids.device).expand(len(rows.ids), -1)
     mask = torch.cat([rows.mask, new >= 0], dim=1)
-    return model.trunk(torch.cat([rows.ids, new], dim=1), mask, rows.cache)
+    return trunk(torch.cat([rows.ids, new], dim=1), mask, rows.cache)

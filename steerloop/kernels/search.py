@@ -36,12 +36,26 @@ def crossing(f: Callable[[list[float]], list[float]], target: float, hint: str) 
     return x0 * (x1 / x0) ** (math.log(target / y0) / math.log(y1 / y0))
 
 
+def bisected(
+    answers: list[bool], low: float, high: float, calls: int
+) -> tuple[float, bool]:
+    """A log bisection of [low, high] for the largest x that is ok, as far as its `answers` go: the
+    point to try next and False; or, once it is over, the largest x seen to be ok and True. `high`
+    is tried first, `low` is taken for ok."""
+    x, bad = high, high
+    for ok in answers[:calls]:
+        low, bad = (x, bad) if ok else (low, x)
+        if low >= bad:
+            return low, True
+        x = math.sqrt(low * bad)
+    return (low, True) if len(answers) >= calls else (x, False)
+
+
 def largest(ok: Callable[[float], bool], low: float, high: float, calls: int) -> float:
     """The largest x in [low, high] seen to be ok, by log bisection; `low` is taken for ok."""
-    x, bad = high, high
-    for _ in range(calls):
-        low, bad = (x, bad) if ok(x) else (low, x)
-        if low >= bad:
-            break
-        x = math.sqrt(low * bad)
-    return low
+    answers: list[bool] = []
+    while True:
+        x, settled = bisected(answers, low, high, calls)
+        if settled:
+            return x
+        answers.append(ok(x))

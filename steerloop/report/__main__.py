@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 from steerloop import UserError
-from steerloop.kernels.files import ending, verify
 from steerloop.report import finish, ledger_table, run_table
 from steerloop.report.compare import NAMES, compare_runs
 from steerloop.report.pages import write_pages
 from steerloop.report.run import events, scored_elsewhere
+from steerloop.runfolder.files import ending, verify
 
 SINGLE, WITH = "--single-file", "--with"
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from steerloop.kernels.foundations import FOUNDATIONS
 from steerloop.report.ledger import LEGAL
 from steerloop.report.run import axis_of, last_healed, states
 from steerloop.report.stats import difference, estimate, profile
 from steerloop.report.text import interval, markdown
 from steerloop.report.verdicts import MARGIN, PPL, WIDER
+from steerloop.texts.foundations import FOUNDATIONS
 
 NAMES = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # of runs, in the order given
 Tables = dict[str, pl.DataFrame]

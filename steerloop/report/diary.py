@@ -7,9 +7,9 @@ from typing import Any
 
 import polars as pl
 
-from steerloop.kernels.files import write_whole
 from steerloop.report.run import axis_of, last_by_round
 from steerloop.report.text import interval
+from steerloop.runfolder.files import write_whole
 
 WIDTH = 96  # columns of an answer
 CUT = " […]"  # an answer that the length limit ended

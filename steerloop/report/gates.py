@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from steerloop.kernels.files import write_whole
-from steerloop.kernels.foundations import FOUNDATIONS
 from steerloop.report.run import axis_of, beaten, events, last_round, states
 from steerloop.report.stats import LEAST, compare, profile, wilson
 from steerloop.report.text import interval, markdown
 from steerloop.report.verdicts import shown
+from steerloop.runfolder.files import write_whole
+from steerloop.texts.foundations import FOUNDATIONS
 
 PLANTED, OWN, LABELLED = 0.9, 0.9, 0.8  # U1: least shares: of each planted kind, base's, labelled
 RETAIN = 0.25  # U2: least share of the steered shift that is there without steering

@@ -6,9 +6,9 @@ from typing import Any
 
 import polars as pl
 
-from steerloop.kernels.files import write_whole
 from steerloop.report.stats import over_seeds
 from steerloop.report.text import interval, markdown
+from steerloop.runfolder.files import write_whole
 
 LEGAL = ("opening_mass", "sentence_validity")
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs, get_plotlyjs_version
 
-from steerloop.kernels.files import write_whole
+from steerloop.runfolder.files import write_whole
 
 HERE = Path(__file__).parent
 REFRESH = 20  # seconds between two looks at a run that goes on

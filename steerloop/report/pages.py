@@ -9,12 +9,12 @@ from typing import Any
 
 import polars as pl
 
-from steerloop.kernels.files import write_whole
 from steerloop.report.diary import prompts, read_diary, said, write_diary
 from steerloop.report.figures import STEPS, map_figure, rounds_figure, went
 from steerloop.report.markup import from_markdown, page, shared_script, table
 from steerloop.report.run import axis_of, events, last_by_round, rows_of, states
 from steerloop.report.text import interval
+from steerloop.runfolder.files import write_whole
 
 KEPT, DROPPED = 4, 3  # examples of a round: kept ones, and dropped ones for each reason
 SCORES = ("dose", "ppl", "repeat", "echo", "loop", "zip")

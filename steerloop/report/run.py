@@ -9,10 +9,10 @@ import numpy as np
 import polars as pl
 
 from steerloop import UserError
-from steerloop.kernels.files import read_events as events
 from steerloop.report.stats import compare, difference
 from steerloop.report.text import interval, markdown
 from steerloop.report.verdicts import PPL, Gain, shown, verdicts
+from steerloop.runfolder.events import read_events as events
 
 SHOWN = ("coherence", "p_ans_any", "json_is_valid", "ppx_json")
 

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from steerloop.kernels.files import H
-from steerloop.kernels.foundations import FOUNDATIONS
+from steerloop.texts.foundations import FOUNDATIONS, H
 
 
 def measures(rows: pl.DataFrame, items: pl.DataFrame) -> dict[str, float]:

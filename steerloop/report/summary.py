@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from steerloop.kernels.files import write_whole
 from steerloop.report.gates import NAMES, Gate, heads, named, write_gates
 from steerloop.report.ledger import update_ledger
 from steerloop.report.pages import write_pages
 from steerloop.report.run import axis_of, beaten, events, last_round, round_table, run_table, states
+from steerloop.runfolder.files import write_whole
 
 ARM = (
     "model", "barrier", "agg", "ref", "lam", "lam_pow", "tau", "kl_budget", "lr", "epochs",

@@ -23,14 +23,16 @@ from steerloop.config import Config
 from steerloop.evaluate import evaluate
 from steerloop.export.extras import extra
 from steerloop.kernels.dense import Dense
-from steerloop.kernels.files import Data, code_version, read_data
-from steerloop.kernels.folder import Folder, log_to
-from steerloop.kernels.fused_loss import Head
 from steerloop.kernels.hardware import hardware
-from steerloop.kernels.options import EVALS, resolve
-from steerloop.kernels.weights import SHORT, check_fit, load_weights, stop_ids
+from steerloop.loading.fit import check_fit, output_head
+from steerloop.loading.hub import SHORT
+from steerloop.loading.weights import load_weights, stop_ids
 from steerloop.model import Model
+from steerloop.readouts.probes import EVALS, resolve
 from steerloop.report.run import run_table
+from steerloop.runfolder.folder import Folder, log_to
+from steerloop.runfolder.identity import code_version
+from steerloop.texts.data import Data, read_data
 
 FILES = ["adapter_config.json", "adapter_model.safetensors"]
 
@@ -72,10 +74,9 @@ def bare(cfg: Config) -> Model:
     """A model with nothing wrapped: the library's own layers. Raises UserError."""
     device = hardware(cfg.device, cfg.threads)
     tokenizer, hf = load_weights(cfg.model, cfg.dtype, cfg.attn, cfg.quant, device)
-    cap = getattr(hf.config.get_text_config(), "final_logit_softcapping", None)
-    head = Head(hf.get_output_embeddings().weight, cap)
     dense = Dense(hf, {}, gates := lora.Gates(1), cfg.decode)
-    model = Model(tokenizer, stop_ids(hf), hf, hf.get_decoder(), head, gates, {}, dense, device)
+    model = Model(tokenizer, stop_ids(hf), hf, hf.get_decoder(), output_head(hf), gates, {}, dense,
+                  device)
     check_fit(cfg.model, model)
     return model
 

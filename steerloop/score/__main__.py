@@ -11,9 +11,9 @@ import dataclasses
 import sys
 from pathlib import Path
 
+from steerloop.cli.entry import command
 from steerloop.config import Config
-from steerloop.export.student import read_config
-from steerloop.kernels.options import command
+from steerloop.export.student import config_of
 from steerloop.score import score
 
 
@@ -37,7 +37,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def config(args: argparse.Namespace) -> Config:
     """The settings of the run named, or of hub models on a dense base; flags win."""
-    cfg = read_config(args.like) if args.like else Config(quant="none")
+    cfg = config_of(args.like) if args.like else Config(quant="none")
     given = {x.name: getattr(args, x.name, None) for x in dataclasses.fields(Config)}
     taken = {k: v for k, v in given.items() if v is not None and k not in ("model", "tiny")}
     return dataclasses.replace(cfg, **taken)

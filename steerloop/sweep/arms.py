@@ -54,7 +54,7 @@ FRONTIER = [
       for x in (0.1, 0.2, 0.3, 0.6, 1.0, 2.0, 4.0)),
 ]
 
-AUTO = {"tau": "auto"}  # aggregates differ in scale by 20 to 80 times: one τ cannot serve all
+AUTO = {"tau_share": 0.5}  # aggregates differ in scale by 20 to 80 times: one τ cannot serve all
 BARRIERS = [
     plain("nll", ""),
     Arm("kl_fwd", "rmse", AUTO | {"barrier": "kl_fwd"}),

@@ -1,82 +1,29 @@
-"""One arm of a sweep: the loop of train.py without its run folder, on a first round that the arms
-of a group share (round 1 starts at the base, so its vector, dose and data are the same for all).
+"""One arm of a sweep: the loop of train.py under a recorder that keeps nothing on a disk.
+
+Arms of a group differ in how they heal, so what comes before the first heal (the base's measures,
+the filter's limit, the first vector, dose and completions) is made once and shared.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import polars as pl
 import torch
 
-from steerloop import UserError, lora, report
+from steerloop import UserError, report
 from steerloop.config import Config
-from steerloop.dose import collect, solve
-from steerloop.evaluate import evaluate
-from steerloop.filter import calibrate
-from steerloop.heal import heal
-from steerloop.kernels.budget import Ledger
-from steerloop.kernels.files import Data
-from steerloop.kernels.options import resolve
 from steerloop.model import Model, load
+from steerloop.readouts.states import Vector
 from steerloop.report.run import beaten, last_round, states
-from steerloop.sample import score
-from steerloop.steer import extract
+from steerloop.runfolder.recorder import Recorder
+from steerloop.sample import completion_losses
 from steerloop.sweep.arms import Arm, Sweep
-from steerloop.train import train
+from steerloop.texts.data import Data
+from steerloop.train import loop, train
 
 RIVALS = {"steering": "matched", "nll": "nll", "prompt": "prompted"}  # verdict → state
 LIKE = ("coherence", "opening_mass", "sentence_validity", "p_ans_any", "json_is_valid")
-
-
-@dataclass
-class Drawn:
-    """The data of a round: dose c* or the fixed one, κ, and all judged rows."""
-
-    c_star: float
-    kappa: float
-    table: pl.DataFrame
-
-
-@dataclass
-class Start:
-    """What the arms of a group have in common: the base's measures, the filter's limit, and the
-    data of round 1."""
-
-    base: dict[str, float]
-    limit: float
-    drawn: Drawn
-
-
-def measure(model: Model, data: Data, cfg: Config) -> dict[str, float]:
-    """The measures of the model as it stands."""
-    return report.measures(*evaluate(model, data, cfg, [resolve(x) for x in cfg.probes]))
-
-
-def draw(
-    model: Model, data: Data, cfg: Config, limit: float, round: int, ledger: Ledger,
-    fixed: float | None = None,
-) -> Drawn:
-    """The data of a round, within what the `ledger` allows. `fixed` is a dose to keep, as it is,
-    instead of solving for one and walking down from it."""
-    vector = extract(model, data.pairs, data.contexts, cfg.steer_blocks, cfg.batch_rows)
-    if fixed:
-        held = replace(cfg, survival=1e-9)  # any survivor ends the walk at κ = 1
-        table, kappa = collect(model, vector, fixed, data, held, limit, round)
-        return Drawn(fixed, kappa, table)
-    c_star, curve = solve(model, vector, data, cfg, str(round))
-    if (most := ledger.allows(curve, c_star)) < cfg.kappa_min:
-        raise UserError("budget spent")
-    table, kappa = collect(model, vector, c_star, data, cfg, limit, round, most)
-    return Drawn(c_star, kappa, table)
-
-
-@torch.no_grad()
-def start(data: Data, cfg: Config) -> Start:
-    """Round 1 up to its data."""
-    model = load(cfg)
-    base, limit = measure(model, data, cfg), calibrate(model, data, cfg)
-    return Start(base, limit, draw(model, data, cfg, limit, 0, Ledger(cfg)))
 
 
 def shown(now: dict[str, float], base: dict[str, float], data: Data) -> dict[str, float]:
@@ -87,54 +34,113 @@ def shown(now: dict[str, float], base: dict[str, float], data: Data) -> dict[str
         k: v for x in LIKE if x in now for k, v in ((x, now[x]), (f"{x}_base", base[x]))}
 
 
-def whole(data: Data, cfg: Config, arm: Arm) -> Iterator[dict[str, Any]]:
+class Climb(Recorder):
+    """Notes a row a round of one arm. `shared` has what the arms of a group have in common, and is
+    filled by the first of them; an arm with a budget draws a first round of its own, since its dose
+    depends on it."""
+
+    def __init__(
+        self, data: Data, cfg: Config, arm: Arm, sweep: Sweep, shared: dict[str, Any]
+    ) -> None:
+        self.data, self.cfg, self.arm, self.sweep, self.shared = data, cfg, arm, sweep, shared
+        self.round, self.batches, self.held = -1, 0, 0.0
+        self.base: dict[str, float] = {}
+        self.now: dict[str, Any] = {}  # of the round under way
+        self.rows: list[dict[str, Any]] = []
+
+    def rounds(self, rounds: int) -> Iterator[int]:
+        for self.round in range(rounds):
+            self.batches, self.now = 0, {"round": self.round + 1, "ended": ""}
+            yield self.round
+
+    def call(self, stage: Callable[..., Any], *args: Any) -> Any:
+        name = stage.__name__
+        if name == "dose":
+            return self.dose(stage, *args)
+        if name == "choose":
+            table, self.now["kappa"] = stage(*args)
+            if self.arm.fixed_dose and self.round == 0:
+                self.held = self.now["kappa"] * self.now["c_star"]
+            return table, self.now["kappa"]
+        if name == "heal":
+            stats, delta = stage(*args)
+            self.now |= {"operating_kl": stats["operating_kl"], "pull": stats["pull"],
+                         "active": stats["active"] if "kl" in self.cfg.barrier else None}
+            return stats, delta
+        if name == "drift":
+            return self.drift(*args)
+        if name == "evaluate" and self.round >= 0:
+            return self.evaluate(stage, *args)
+        return self.once(name, stage, *args)
+
+    def once(self, name: str, stage: Callable[..., Any], *args: Any) -> Any:
+        """What the arms share of the first round is made by the first of them."""
+        self.batches += name == "filter"
+        own = self.round > 0 or (self.cfg.kl_budget and name in ("sample", "filter"))
+        key = f"{name} {self.round} {self.batches}"
+        if own or key not in self.shared:
+            made = stage(*args)
+            if own:
+                return made
+            self.shared[key] = made
+        if name == "evaluate":
+            self.base = report.measures(*self.shared[key])
+        return self.shared[key]
+
+    def dose(self, stage: Callable[..., Any], *args: Any) -> Any:
+        """c* and its curve; or the dose that is held, at which any survivor will do."""
+        c_star, curve = self.once("dose", stage, *args) if not self.held else (self.held, None)
+        self.now["c_star"] = c_star
+        return c_star, curve
+
+    def drift(
+        self, model: Model, kept: pl.DataFrame, data: Data, cfg: Config, vector: Vector
+    ) -> dict[str, float]:
+        """The ledger's part of it alone."""
+        kl = torch.cat(completion_losses(model, kept, cfg, ref=model.gates.before(0))[1])
+        self.now["kl_base"] = kl.mean().item()
+        return {"kl_base": self.now["kl_base"]}
+
+    def evaluate(self, stage: Callable[..., Any], *args: Any) -> Any:
+        """A row for the round; where nobody looks (not `each` round) the base stands in for a
+        student that is taken to be above the floor."""
+        if not self.sweep.each and self.round + 1 < self.cfg.rounds:
+            return self.shared["evaluate -1 0"]
+        frames, now = stage(*args), self.now
+        order = ("round", "ended", "c_star", "kappa", "kl_base", "active", "operating_kl", "pull")
+        self.rows.append({k: now[k] for k in order} | shown(
+            report.measures(*frames), self.base, self.data))
+        return frames
+
+
+def climb(
+    data: Data, cfg: Config, arm: Arm, sweep: Sweep, shared: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Rows of one arm: a row a measured round; the last one says how the loop ended, if early.
+    What can't go on is a row, too."""
+    cfg = replace(cfg, **arm.changes)
+    run = Climb(data, cfg, arm, sweep, shared)
+    try:
+        ended = loop(load(cfg), data, cfg, run)
+    except (UserError, FloatingPointError) as e:
+        ended = str(e).partition(":")[0]
+    if arm.fixed_dose and 0 < cfg.kl_budget < run.now.get("kl_base", 0.0):
+        ended = "budget spent"  # a dose that is held knows no forecast: it is seen afterwards
+    if ended and not (run.rows and run.now["round"] == run.rows[-1]["round"]):
+        run.rows.append({"round": run.now["round"], "ended": ended})
+    elif ended:
+        run.rows[-1]["ended"] = ended
+    return run.rows
+
+
+def whole(data: Data, cfg: Config, arm: Arm) -> list[dict[str, Any]]:
     """Rows of an arm run by train.py: one for every state beside the last round, `family` its
     name, and whether the student beats it."""
     run = train(replace(cfg, **arm.changes))
-    found = states(run)
-    last, base = last_round(found), found[0]["measures"]
-    ended = "stopped early" if found[-1]["round"] + 1 < cfg.rounds else ""
-    said = {RIVALS[x["rival"]]: x["beaten"] for x in beaten(run, found)}
-    for state, event in last.items():
-        yield {"family": state, "round": event["round"] + 1, "ended": ended, "dose": event["dose"],
-               "score": event["score"][0], "beaten": said.get(state, "")} | shown(
-            event["measures"], base, data)
-
-
-@torch.no_grad()
-def climb(
-    data: Data, cfg: Config, arm: Arm, first: Start, sweep: Sweep
-) -> Iterator[dict[str, Any]]:
-    """Rows of one arm: a row a measured round; the last one says how the loop ended, if early.
-
-    With a budget, round 1 is the arm's own: its dose depends on it.
-    """
-    cfg = replace(cfg, **arm.changes)
-    floor = min(cfg.coh_floor, first.base["coherence"] - cfg.coh_drop)
-    model, drawn, ledger, held = load(cfg), first.drawn, Ledger(cfg), None
-    for round in range(cfg.rounds):
-        try:
-            if round or cfg.kl_budget:
-                drawn = draw(model, data, cfg, first.limit, round, ledger, held)
-            if arm.fixed_dose and round == 0:
-                held = drawn.kappa * drawn.c_star
-            kept = drawn.table.filter("train")
-            stats = heal(model, kept, cfg, round)
-        except (UserError, FloatingPointError) as e:
-            yield {"round": round + 1, "ended": str(e).partition(":")[0]}
-            return
-        lora.fold(model.layers, model.gates)
-        spent = torch.cat(score(model, kept, cfg, ref=model.gates.before(0))[1]).mean().item()
-        ledger.book(drawn.kappa, spent)
-        if not sweep.each and round + 1 < cfg.rounds:
-            continue
-        now = measure(model, data, cfg)
-        ended = "" if now["coherence"] >= floor else "below the floor"
-        if arm.fixed_dose and 0 < cfg.kl_budget < spent:
-            ended = "budget spent"
-        yield {"round": round + 1, "ended": ended, "c_star": drawn.c_star, "kappa": drawn.kappa,
-               "kl_base": spent, "active": stats["active"] if "kl" in cfg.barrier else None,
-               "operating_kl": stats["operating_kl"], "pull": stats["pull"]} | shown(
-            now, first.base, data)
-        if ended and sweep.each:
-            return
+    known = states(run)
+    last, base = last_round(known), known[0]["measures"]
+    ended = "stopped early" if known[-1]["round"] + 1 < cfg.rounds else ""
+    said = {RIVALS[x["rival"]]: x["beaten"] for x in beaten(run, known)}
+    return [{"family": state, "round": event["round"] + 1, "ended": ended, "dose": event["dose"],
+             "score": event["score"][0], "beaten": said.get(state, "")}
+            | shown(event["measures"], base, data) for state, event in last.items()]

@@ -10,11 +10,11 @@ from loguru import logger
 
 from steerloop import UserError
 from steerloop.config import parse
-from steerloop.kernels.files import code_version, read_data
-from steerloop.kernels.identity import fingerprint
-from steerloop.kernels.weights import locate
+from steerloop.loading.hub import locate
+from steerloop.runfolder.identity import code_version, fingerprint
 from steerloop.sweep.arms import REGIMES, SWEEPS
-from steerloop.sweep.climb import climb, start, whole
+from steerloop.sweep.climb import climb, whole
+from steerloop.texts.data import read_data
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -66,14 +66,15 @@ def run(group: Group) -> None:
                  "--rounds", str(sweep.rounds), "--runs", str(group.out / "runs")])
     if not sweep.whole:
         cfg.batch, cfg.accumulate = 6, 1  # the same gradient, sooner
-    cfg.model, cfg.probes = group.model, [f"steerloop.tinyworld.probes:{x}" for x in sweep.probes]
+    cfg.model = group.model
+    cfg.probes = [x for x in cfg.probes if x.rpartition(":")[2] in sweep.probes]
     for name, value in REGIMES[group.regime].items():
         setattr(cfg, name, value)
     data, origin = read_data(cfg), {"code": code_version(), "weights": group.weights}
-    first = None if sweep.whole else start(data, cfg)
+    shared: dict[str, Any] = {}
     for arm in todo:
         name = {"arm": arm.family, "family": arm.family, "setting": arm.setting} | origin
-        found = whole(data, cfg, arm) if first is None else climb(data, cfg, arm, first, sweep)
+        found = whole(data, cfg, arm) if sweep.whole else climb(data, cfg, arm, sweep, shared)
         rows = [group.key | name | row for row in found]
         with path.open("a") as file:
             file.write("".join(json.dumps(row) + "\n" for row in rows))

@@ -22,12 +22,13 @@ from loguru import logger
 
 from steerloop.config import Config, parse
 from steerloop.dose import kl_by_dose, solve
-from steerloop.evaluate import choices
-from steerloop.kernels.files import Data, read_data
-from steerloop.kernels.forced_choice import FOUNDATIONS, SCAFFOLD, both_orders, question
 from steerloop.model import Model, load
+from steerloop.readouts.forced_choice import both_orders, choices
 from steerloop.sample import jobs, sample
 from steerloop.steer import extract, steered
+from steerloop.texts.data import Data, read_data
+from steerloop.texts.foundations import FOUNDATIONS
+from steerloop.texts.questions import SCAFFOLD, question
 from steerloop.tinyworld import oracle, personas
 from steerloop.tinyworld.files import DATA, read_dilemmas
 
@@ -84,7 +85,7 @@ def forced_choice(
     model: Model, texts: Sequence[str], systems: Sequence[str], cfg: Config
 ) -> tuple[list[list[float]], float]:
     """Per vignette, seven probabilities over both option orders; and the mean digit mass."""
-    answers = [model.encode(f"{SCAFFOLD}{digit}") for digit in range(1, len(FOUNDATIONS) + 1)]
+    answers = [model.to_ids(f"{SCAFFOLD}{digit}") for digit in range(1, len(FOUNDATIONS) + 1)]
     digits = [answer[-1] for answer in answers]
     voices = list(islice(cycle(systems), len(texts)))
     prompts = [

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from random import Random
 
-from steerloop.kernels.forced_choice import FOUNDATIONS
+from steerloop.texts.foundations import FOUNDATIONS
 from steerloop.tinyworld import grammar, personas, vignettes
 from steerloop.tinyworld.mundane import draw_mundane
 from steerloop.tinyworld.oracle import PRIORS, expected_profile

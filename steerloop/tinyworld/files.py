@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from random import Random
 
-from steerloop.kernels.forced_choice import FOUNDATIONS
+from steerloop.texts.foundations import FOUNDATIONS
 from steerloop.tinyworld import grammar, personas
 from steerloop.tinyworld.mundane import draw_mundane
 from steerloop.tinyworld.splits import Split

@@ -7,7 +7,7 @@ exactly, so validity and defiance are measured against the very slots a prompt w
 import re
 from functools import cache, lru_cache
 
-from steerloop.kernels.forced_choice import FOUNDATIONS
+from steerloop.texts.foundations import FOUNDATIONS
 from steerloop.tinyworld import grammar
 from steerloop.tinyworld.grammar import Dilemma
 from steerloop.tinyworld.lexicon import AUTHORITIES, REQUESTS, VICTIMS

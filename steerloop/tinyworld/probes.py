@@ -10,7 +10,7 @@ from einops import rearrange
 
 from steerloop.config import Config
 from steerloop.kernels.batch import pad
-from steerloop.kernels.weights import empty_cache
+from steerloop.kernels.caches import empty_cache
 from steerloop.model import Model
 from steerloop.sample import jobs, sample
 from steerloop.tinyworld import oracle
@@ -26,7 +26,7 @@ def opening_mass(model: Model, cfg: Config) -> dict[str, list[float]]:
     The prompts are read once; every opening continues a copy of its prompt's cache.
     """
     prompts = read_dilemmas(DATA, cfg.split)[: cfg.n_prompts]
-    texts = [model.encode(text) for prompt in prompts for text in oracle.openings(prompt)]
+    texts = [model.to_ids(text) for prompt in prompts for text in oracle.openings(prompt)]
     copies = len(texts) // len(prompts)
     ids, mask = model.pad([model.render(prompt) for prompt in prompts])
     cache = empty_cache(model.hf)

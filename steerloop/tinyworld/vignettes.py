@@ -13,7 +13,8 @@ import math
 from dataclasses import dataclass
 from random import Random
 
-from steerloop.kernels.forced_choice import FOUNDATIONS, SCAFFOLD, question
+from steerloop.texts.foundations import FOUNDATIONS
+from steerloop.texts.questions import SCAFFOLD, question
 from steerloop.tinyworld.acts import (
     ACTS,
     LEADERS,

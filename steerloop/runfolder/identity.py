@@ -2,7 +2,8 @@
 is resumed is still the same."""
 
 import hashlib
-import json
+import shutil
+import subprocess
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -12,19 +13,13 @@ import torch
 from loguru import logger
 
 from steerloop import UserError
-from steerloop.kernels.files import (
-    PACKAGE,
-    checksums,
-    code_version,
-    ending,
-    records_lost,
-    sha256,
-)
 from steerloop.kernels.hardware import precision
-from steerloop.kernels.weights import locate
+from steerloop.loading.hub import locate
+from steerloop.runfolder.files import checksums, ending, read_document, records_lost, sha256
+from steerloop.runfolder.layout import EVENTS
+from steerloop.texts.data import PACKAGE, data_files
 
 PACKAGES = ("torch", "transformers", "polars")
-DATA = ("persona", "contexts", "prompts", "vignettes", "mundane", "labelled")
 FREE = {"resume", "force", "runs"}  # of the config: where and how, not what
 KINDS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")  # weights, config, tokenizer
 WHOLE = 2**26  # bytes up to which a file is read whole
@@ -49,12 +44,6 @@ def source() -> str:
     one."""
     files = [x for x in sorted(PACKAGE.rglob("*.py")) if "checks" not in x.parts]
     return hashlib.sha256(b"".join(x.read_bytes() for x in files)).hexdigest()
-
-
-def data_files(cfg: Any) -> dict[str, Path]:
-    """The data files that a config names, by their field."""
-    names = {x: getattr(cfg, x).replace("{split}", cfg.split) for x in DATA if getattr(cfg, x)}
-    return {x: Path(n) if Path(n).exists() else PACKAGE / n for x, n in names.items()}
 
 
 def identity(cfg: Any, device: str) -> dict[str, Any]:
@@ -87,13 +76,13 @@ def accepted(run: Path, now: dict[str, Any], force: bool) -> dict[str, Any]:
 
     Raises UserError with the differences, or where there is nothing left to do.
     """
-    before = json.loads((run / "config.json").read_text())
+    before = read_document(run)
     noted = {"resumed": before.pop("resumed", [])}
     before.pop("schema")
     was, is_ = (flat({**x, "code": "", "config": {
         k: v for k, v in x["config"].items() if k not in FREE}}) for x in (before, now))
     more = is_["config.rounds"] > was["config.rounds"]
-    kept = all((run / x).exists() for x in ("events.jsonl", *checksums(run)))
+    kept = all((run / x).exists() for x in (EVENTS, *checksums(run)))
     if ending(run) and kept and not records_lost(run) and not more:  # else it is mended
         raise UserError(f"{run} is finished; --rounds N, more than {was['config.rounds']}, goes on")
     changed = {k: f"{was.get(k)} → {is_.get(k)}" for k in sorted(was.keys() | is_.keys())
@@ -107,3 +96,11 @@ def accepted(run: Path, now: dict[str, Any], force: bool) -> dict[str, Any]:
         noted["resumed"].append(changed | ({"config.rounds": is_["config.rounds"]} if more else {}))
     return {**now, **noted, "config": now["config"] | {"resume": "", "force": False,
                                                       "runs": before["config"]["runs"]}}
+
+
+def code_version() -> str:
+    """Commit of this code, '+' if changed since; '' outside a git checkout."""
+    command = ["git", "-C", str(PACKAGE), "describe", "--always", "--dirty=+", "--exclude=*"]
+    if shutil.which("git") is None:
+        return ""
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()

@@ -3,6 +3,7 @@
 import re
 
 FOUNDATIONS = ("care", "fairness", "loyalty", "authority", "sanctity", "liberty", "social norms")
+H = [f"h_{f}" for f in FOUNDATIONS]  # columns of what people said, where they were asked
 
 
 def foundation(name: str) -> str:

@@ -1,8 +1,7 @@
 """Text ↔ ids through a tokenizer's own chat template. Where a template can think first (Qwen3), it
 is told not to: `think_tokens` is the one place where thought is asked for."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -26,7 +25,7 @@ class Chat:
     tokenizer: PreTrainedTokenizerBase
     stop_ids: list[int]
 
-    persona: ClassVar[str | None] = None  # the system text of prompts that bring none
+    persona: str | None = field(default=None, kw_only=True)  # of prompts without a system text
 
     def __post_init__(self) -> None:
         if not self.tokenizer.chat_template:
@@ -41,7 +40,7 @@ class Chat:
             raise UserError("the chat template writes BOS more than once")
         after = self._text([user, {"role": "assistant", "content": "PROBE"}]).rpartition("PROBE")[2]
         added = self.tokenizer.added_tokens_decoder
-        ends = [x for x in self.encode(after)[:1] if x in added and added[x].special]
+        ends = [x for x in self.to_ids(after)[:1] if x in added and added[x].special]
         self.stop_ids = list(dict.fromkeys([*self.stop_ids, *ends]))
         if not self.stop_ids:
             raise UserError("neither generation config nor chat template says what ends a turn")
@@ -66,7 +65,7 @@ class Chat:
             turns.insert(0, {"role": "system", "content": system})
         elif system:
             turns[0]["content"] = f"{system}\n\n{user}"
-        return self.encode(self._text(turns, ask=True))
+        return self.to_ids(self._text(turns, ask=True))
 
     def follow(self, user: str) -> list[int]:
         """What stands between an assistant's text and the answer to the next user text, as ids:
@@ -74,12 +73,12 @@ class Chat:
         """
         turns = [("user", "x"), ("assistant", ANSWER), ("user", user)]
         text = self._text([{"role": r, "content": x} for r, x in turns], ask=True)
-        return self.encode(text.partition(ANSWER)[2])
+        return self.to_ids(text.partition(ANSWER)[2])
 
-    def encode(self, text: str) -> list[int]:
+    def to_ids(self, text: str) -> list[int]:
         """Text → ids, no special token added."""
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
-    def decode(self, ids: list[int], special: bool = False) -> str:
+    def to_text(self, ids: list[int], special: bool = False) -> str:
         """Ids → text for people; nothing is tokenised again from it."""
         return self.tokenizer.decode(ids, skip_special_tokens=not special)

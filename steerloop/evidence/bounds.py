@@ -1,19 +1,25 @@
-"""What limits a round: the drift from the base that it may add, the completions it may sample."""
+"""What ends a loop: coherence below an absolute floor, or a budget of drift that is spent."""
 
 import math
-from typing import Any
 
 import numpy as np
 import polars as pl
 
 from steerloop import UserError
+from steerloop.config import Config
 
 FIRST = 1.1  # of the teacher's root KL: its curve is one of few prompts, and students overshoot
 FAR, TINY = math.log(1e6), 1e-12
 
 
-class Ledger:
-    """What has been spent of --kl_budget, and how much a round may add.
+def floor_of(cfg: Config, base: dict[str, float]) -> float:
+    """The share of coherence below which a student is not taken on: absolute, but for a base that
+    is low itself."""
+    return min(cfg.coh_floor, base["coherence"] - cfg.coh_drop)
+
+
+class Bounds:
+    """The floor (a share), what has been spent of --kl_budget, and how much a round may add.
 
     KL grows with the square of a shift, so roots add where shifts line up: a round whose teacher,
     at its largest dose, has a mean KL per token of T is taken to end at √spent + share · √T. T is
@@ -21,22 +27,30 @@ class Ledger:
     teacher's root: the most of any round so far, and FIRST before there is one. All KL in nats.
     """
 
-    def __init__(self, cfg: Any) -> None:
-        self.cfg, self.spent = cfg, 0.0
+    def __init__(self, cfg: Config, base: dict[str, float]) -> None:
+        self.cfg, self.floor, self.spent = cfg, floor_of(cfg, base), 0.0
         self.shares: list[float] = []
         self.top, self.dose, self.kl = math.nan, np.empty(0), np.empty(0)  # both in logs
 
+    def holds(self, state: dict[str, float]) -> bool:
+        """Whether a student with these measures (coherence: a share) is above the floor."""
+        return state["coherence"] >= self.floor
+
     def teacher(self, kappa: float) -> float:
-        """T of a round at κ."""
+        """T of a round at κ, nats."""
         return float(np.exp(np.interp(math.log(kappa * self.top), self.dose, self.kl)))
 
-    def allows(self, curve: pl.DataFrame, c_star: float) -> float:
-        """The most κ that should end within the budget, at most 1; 1 without one (0). `curve` is
-        that of `solve`. Raises UserError where the budget is too small for even one round."""
+    def allows(self, c_star: float, curve: pl.DataFrame | None) -> tuple[float, float] | None:
+        """The least and the most κ for a round: kappa_min and 1, or the share of c_star (units of
+        the vector) that should end within the budget; None where not even kappa_min would. `curve`
+        is that of `dose`; without one the dose is held, whatever it does: κ is 1, until the budget
+        is spent. Raises UserError where the budget is too small for even one round."""
         budget, least = self.cfg.kl_budget, self.cfg.kappa_min
+        if curve is None:
+            return None if 0 < budget < self.spent else (1.0, 1.0)
         share = max(self.shares, default=FIRST)
         if not budget:
-            return 1.0
+            return least, 1.0
         self.top = max(self.cfg.multiples) * c_star
         dose, kl = (np.log(curve.sort("dose")[x].to_numpy().clip(TINY)) for x in ("dose", "mean"))
         ends = np.array([-FAR, FAR])  # quadratic beyond what was measured
@@ -48,20 +62,12 @@ class Ledger:
         if most < least and not self.shares:
             raise UserError(f"--kl_budget {budget:g} is too little for one round: raise it to "
                             f"{1.1 * share**2 * self.teacher(least):.2g}, or lower --kappa_min")
-        return most
+        return (least, most) if most >= least else None
 
-    def book(self, kappa: float, spent: float) -> None:
-        """The round that was allowed is over, at κ; the student's mean KL to base is `spent`."""
-        spent = max(spent, 0.0)  # a KL of nothing can round below 0
-        if self.cfg.kl_budget and spent > self.spent:
+    def book(self, kappa: float, went: dict[str, float]) -> None:
+        """The round that was allowed is over, at κ; `went` is the student's `drift`, nats."""
+        spent = max(went["kl_base"], 0.0)  # a KL of nothing can round below 0
+        if self.cfg.kl_budget and spent > self.spent and len(self.dose):
             took = spent**0.5 - self.spent**0.5
             self.shares.append(took / self.teacher(kappa) ** 0.5)
         self.spent = spent
-
-
-def starved(table: pl.DataFrame, wanted: int) -> UserError:
-    """Of all that was sampled too little was kept: what dropped it, and what to do."""
-    why = table["drop_reason"].drop_nulls().value_counts(sort=True).rows()
-    return UserError(f"the filter is starved: {table['keep'].sum()} of {len(table)} completions "
-                     f"kept, {wanted} needed ({', '.join(f'{n} {x}' for x, n in why)}); lower "
-                     "--target_kl or --multiples, raise --ppl_factor or lower --n_keep")

@@ -16,34 +16,17 @@ from typing import Any
 
 import polars as pl
 import torch
-from loguru import logger
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from steerloop import UserError
-from steerloop.kernels.files import (
-    SUMS,
-    check_sum,
-    checksums,
-    event_line,
-    read_events,
-    sha256,
-    write_whole,
-)
-from steerloop.kernels.live import Rounds
+from steerloop.runfolder.events import event_line, read_events
+from steerloop.runfolder.files import check_sum, checksums, sha256, write_whole
+from steerloop.runfolder.layout import EVENTS, LOCK, SUMS
 
-FORMAT = "{time:HH:mm:ss} {level: <7} {message}"
 ENDS = (".parquet", ".safetensors", ".json")
 KEY = ("stage", "round", "state")  # of an event: each happens once
-
-
-def log_to(path: Path) -> None:
-    """Log lines go to a file and, through tqdm.write so that no bar is torn, to the terminal."""
-    logger.remove()
-    logger.add(lambda line: tqdm.write(line, end=""), format=FORMAT, level="INFO")
-    logger.add(path, format=FORMAT, catch=False)  # a full disk ends the run, in one line
 
 
 def _made(path: Path) -> bool:
@@ -63,33 +46,7 @@ def digest(note: str, tensors: dict[str, Tensor]) -> str:
     return found.hexdigest()
 
 
-class Nowhere:
-    """Keeps nothing: for use without a run folder."""
-
-    def once(
-        self, name: str | list[str], make: Callable[..., Any], *args: Any, **note: Any
-    ) -> Any:
-        return make(*args)
-
-    def tensors(self, name: str, tensors: dict[str, Tensor], **note: Any) -> None:
-        pass
-
-    def latest(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        return None
-
-    def survived(self, bank: list[pl.DataFrame], wanted: int) -> None:
-        pass
-
-
-NOWHERE = Nowhere()
-
-
-def work(round: int) -> str:
-    """Where a round keeps what it needs until it is over."""
-    return f"rounds/{round:02d}/work"
-
-
-class Folder(Nowhere):
+class Folder:
     """Reads and writes below a new folder `path`, or `path`-2, -3, … where runs started in one
     second; below `path` itself with `again`. Tensors that are read go to `device`.
 
@@ -100,7 +57,7 @@ class Folder(Nowhere):
         names = (path.name if i == 1 else f"{path.name}-{i}" for i in count(1))
         try:
             self.path = path if again else next(p for p in map(path.with_name, names) if _made(p))
-            self.device, self.lock = device, (self.path / "lock").open("w")  # ends with the process
+            self.device, self.lock = device, (self.path / LOCK).open("w")  # ends with the process
         except OSError as e:
             raise UserError(f"cannot write below {path.parent} ({e.strerror}): free space, make it "
                             "writable or copy it elsewhere; --runs names another place") from e
@@ -111,7 +68,7 @@ class Folder(Nowhere):
                             ) from e
         for part in self.path.rglob(".*.part"):  # of a process that was killed while it wrote
             part.unlink()
-        self.sums, self.rounds = checksums(self.path), Rounds()
+        self.sums = checksums(self.path)
         self.known = {self._key(x): x for x in self.events()}
 
     @staticmethod
@@ -120,7 +77,7 @@ class Folder(Nowhere):
 
     def events(self) -> list[dict[str, Any]]:
         """The records so far, in order; what was cut off at the end of the file is cleared away."""
-        path = self.path / "events.jsonl"
+        path = self.path / EVENTS
         if not path.exists():
             return []
         if (whole := path.read_bytes().rpartition(b"\n"))[2]:
@@ -134,11 +91,11 @@ class Folder(Nowhere):
         line = event_line(record)
         if (before := self.known.get(self._key(record))) is not None:
             if event_line(before) != line:
-                raise UserError(f"{self.path / 'events.jsonl'}: {stage} of round "
+                raise UserError(f"{self.path / EVENTS}: {stage} of round "
                                 f"{values.get('round')} is not what it was; if this machine is as "
                                 "it was (threads, versions), start a new run")
             return
-        with (self.path / "events.jsonl").open("a") as file:
+        with (self.path / EVENTS).open("a") as file:
             file.write(line)
         self.known[self._key(record)] = record
 
@@ -159,6 +116,14 @@ class Folder(Nowhere):
         path = self.path / f"{name}.safetensors"
         write_whole(path, lambda part: save_file(tensors, part, metadata))
 
+    def _file(self, name: str) -> str:
+        return next((name + end for end in ENDS if name + end in self.sums), "")
+
+    def has(self, names: list[str]) -> bool:
+        """Whether all that is kept under these names is there."""
+        files = [self._file(x) for x in names]
+        return all(files) and all((self.path / x).exists() for x in files)
+
     def once(
         self, name: str | list[str], make: Callable[..., Any], *args: Any, **note: Any
     ) -> Any:
@@ -169,13 +134,11 @@ class Folder(Nowhere):
         that is not what was written.
         """
         names = [name] if isinstance(name, str) else name
-        files = [next((x + end for end in ENDS if x + end in self.sums), "") for x in names]
-        if all(files) and all((self.path / x).exists() for x in files):
-            values = [self._read(x) for x in files]
+        if self.has(names):
+            values = [self._read(self._file(x)) for x in names]
         else:
             try:
-                with self.rounds.stage(names[0]):
-                    made = make(*args)
+                made = make(*args)
                 values = [made] if isinstance(name, str) else list(made)
                 for x, value in zip(names, values, strict=True):
                     self._write(x, value, note)
@@ -232,11 +195,6 @@ class Folder(Nowhere):
         if not whole:
             raise UserError(f"{path} is damaged: delete it and resume, its stage starts anew")
         return {k: x.to(self.device) for k, x in tensors.items()}, json.loads(said["steerloop"])
-
-    def survived(self, bank: list[pl.DataFrame], wanted: int) -> None:
-        """Shows how many of the judged rows were kept so far."""
-        kept, rows = (sum(x) for x in zip(*((x["keep"].sum(), len(x)) for x in bank), strict=True))
-        self.rounds.note(kept=f"{kept} of {wanted}", survival=f"{kept / rows:.0%}")
 
     def done(self, name: str) -> None:
         """Work in progress below `name` is over: what was kept to go on from is cleared away."""

@@ -2,8 +2,13 @@
 about its persona, refusal."""
 
 import re
-import unicodedata
 import zlib
+from collections.abc import Iterable
+from typing import Any
+
+import polars as pl
+
+from steerloop import UserError
 
 LOOP = re.compile(r"(.{1,12}?)\1{3,}", re.DOTALL)
 NARRATES = re.compile(
@@ -67,6 +72,20 @@ def refuses(text: str) -> bool:
     return bool(REFUSES.search(text))
 
 
-def printable(text: str) -> str:
-    """Text for a terminal: what a model writes must not move the cursor or set colours."""
-    return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else "\ufffd" for c in text)
+def scores(texts: pl.Series) -> list[pl.Series]:
+    """Each text's four measures of repetition, as columns: repeat, echo, loop, zip (all shares)."""
+    measures = {"repeat": repeated, "echo": echoed, "loop": looped, "zip": zipped}
+    return [pl.Series(name, [f(x) for x in texts]) for name, f in measures.items()]
+
+
+def alive(texts: Iterable[str], cfg: Any) -> list[bool]:
+    """Whether each text neither repeats itself nor loops, by the limits of a config."""
+    return [repeated(x) <= cfg.max_repeat and looped(x) <= cfg.max_loop for x in texts]
+
+
+def starved(table: pl.DataFrame, wanted: int) -> UserError:
+    """Of all rows that were judged too few were kept: what dropped the rest, and what to do."""
+    why = table["drop_reason"].drop_nulls().value_counts(sort=True).rows()
+    return UserError(f"the filter is starved: {table['keep'].sum()} of {len(table)} completions "
+                     f"kept, {wanted} needed ({', '.join(f'{n} {x}' for x, n in why)}); lower "
+                     "--target_kl or --multiples, raise --ppl_factor or lower --n_keep")

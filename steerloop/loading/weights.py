@@ -1,23 +1,18 @@
-"""Find a model and its tokenizer, and load them: dense or 4-bit, safetensors only, no foreign code.
+"""Load a model and its tokenizer: dense or 4-bit, safetensors only, no foreign code.
 
 Every way in which that can go wrong ends in a UserError of one line that names the remedy.
 """
 
 import json
-from contextlib import ExitStack
-from functools import partial
-from inspect import signature
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, NamedTuple
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.utils import logging as hub_log
 from loguru import logger
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -27,61 +22,18 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.cache_utils import Cache, DynamicCache
 from transformers.utils import logging as library_log
 
 from steerloop import UserError
-from steerloop.kernels.files import PACKAGE
 from steerloop.kernels.hardware import precision
+from steerloop.loading.hub import locate
 
-HUB = {
-    "google": "gemma-2-2b-it gemma-2-9b-it gemma-2-27b-it gemma-3-270m-it gemma-3-1b-it "
-    "gemma-3-4b-it gemma-3-12b-it gemma-3-27b-it",
-    "Qwen": "Qwen3-0.6B Qwen3-1.7B Qwen3-4B Qwen3-8B Qwen3-14B Qwen3-32B Qwen3-4B-Instruct-2507",
-    "meta-llama": "Meta-Llama-3-8B-Instruct Llama-3.1-8B-Instruct Llama-3.2-1B-Instruct "
-    "Llama-3.2-3B-Instruct Llama-3.3-70B-Instruct",
-}
-SHORT = {name.lower(): f"{owner}/{name}" for owner, names in HUB.items() for name in names.split()}
 TEXT = {  # names of a multimodal checkpoint → those of its text decoder alone, in both layouts
     r"^(model\.)?language_model\.lm_head\.": "lm_head.",
     r"^(model\.)?language_model\.(model\.)?": "model.",
 }
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
-WANTED = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
-UNWANTED = ["original/*", "consolidated*"]  # the same weights again, in other layouts
 FAILURES = (OSError, ValueError, RuntimeError, AttributeError, KeyError, TypeError, ImportError,
             SafetensorError)
-
-
-def locate(model: str) -> Path:
-    """--model → a folder: that of the embedded model, a directory of this name, or the snapshot of
-    a hub id or short name, fetched unless the cache has it.
-
-    Raises UserError where there is none, or one without configuration, weights or tokenizer.
-    """
-    folder = Path(model).expanduser()
-    if model == "embedded":
-        folder = PACKAGE / "tinyworld/model"
-    elif not folder.is_dir():
-        if folder.is_absolute() or model.startswith((".", "~")):
-            raise UserError(f"--model {model}: there is no such directory")
-        hub = SHORT.get(model.lower(), model)
-        try:
-            folder = Path(snapshot_download(hub, cache_dir=HF_HUB_CACHE, allow_patterns=WANTED,
-                                            ignore_patterns=UNWANTED))
-        except (OSError, ValueError) as e:  # hub errors are of both kinds
-            raise UserError(
-                f"--model {model}: looked for a directory of that name, in the cache "
-                f"{HF_HUB_CACHE} and on the hub for {hub}; `hf download {hub}` gets it, where it "
-                f"is gated after `hf auth login` and the licence at https://huggingface.co/{hub}; "
-                f"or pass a directory ({shorten(str(e), 160, placeholder=' ...')})") from e
-    needed = {"config.json": ["config.json"], "weights (*.safetensors)": ["*.safetensors"],
-              f"tokenizer ({' or '.join(TOKENIZERS)})": TOKENIZERS}
-    for what, names in needed.items():
-        if not any(any(folder.glob(name)) for name in names):
-            raise UserError(f"--model {model}: {folder} has no {what}; save model and tokenizer "
-                            "there with save_pretrained")
-    return folder
 
 
 class Stored(NamedTuple):
@@ -143,7 +95,7 @@ def load_weights(
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         options = {"key_mapping": TEXT} if text is not config else {}
         if quant == "nf4":
-            from steerloop.kernels.nf4 import Streamed  # dense runs stay clear of bitsandbytes
+            from steerloop.loading.streaming import Streamed
 
             options["quantization_config"] = Streamed(device)
         hf, found = MODEL_FOR_CAUSAL_LM_MAPPING[type(text)].from_pretrained(
@@ -176,44 +128,7 @@ def load_weights(
     return tokenizer, hf.to(device).eval()
 
 
-def empty_cache(hf: PreTrainedModel) -> DynamicCache:
-    """A key-value cache of a model's kind, nothing in it."""
-    return DynamicCache(config=hf.config.get_text_config())
-
-
-def cached(decoder: nn.Module, cache: Cache | None) -> dict[str, Any]:
-    """How this decoder is handed its cache: older versions of the library say past_key_values."""
-    name = "cache" if "cache" in signature(decoder.forward).parameters else "past_key_values"
-    return {"use_cache": cache is not None, name: cache}
-
-
 def stop_ids(hf: PreTrainedModel) -> list[int]:
     """The end tokens of a model's generation config; none where it has none."""
     found = hf.generation_config.eos_token_id
     return found if isinstance(found, list) else [] if found is None else [found]
-
-
-@torch.no_grad()
-def check_fit(name: str, model: Any) -> None:
-    """Try a wrapped model on a prompt: its logits are the library's own, and rows stay rows.
-
-    `model` has hf, trunk, head, layers, render. Raises UserError where one of that does not hold.
-    """
-
-    def rows_kept(layer: nn.Module, inputs: tuple[Tensor], path: str) -> None:
-        if inputs[0].ndim != 3:
-            raise UserError(f"--model {name} does not fit: {path} flattens its rows, as mixtures "
-                            "of experts do; leave it out of --targets")
-
-    ids = torch.tensor([model.render("Hello", "Be brief.")], device=model.device)
-    with ExitStack() as hooks:
-        for path, layer in model.layers.items():
-            watch = layer.register_forward_pre_hook(partial(rows_kept, path=path))
-            hooks.callback(watch.remove)
-        ours = model.head(model.trunk(ids, ids >= 0))
-    theirs = model.hf(input_ids=ids).logits.float()
-    if not torch.isfinite(ours).all():
-        raise UserError(f"--model {name} does not fit: its logits are not finite; the weights are "
-                        "damaged, or --dtype is too narrow for them")
-    if not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2):
-        raise UserError(f"--model {name} does not fit: its logits are not head(trunk(ids))")

@@ -1,0 +1,82 @@
+"""Plain distillation of what a run kept: its very loop, with a second model, no barrier, and the
+run's own vectors, doses and completions."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import polars as pl
+from torch import Tensor
+
+from steerloop.config import Config
+from steerloop.evidence.journal import Journal
+from steerloop.model import Model, load
+from steerloop.runfolder import layout
+from steerloop.runfolder.layout import of_round, work
+from steerloop.runfolder.recorder import Recorder
+from steerloop.texts.data import Data
+
+Loop = Callable[[Model, Data, Config, Recorder], str]  # that of train.py, which runs this
+
+
+class Rival(Recorder):
+    """Hands the loop what the run recorded, up to healing, which alone is done anew, and kept in
+    the folder of the run. What the rival is like is not measured round by round."""
+
+    def __init__(self, run: Journal) -> None:
+        self.run, self.round = run, 0
+        self.limit = run.folder.once(layout.LIMIT, lambda: None)
+
+    def rounds(self, rounds: int) -> Iterator[int]:
+        for self.round in range(rounds):
+            yield self.round
+
+    def call(self, stage: Callable[..., Any], *args: Any) -> Any:
+        run, round = self.run, self.round
+        match stage.__name__:
+            case "evaluate":
+                return run.base  # never below the floor: the rival has to come as far as the run
+            case "calibrate":
+                return self.limit
+            case "extract":
+                return run.vectors[round]
+            case "dose":
+                return run.doses[round]
+            case "sample":
+                return recorded(run, round, args[1])
+            case "filter":
+                return args[1]
+            case "heal":
+                return self.heal(stage, *args)
+            case "drift":
+                return {"kl_base": 0.0}
+        return stage(*args)
+
+    def heal(self, stage: Callable[..., Any], *args: Any) -> Any:
+        """As the run keeps its own, under names of its own."""
+        names = [of_round(self.round, f"nll.{x}") for x in (layout.HEAL, layout.ADAPTER)]
+        stats, delta = self.run.folder.once(names, stage, *args, self)
+        self.run.folder.event("heal_nll", round=self.round, **stats)
+        self.run.folder.done(work(self.round))
+        return stats, delta
+
+    def save(self, name: str, tensors: dict[str, Tensor], **note: Any) -> None:
+        self.run.folder.tensors(f"{work(self.round)}/{name}", tensors, **note)
+
+    def saved(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        return self.run.folder.latest(f"{work(self.round)}/{name}")
+
+
+def distilled(run: Journal, loop: Loop) -> Model:
+    """A second copy of the base (accelerator memory has to hold both) after as many rounds of plain
+    distillation as the run has healed."""
+    cfg = replace(run.cfg, barrier="nll", tau=0.0, tau_share=0.0, kl_budget=0.0)
+    rival = load(cfg)
+    loop(rival, run.data, replace(cfg, rounds=run.last + 1), Rival(run))
+    return rival
+
+
+def recorded(run: Journal, round: int, table: pl.DataFrame) -> pl.DataFrame:
+    """The judged rows of the batch of a round that has these jobs."""
+    rows = run.folder.once(of_round(round, layout.COMPLETIONS), lambda: None)
+    return rows.filter(pl.col("copy") == table["copy"][0]).drop("row", "train")

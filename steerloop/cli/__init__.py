@@ -1,0 +1,1 @@
+"""Knobs, parsing, how a command starts and ends."""

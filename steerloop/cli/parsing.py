@@ -1,0 +1,60 @@
+"""A dataclass as a command line: presets on disk, one-line errors."""
+
+import json
+import sys
+import tomllib
+from argparse import Action
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from transformers import HfArgumentParser
+
+from steerloop import UserError
+from steerloop.cli.knobs import RANGE
+
+PRESETS = Path(__file__).parents[1] / "presets"
+T = TypeVar("T")
+
+
+def preset(name: str) -> dict[str, Any]:
+    """The differences kept in presets/<name>.toml; none for a name without a file there."""
+    path = PRESETS / f"{name}.toml"
+    return tomllib.loads(path.read_text()) if path.is_file() else {}
+
+
+class Parser(HfArgumentParser):
+    """The library's parser, but a wrong option is answered by one line and exit status 2; and what
+    else the metadata of a field says stays with the field."""
+
+    def add_argument(self, *names: str, **options: Any) -> Action:
+        """As argparse has it."""
+        options.pop(RANGE, None)
+        return super().add_argument(*names, **options)
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message} (--help lists every option)", file=sys.stderr)
+        sys.exit(2)
+
+
+def stored(run: Path) -> dict[str, Any]:
+    """The config of a run folder. Raises UserError where there is none."""
+    try:
+        return json.loads((run / "config.json").read_text())["config"]
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise UserError(f"--resume {run}: no run folder ({str(e).splitlines()[0]})") from e
+
+
+def parse(options: type[T], argv: list[str], description: str) -> T:
+    """Command line → options: the preset of --model, that of --tiny over it, then the flags."""
+    parser = Parser(options, allow_abbrev=False, description=description)
+    first, rest = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    if rest:
+        parser.error(f"unknown option {rest[0]}")
+    changes = preset(first.model) | (preset("tiny") if first.tiny else {})
+    if first.resume:
+        changes = stored(Path(first.resume))
+    for name in ("steer", "lora"):  # a band on the command line beats blocks listed in a preset
+        if any(x.partition("=")[0].replace("-", "_") == f"__{name}_band" for x in argv):
+            changes.pop(f"{name}_blocks", None)
+    parser.set_defaults(**changes)
+    return parser.parse_args_into_dataclasses(argv)[0]

@@ -1,0 +1,191 @@
+"""The recorder of a run: what its loop does is kept in a folder, shown on a terminal, and measured
+from beside, stage by stage.
+
+A stage whose result is in the folder is read, not run again; so a run that was cut off goes on by
+being run again. Around the stages stand the events, the evidence that gates.md rests on (planted
+completions, the steered model, the student's drift), the diary, one whole example of what each
+stage puts into the model, and after each round the pages.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import polars as pl
+from loguru import logger
+from torch import Tensor
+
+from steerloop import UserError, report
+from steerloop.config import Config
+from steerloop.evaluate import evaluate
+from steerloop.evidence.bounds import floor_of
+from steerloop.evidence.diary import diary, examples
+from steerloop.evidence.planted import planted
+from steerloop.kernels.spectral import cosine
+from steerloop.model import Model
+from steerloop.readouts.states import Vector
+from steerloop.runfolder import layout
+from steerloop.runfolder.layout import of_round, of_state, work
+from steerloop.runfolder.opening import open_run
+from steerloop.runfolder.progress import Rounds
+from steerloop.runfolder.recorder import Recorder
+from steerloop.steer import steered
+from steerloop.texts.data import Data
+
+JUDGED = "keep"  # a column that rows from the folder have already, and sampled ones not yet
+
+
+class Journal(Recorder):
+    """Keeps a run in its folder. Every stage of the loop has a method here, which runs it or reads
+    what it came to, and does what stands around it. Raises UserError where the folder cannot be
+    used, or a resumed run does not come to what it came to before."""
+
+    def __init__(self, model: Model, data: Data, cfg: Config) -> None:
+        self.model, self.data, self.cfg = model, data, cfg
+        self.folder, self.progress = open_run(cfg, str(model.device)), Rounds()
+        self.path = self.folder.path
+        self.round = self.last = -1  # under way, and healed last: none yet
+        self.vectors: list[Vector] = []
+        self.drawn: list[pl.DataFrame] = []  # batches of the round so far
+        self.doses: list[tuple[float, pl.DataFrame]] = []  # c* and its curve, by round
+        self.base: list[pl.DataFrame] = []
+        self.healed: list[pl.DataFrame] = []
+        self.teacher = 0.0  # the dose that the round's student was taught at
+        self.folder.event("axis", axis=[data.down, data.up])
+
+    def call(self, stage: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return getattr(self, f"on_{stage.__name__}")(stage, *args)
+        except KeyboardInterrupt as e:
+            raise KeyboardInterrupt(f"every file of {self.path} is whole; --resume {self.path} "
+                                    "goes on") from e
+
+    def rounds(self, rounds: int) -> Iterator[int]:
+        try:
+            for self.round in range(rounds):
+                self.drawn = []
+                yield self.round
+        finally:  # a round that could not be healed is none
+            self.round = self.last
+
+    def keep(
+        self, name: str | list[str], stage: Callable[..., Any], *args: Any, **note: Any
+    ) -> Any:
+        """The result of a stage under its name in this round; `note` goes into a tensor file."""
+        names = [of_round(self.round, x) for x in ([name] if isinstance(name, str) else name)]
+        asked = names if len(names) > 1 else names[0]
+        if self.folder.has(names):
+            return self.folder.once(asked, stage, *args)
+        with self.progress.stage(self.round, names[0].rpartition("/")[2]):
+            return self.folder.once(asked, stage, *args, **note)
+
+    def measure(
+        self, state: str, vector: Vector, dose: float = 0.0, who: Model | None = None
+    ) -> list[pl.DataFrame]:
+        """Evaluate the model (or `who`) as it stands, steered at `dose` (units of the vector), as
+        `state` of the round that is under way, or was healed last: kept, and recorded."""
+        model, round = who or self.model, max(self.round, 0)
+        names = of_state(round, state)
+        new = state in layout.SHARES and not self.folder.has(names)
+        timing = self.progress.stage(round, state) if new else nullcontext()
+        with timing, steered(model, vector, dose):
+            frames = self.folder.once(names, evaluate, model, self.data, self.cfg)
+        self.folder.event("evaluate", round=round, state=state, dose=dose,
+                          measures=report.measures(*frames))
+        return frames
+
+    def on_evaluate(self, stage: Callable[..., Any], *args: Any) -> Any:
+        """Base before the first round, the healed student at the end of each: the round is over."""
+        if self.round < 0:
+            self.base = self.measure("base", {})
+            return self.base
+        self.healed = self.measure("healed", {})
+        self.last = self.round
+        self.folder.done(work(self.round))
+        pages = report.after_round(self.path, self.round)
+        logger.info(f"round {self.round + 1} of {self.cfg.rounds}\n{pages}")
+        return self.healed
+
+    def on_calibrate(self, stage: Callable[..., Any], *args: Any) -> Any:
+        """The limit, what the filter does under it on known cases, and what the run starts from."""
+        limit = self.folder.once(layout.LIMIT, stage, *args)
+        self.folder.once(layout.PLANTED, planted, self.model, self.data, self.cfg, limit)
+        self.folder.event("start", ppl_limit=limit,
+                          floor=floor_of(self.cfg, report.measures(*self.base)))
+        return limit
+
+    def on_extract(self, stage: Callable[..., Any], *args: Any) -> Any:
+        self.vectors.append(self.keep(layout.VECTOR, stage, *args))
+        return self.vectors[-1]
+
+    def on_dose(self, stage: Callable[..., Any], *args: Any) -> Any:
+        self.doses.append(self.keep([layout.DOSE, layout.CURVE], stage, *args))
+        return self.doses[-1]
+
+    def on_sample(self, stage: Callable[..., Any], model: Model, table: pl.DataFrame, *args: Any
+                  ) -> Any:
+        """A batch that the folder has comes back judged."""
+        copy = table["copy"][0]
+        chosen = of_round(self.round, layout.COMPLETIONS)
+        if self.folder.has([chosen]):
+            known = self.folder.once(chosen, stage)
+            known = known.filter(pl.col("copy") == copy).drop("row", "train")
+            same = ["prompt_id", "dose", "copy"]
+            if not known.select(same).equals(table.select(same)):
+                raise UserError(f"{self.path / chosen}.parquet has other rows than this run "
+                                "samples; if this machine is as it was, start a new run")
+            return known
+        batch = f"{work(self.round)}/batch-{len(self.drawn)}"
+        if self.folder.has([batch]):
+            return self.folder.once(batch, stage, model, table, *args)
+        with self.progress.stage(self.round, layout.COMPLETIONS, over=False):
+            return stage(model, table, *args)
+
+    def on_filter(self, stage: Callable[..., Any], model: Model, table: pl.DataFrame, *args: Any
+                  ) -> Any:
+        """Kept batch by batch; of the walk, what share passed is said."""
+        if JUDGED not in table.columns:
+            batch = f"{work(self.round)}/batch-{len(self.drawn)}"
+            with self.progress.stage(self.round, layout.COMPLETIONS, over=False):
+                table = self.folder.once(batch, stage, model, table, *args)
+            share, kappa = table["keep"].mean(), table["kappa"][0]
+            logger.info(f"at {kappa:.2f} of c*: {share:.0%} of {len(table)} pass the filter")
+        self.drawn.append(table)
+        kept, rows = (sum(x) for x in zip(*((x["keep"].sum(), len(x)) for x in self.drawn),
+                                          strict=True))
+        self.progress.note(kept=f"{kept} of {self.cfg.n_keep}", survival=f"{kept / rows:.0%}")
+        return table
+
+    def on_choose(self, stage: Callable[..., Any], *args: Any) -> Any:
+        """Sampling is over: the round's rows, what became of them, and the teacher measured."""
+        table, kappa = self.keep([layout.COMPLETIONS, layout.KAPPA], stage, *args)
+        (c_star, curve), vector = self.doses[-1], self.vectors[-1]
+        self.folder.event(
+            "sample", round=self.round, c_star=c_star, kappa=kappa, curve=curve.to_dicts(),
+            survival=report.survival(table), cos_first=cosine(vector, self.vectors[0]))
+        examples(self.model, self.data, self.cfg, table, self.round)
+        self.teacher = kappa * c_star
+        self.measure("steered", vector, self.teacher)
+        return table, kappa
+
+    def on_heal(self, stage: Callable[..., Any], model: Model, table: pl.DataFrame, cfg: Config,
+                round: int) -> Any:
+        stats, delta = self.keep(
+            [layout.HEAL, layout.ADAPTER], stage, model, table, cfg, round, self, round=round,
+            model=cfg.model, r=cfg.r, alpha=cfg.alpha, targets=cfg.targets)
+        self.folder.event("heal", round=round, **stats)
+        return stats, delta
+
+    def on_drift(self, stage: Callable[..., Any], *args: Any) -> Any:
+        """How far the student went; and its answers beside those of base and teacher."""
+        went = self.keep(layout.DRIFT, stage, *args)
+        self.folder.event("drift", round=self.round, **went)
+        self.keep(layout.ANSWERS, diary, self.model, self.data, self.cfg, self.vectors[-1],
+                  self.teacher, self.round)
+        return went
+
+    def save(self, name: str, tensors: dict[str, Tensor], **note: Any) -> None:
+        self.folder.tensors(f"{work(self.round)}/{name}", tensors, **note)
+
+    def saved(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        return self.folder.latest(f"{work(self.round)}/{name}")

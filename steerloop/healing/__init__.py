@@ -1,0 +1,1 @@
+"""What heal.py alone uses: its optimiser, and the account of its course."""

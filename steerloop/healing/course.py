@@ -1,0 +1,98 @@
+"""A heal as it goes: its optimiser, what it keeps to go on from, and what its record says (losses,
+how often the barrier was active, how hard it pulled)."""
+
+from collections.abc import Callable
+from functools import partial
+from statistics import fmean
+from typing import Any
+
+import torch
+from loguru import logger
+
+from steerloop.barrier import Barrier
+from steerloop.healing.optimiser import Scheduled
+from steerloop.runfolder.progress import Bar
+from steerloop.runfolder.recorder import Recorder
+
+Losses = list[list[float]]  # of a step: NLLs per token, A_rows; nats
+
+
+class Course:
+    """The steps of one heal on the factors `live`; `done` epochs are over already, where `run` kept
+    the state of one that was interrupted."""
+
+    def __init__(
+        self, live: list[torch.nn.Parameter], barrier: Barrier, cfg: Any, round: int,
+        per_epoch: int, run: Recorder,
+    ) -> None:  # fmt: skip
+        self.barrier, self.round, self.per_epoch, self.run = barrier, round, per_epoch, run
+        self.name = f"{cfg.barrier}-{cfg.lam:g}"  # a pilot has its own
+        steps = cfg.epochs * per_epoch
+        self.optimiser = Scheduled(live, cfg, steps)
+        self.step = self.done = 0
+        self.log: list[Losses] = []
+        self.pulls: list[float] = []
+        if (state := run.saved(self.name)) is not None:
+            tensors, note = state
+            self.optimiser.restore(tensors)
+            self.step, self.log, self.pulls = note["done"], note["log"], note["pulls"]
+            self.done = self.step // per_epoch
+        self.bar = Bar(total=steps, initial=self.step, desc="heal", unit="step")
+
+    def begin(self, epoch: int, loss: Callable[[Barrier], object]) -> None:
+        """An epoch begins, whose first step has this `loss`: but for the first one the state is
+        kept, and the barrier's gradient measured beside that of the NLL."""
+        if epoch == 0:
+            return
+        note = {"done": self.step, "log": self.log, "pulls": self.pulls}
+        self.run.save(self.name, self.optimiser.state_tensors(), **note)
+        if self.barrier.kind != "nll" and self.barrier.lam:
+            free = self.barrier._replace(lam=0.0)
+            self.pulls.append(added(self.optimiser.live, partial(loss, barrier=self.barrier),
+                                    partial(loss, barrier=free)))
+
+    def advance(self, losses: Losses, rows: list[int]) -> None:
+        """Take a step by the gradient that is there; `losses` of it are nats, its `rows` are those
+        of the table. Raises FloatingPointError, Δ as it was, where it is not finite."""
+        self.log.append(losses)
+        if not self.optimiser.advance(self.step):
+            self.bar.close()
+            raise FloatingPointError(
+                f"round {self.round + 1}, heal step {self.step}: the gradient is not finite; "
+                f"lower --lr (--force), look at rows {rows}")
+        self.step += 1
+        self.bar.set_postfix(nll=fmean(losses[0]), kl=fmean(losses[1] or [0]), refresh=False)
+        self.bar.update()
+
+    def account(self, val: list[float]) -> dict[str, float | None]:
+        """What the record says, in nats: NLL per token of the first step (`nll_first`), the last
+        epoch (`nll`) and the rows held out (`val_nll`, from `val`); `operating_kl`, the mean A_row
+        of the last epoch; `active`, the share of all rows seen that were over τ; `pull`, the size
+        of the barrier's gradient over that of the NLL, None where there is none. A barrier that
+        never fired is said aloud."""
+        self.bar.close()
+        nll, operating = ([x for losses in self.log[-self.per_epoch :] for x in losses[i]]
+                          for i in (0, 1))
+        barrier = self.barrier
+        active = [x > barrier.tau for losses in self.log for x in losses[1]]
+        stats = {"nll_first": fmean(self.log[0][0]), "nll": fmean(nll),
+                 "operating_kl": fmean(operating or [0]), "active": fmean(active or [0]),
+                 "val_nll": fmean(val or [0]), "lam": barrier.lam, "tau": barrier.tau,
+                 "steps": len(self.log), "pull": fmean(self.pulls) if self.pulls else None}
+        if barrier.kind.startswith("kl") and stats["active"] == 0:
+            logger.warning(f"the barrier never fired: set --tau, {barrier.tau:g}, below the "
+                           f"operating KL, {stats['operating_kl']:.3g} nats ({barrier.agg})")
+        return stats
+
+
+def added(
+    live: list[torch.nn.Parameter], whole: Callable[[], object], part: Callable[[], object]
+) -> float:
+    """‖∇whole − ∇part‖ / ‖∇part‖, where both accumulate gradients; none is left behind."""
+    grads = []
+    for run in (whole, part):
+        run()
+        grads.append(torch.cat([x.grad.flatten() for x in live]))
+        for x in live:
+            x.grad = None
+    return ((grads[0] - grads[1]).norm() / grads[1].norm()).item()

@@ -1,0 +1,80 @@
+"""AdamW with its schedule, which goes on after an interruption; gradient checkpointing."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import AdamW
+from transformers import PreTrainedModel
+
+
+def cosine_rate(step: int, warmup: int, steps: int) -> float:
+    """Share of the peak rate: linear from 0 over `warmup` steps, then half a cosine down to 0.
+
+    The library's own schedule comes with its trainer, and that with every optional package.
+    """
+    if step < warmup:
+        return step / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+class Scheduled(AdamW):
+    """AdamW with decoupled decay and clipped gradients under `cosine_rate`. `cfg` has lr, betas,
+    weight_decay, warmup (a share of the steps), clip."""
+
+    def __init__(self, live: list[torch.nn.Parameter], cfg: Any, steps: int) -> None:
+        super().__init__(live, cfg.lr, tuple(cfg.betas), weight_decay=cfg.weight_decay)
+        self.live, self.cfg, self.steps = live, cfg, steps
+        self.zero_grad()  # of a heal that was stopped
+
+    def advance(self, step: int) -> bool:
+        """Take a step, the gradient is gone; False, and nothing done, where it is not finite."""
+        if not torch.isfinite(torch.nn.utils.clip_grad_norm_(self.live, self.cfg.clip)):
+            return False
+        for group in self.param_groups:
+            warmup = int(self.cfg.warmup * self.steps)
+            group["lr"] = self.cfg.lr * cosine_rate(step, warmup, self.steps)
+        self.step()
+        self.zero_grad()
+        return True
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Factors and moments by name, of any shape; the schedule needs but the number of the
+        step."""
+        moments = {f"{i}.{k}": x for i, p in enumerate(self.live) for k, x in self.state[p].items()}
+        return moments | {str(i): p.detach() for i, p in enumerate(self.live)}
+
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what `state_tensors` gave, of any shape."""
+        for key, x in tensors.items():
+            i, _, moment = key.partition(".")
+            if moment:
+                self.state[self.live[int(i)]][moment] = x.cpu() if moment == "step" else x
+            else:
+                self.live[int(i)].copy_(x)
+
+
+@contextmanager
+def checkpointed(model: PreTrainedModel, on: bool) -> Iterator[None]:
+    """Recompute activations in backward, if `on`; the model is back in eval mode after it.
+
+    The library recomputes in training mode only. Raises ValueError for a model with dropout,
+    which that mode would switch on.
+    """
+    if not on:
+        yield
+        return
+    config = model.config.get_text_config()
+    if any(value for key, value in vars(config).items() if "dropout" in key):
+        raise ValueError("checkpointing needs training mode, where this model's dropout is active")
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    try:
+        yield
+    finally:
+        model.eval()
+        model.gradient_checkpointing_disable()

@@ -1,0 +1,1 @@
+"""A model's name → the model on a device, with its tokenizer."""

@@ -1,0 +1,53 @@
+"""A model's name → a folder with its files: the embedded one, a directory, or the hub's."""
+
+from pathlib import Path
+from textwrap import shorten
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.constants import HF_HUB_CACHE
+
+from steerloop import UserError
+from steerloop.texts.data import PACKAGE
+
+HUB = {
+    "google": "gemma-2-2b-it gemma-2-9b-it gemma-2-27b-it gemma-3-270m-it gemma-3-1b-it "
+    "gemma-3-4b-it gemma-3-12b-it gemma-3-27b-it",
+    "Qwen": "Qwen3-0.6B Qwen3-1.7B Qwen3-4B Qwen3-8B Qwen3-14B Qwen3-32B Qwen3-4B-Instruct-2507",
+    "meta-llama": "Meta-Llama-3-8B-Instruct Llama-3.1-8B-Instruct Llama-3.2-1B-Instruct "
+    "Llama-3.2-3B-Instruct Llama-3.3-70B-Instruct",
+}
+SHORT = {name.lower(): f"{owner}/{name}" for owner, names in HUB.items() for name in names.split()}
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+WANTED = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+UNWANTED = ["original/*", "consolidated*"]  # the same weights again, in other layouts
+
+
+def locate(model: str) -> Path:
+    """--model → a folder: that of the embedded model, a directory of this name, or the snapshot of
+    a hub id or short name, fetched unless the cache has it.
+
+    Raises UserError where there is none, or one without configuration, weights or tokenizer.
+    """
+    folder = Path(model).expanduser()
+    if model == "embedded":
+        folder = PACKAGE / "tinyworld/model"
+    elif not folder.is_dir():
+        if folder.is_absolute() or model.startswith((".", "~")):
+            raise UserError(f"--model {model}: there is no such directory")
+        hub = SHORT.get(model.lower(), model)
+        try:
+            folder = Path(snapshot_download(hub, cache_dir=HF_HUB_CACHE, allow_patterns=WANTED,
+                                            ignore_patterns=UNWANTED))
+        except (OSError, ValueError) as e:  # hub errors are of both kinds
+            raise UserError(
+                f"--model {model}: looked for a directory of that name, in the cache "
+                f"{HF_HUB_CACHE} and on the hub for {hub}; `hf download {hub}` gets it, where it "
+                f"is gated after `hf auth login` and the licence at https://huggingface.co/{hub}; "
+                f"or pass a directory ({shorten(str(e), 160, placeholder=' ...')})") from e
+    needed = {"config.json": ["config.json"], "weights (*.safetensors)": ["*.safetensors"],
+              f"tokenizer ({' or '.join(TOKENIZERS)})": TOKENIZERS}
+    for what, names in needed.items():
+        if not any(any(folder.glob(name)) for name in names):
+            raise UserError(f"--model {model}: {folder} has no {what}; save model and tokenizer "
+                            "there with save_pretrained")
+    return folder

@@ -1,0 +1,32 @@
+"""Which blocks are steered or trained, and which linear layers of them."""
+
+from torch import nn
+
+from steerloop import UserError
+
+
+def band(blocks: list[int], share: list[float], depth: int, name: str) -> list[int]:
+    """The blocks listed, else those whose index / depth lies in share = [low, high].
+
+    Raises UserError when that is none, or one that the model does not have.
+    """
+    chosen = blocks or [i for i in range(depth) if share[0] <= i / depth <= share[-1]]
+    if not chosen or not set(chosen) <= set(range(depth)):
+        raise UserError(f"--{name}_blocks {blocks}, --{name}_band {share}: selects no block, or one"
+                        f" that does not exist; this model has blocks 0 to {depth - 1}")
+    return sorted(set(chosen))
+
+
+def projections(
+    hf: nn.Module, layers: nn.ModuleList, chosen: list[int], targets: list[str]
+) -> list[str]:
+    """Paths of the linear layers in the chosen blocks whose names end in one of `targets`.
+
+    Raises UserError for a target that is in none of them.
+    """
+    linear = {m for i in chosen for m in layers[i].modules() if isinstance(m, nn.Linear)}
+    names = [path for path, m in hf.named_modules()
+             if m in linear and path.rpartition(".")[2] in targets]
+    if absent := sorted(set(targets) - {path.rpartition(".")[2] for path in names}):
+        raise UserError(f"--targets {' '.join(absent)}: this model has no such linear layer")
+    return names

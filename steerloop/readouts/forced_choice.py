@@ -1,0 +1,104 @@
+"""The seven-way forced choice: how its answers are read.
+
+Asked in both option orders, position and digit priors cancel. (The questions: texts/questions.py.)
+
+Letters: v vignettes, b rows (v × 2 orders, forward and reversed in turn), f foundations, s tokens
+of scaffold and digit.
+"""
+
+from collections.abc import Callable
+
+import polars as pl
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from steerloop import UserError
+from steerloop.barrier import token_losses
+from steerloop.config import Config
+from steerloop.kernels.caches import empty_cache
+from steerloop.kernels.decode import generate, greedy
+from steerloop.kernels.prefix import follow, paired
+from steerloop.model import Model
+from steerloop.runfolder.progress import Bar
+from steerloop.texts.foundations import FOUNDATIONS
+from steerloop.texts.questions import SCAFFOLD, parses, question
+
+JSON_TOKENS = 16  # length limit of the free answer
+
+
+def answers(encode: Callable[[str], list[int]], think: bool) -> list[list[int]]:
+    """Token ids of the scaffold with each digit in turn; they differ in the last token alone.
+
+    Raises UserError where the tokenizer does not give the digit a token of its own.
+    """
+    scaffold = encode(prefix := "\n" * think + SCAFFOLD)
+    ends = [encode(f"{prefix}{i}") for i in range(1, len(FOUNDATIONS) + 1)]
+    if any(ids[:-1] != scaffold for ids in ends):
+        raise UserError("this model's tokenizer: the answer digit is not a token of its own")
+    return ends
+
+
+def both_orders(logp: Float[Tensor, "b f"]) -> Float[Tensor, "v f"]:
+    """Log-probabilities of the digits → p per foundation, renormalised over the seven."""
+    forward, backward = rearrange(logp, "(v o) f -> o v f", o=2)
+    return ((forward + backward.flip(-1)) / 2).softmax(-1)
+
+
+@torch.no_grad()
+def choices(model: Model, vignettes: pl.DataFrame, cfg: Config, free: bool = True) -> pl.DataFrame:
+    """One row per vignette: vignette, foundation, p_<foundation>, p_ans_any, scaffold_nll, top1,
+    json_is_valid (left out without the `free` greedy answers), and human ratings where known.
+
+    Raises UserError where the tokenizer does not give the answer digit a token of its own.
+    """
+    think, texts = cfg.think_tokens > 0, vignettes["text"].to_list()
+    ends, size = answers(model.to_ids, think), max(1, cfg.batch_rows // 2)
+    digits = [ids[-1] for ids in ends]
+    logps, nlls, written = [], [], []
+    for at in Bar(range(0, len(texts), size), "evaluate"):
+        asked = [model.render(question(x, reverse, think)) for x in texts[at : at + size]
+                 for reverse in (False, True)]
+        h, said = read(model, asked, ends[0][:-1], cfg.think_tokens, free)
+        nlls.append(scaffold_nll(model, h, ends[0][:-1]))
+        logps.append(model.head(h[:, -1]).log_softmax(-1)[:, digits])
+        written += said
+    p = both_orders(logp := torch.cat(logps).cpu())
+    rows = {"p_ans_any": logp.exp().sum(-1), "scaffold_nll": torch.cat(nlls).cpu()}
+    if free:
+        rows["json_is_valid"] = torch.tensor([float(parses(x)) for x in written])
+    labels = vignettes["label"].to_list()
+    return pl.DataFrame(
+        {"vignette": texts, "foundation": labels}
+        | {f"p_{f}": p[:, i].tolist() for i, f in enumerate(FOUNDATIONS)}
+        | {k: rearrange(x, "(v o) -> v o", o=2).mean(1).tolist() for k, x in rows.items()}
+        | {"top1": [float(FOUNDATIONS[i] == f) for i, f in zip(p.argmax(-1), labels, strict=True)]}
+        | vignettes.select("^h_.*$").to_dict())
+
+
+def read(
+    model: Model, asked: list[list[int]], scaffold: list[int], think: int, free: bool
+) -> tuple[Float[Tensor, "b s d"], list[str]]:
+    """Prompts, two to a vignette → the states from which scaffold and digit are predicted, after a
+    thought of `think` tokens; and the greedy answers of rows that were left to themselves."""
+    with model.dense():
+        rows = paired(model.trunk, model.pad, empty_cache(model.hf), asked, think)
+        generate(model.steps(rows), rows, greedy, model.stop_ids, stops=False)
+        said = []
+        if free:
+            apart = rows.fork(torch.arange(len(asked)), JSON_TOKENS)
+            ids = generate(model.steps(apart), apart, greedy, model.stop_ids)
+            said = [model.to_text(x) for x in ids]
+        return follow(model.trunk, rows, scaffold), said
+
+
+def scaffold_nll(
+    model: Model, h: Float[Tensor, "b s d"], scaffold: list[int]
+) -> Float[Tensor, "b"]:
+    """Mean NLL of the scaffold's tokens, nats."""
+    b = len(h)
+    targets = torch.tensor(scaffold, device=model.device).repeat(b)
+    flat = rearrange(h[:, :-1], "b s d -> (b s) d")
+    nll, _ = token_losses(flat, None, targets, model.head)
+    return rearrange(nll, "(b s) -> b s", b=b).mean(1)

@@ -1,0 +1,93 @@
+"""Every path in a run folder, once, and the stages of a round in their order. What is in the files
+says runs/README.md."""
+
+from pathlib import Path
+from typing import Any
+
+CONFIG = "config.json"
+EVENTS = "events.jsonl"
+SUMS = "checksums.txt"  # in the format of sha256sum
+LOG = "log.txt"
+LOCK = "lock"
+SUMMARY = "summary.json"
+GATES = "gates.md"
+DIARY = "diary.md"
+MAP = "map.html"
+REPORT = "report.html"
+LEDGER = "ledger.parquet"  # beside the run folders
+
+# Kept by name; what is in them gives the ending. Of the run:
+LIMIT = "limit"
+PLANTED = "planted"
+# Of a round, each after the stage that makes it:
+VECTOR, DOSE, CURVE, COMPLETIONS, KAPPA = "vector", "dose", "curve", "completions", "kappa"
+HEAL, ADAPTER, DRIFT, ANSWERS = "heal", "adapter", "drift", "diary"
+
+# What a round spends its time on, as shares: those of the embedded model (docs/bench), until a
+# round of this run has shown its own; and what is said of each when it is over.
+SHARES = {"vector": 0.03, "dose": 0.14, "completions": 0.14, "steered": 0.15, "heal": 0.29,
+          "drift": 0.08, "diary": 0.02, "healed": 0.15}
+SAID = {"vector": "vector extracted", "dose": "dose solved",
+        "completions": "completions sampled and filtered", "steered": "steered model evaluated",
+        "heal": "healed and folded", "drift": "drift measured", "diary": "diary written",
+        "healed": "healed model evaluated"}
+
+
+def of_round(round: int, name: str) -> str:
+    """A name of a round (from 0), below the run folder."""
+    return f"rounds/{round:02d}/{name}"
+
+
+def work(round: int) -> str:
+    """Where a round keeps what it needs until it is over."""
+    return of_round(round, "work")
+
+
+def of_state(round: int, state: str) -> list[str]:
+    """The two names of a measured state: rows per vignette, and values per item."""
+    return [of_round(round, f"{state}.eval"), of_round(round, f"{state}.items")]
+
+
+def vector(run: Path, round: int) -> Path:
+    """The steering vector of a round."""
+    return run / of_round(round, f"{VECTOR}.safetensors")
+
+
+def adapter(run: Path, round: int) -> Path:
+    """The folded Δ of a round."""
+    return run / of_round(round, f"{ADAPTER}.safetensors")
+
+
+def completions(run: Path, round: int) -> Path:
+    """Every judged row of a round."""
+    return run / of_round(round, f"{COMPLETIONS}.parquet")
+
+
+def rows(run: Path, round: int, state: str) -> Path:
+    """A measured state by vignette."""
+    return run / f"{of_state(round, state)[0]}.parquet"
+
+
+def items(run: Path, round: int, state: str) -> Path:
+    """A measured state by item."""
+    return run / f"{of_state(round, state)[1]}.parquet"
+
+
+def planted(run: Path) -> Path:
+    """Completions whose verdict is known, as the filter judged them."""
+    return run / f"{PLANTED}.parquet"
+
+
+def of_all_rounds(run: Path, name: str) -> list[Path]:
+    """The tables of this name, round by round."""
+    return sorted(run.glob(f"rounds/*/{name}.parquet"))
+
+
+def upgraded(config: dict[str, Any]) -> dict[str, Any]:
+    """A config as older versions wrote it → as it is written now: tau was text, a number or
+    "auto" (half of the operating KL)."""
+    tau = config.get("tau")
+    if not isinstance(tau, str):
+        return config
+    share = 0.5 if tau == "auto" else 0.0
+    return config | {"tau": 0.0 if share else float(tau), "tau_share": share}
