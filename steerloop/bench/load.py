@@ -4,6 +4,7 @@ Run in a process of its own, since peaks are those of a process.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -16,6 +17,7 @@ from steerloop.barrier import Barrier
 from steerloop.bench.measure import MB, watched, weight_bytes
 from steerloop.config import Config
 from steerloop.heal import step_loss
+from steerloop.kernels.batch import Row
 from steerloop.loading.weights import load_weights
 from steerloop.model import load
 from steerloop.sample import sample
@@ -42,15 +44,18 @@ def run(folder: Path, cfg: Config, rows: int, tokens: int) -> dict[str, Any]:
         prompts, ends = texts(cfg.batch * cfg.accumulate, 64), texts(cfg.batch * cfg.accumulate,
                                                                      tokens)
         with torch.no_grad(), model.gates(model.gates.before(0)):
-            refs = [x for batch in model.batches((prompts, ends, [0.0] * len(ends)), cfg.batch)
+            refs = [x for at in range(0, len(ends), cfg.batch)
+                    for batch in [model.batch(prompts[at : at + cfg.batch],
+                                              ends[at : at + cfg.batch])]
                     for x in batch.split(model.hidden(batch))]
-        rows = list(zip(prompts, ends, refs, strict=True))
-        step_loss(model, rows, Barrier(cfg.barrier, cfg.agg, cfg.lam, float(cfg.tau)), cfg.batch)
+        rows = [Row(*x) for x in zip(prompts, ends, refs, range(len(ends)), strict=True)]
+        step_loss(model, rows, Barrier(cfg.barrier, cfg.agg, cfg.lam, cfg.tau), cfg.batch)
 
     def decode() -> None:
         table = pl.DataFrame({"prompt_ids": texts(rows, 64), "prompt_id": range(rows)})
         table = table.with_columns(dose=0.0, copy=0)
-        found["tokens"] = sample(model, table, {}, cfg, "bench", tokens, stops=False)[
+        exact = replace(cfg, max_new_tokens=tokens)
+        found["tokens"] = sample(model, table, {}, exact, "bench", stops=False)[
             "completion_ids"].list.len().sum()
 
     parts: dict[str, Callable[[], None]] = {"sample": decode, "heal": heal}

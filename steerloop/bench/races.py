@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from steerloop import lora
-from steerloop.barrier import Barrier, heal_loss
+from steerloop.barrier import Barrier, Step, heal_loss
 from steerloop.bench import twins
 from steerloop.bench.measure import (
     Runner,
@@ -34,16 +34,18 @@ from steerloop.bench.measure import (
 )
 from steerloop.bench.shapes import SHAPES
 from steerloop.config import Config
-from steerloop.dose import solve
+from steerloop.dose import dose as solve
 from steerloop.heal import step_loss
+from steerloop.kernels.batch import Row
 from steerloop.kernels.hardware import multiplies
 from steerloop.kernels.head import Head
 from steerloop.loading.layers import band
 from steerloop.model import Model, load
 from steerloop.readouts.forced_choice import JSON_TOKENS, answers, choices
+from steerloop.readouts.states import Vector
 from steerloop.sample import sample
-from steerloop.steer import Vector, extract
-from steerloop.texts.data import lines, persona, read, read_data, vignettes
+from steerloop.steer import extract
+from steerloop.texts.data import lines, read, read_data, vignettes
 from steerloop.texts.questions import question
 
 SIZE = 0.1  # of the steering vector's entries against those of the residual stream
@@ -140,7 +142,7 @@ def loss(shape: str, device: torch.device, dtype: torch.dtype, size: Size) -> Fo
 
     def ours() -> None:
         h.grad = None
-        heal_loss(h, h_ref, targets, rows, head, barrier, n, size.rows)[0].backward()
+        heal_loss(h, h_ref, targets, rows, head, Step(barrier, n, size.rows))[0].backward()
 
     def twin() -> None:
         h.grad = None
@@ -176,10 +178,12 @@ def heal(model: Model, cfg: Config, size: Size) -> Found:
     @torch.no_grad()
     def reference() -> list[Tensor]:
         with model.gates(model.gates.before(0)):
-            return [x for batch in model.batches((prompts, ends, [0.0] * count), cfg.batch_rows)
+            return [x for at in range(0, count, cfg.batch_rows)
+                    for batch in [model.batch(prompts[at : at + cfg.batch_rows],
+                                              ends[at : at + cfg.batch_rows])]
                     for x in batch.split(model.hidden(batch))]
 
-    refs = reference()
+    rows = [Row(*x) for x in zip(prompts, ends, reference(), range(count), strict=True)]
 
     def update(which: int, parameters: list[Tensor]) -> None:
         torch.nn.utils.clip_grad_norm_(parameters, cfg.clip)
@@ -188,7 +192,7 @@ def heal(model: Model, cfg: Config, size: Size) -> Found:
 
     def ours() -> None:
         with model.dense.unpacked():  # once a heal in a run: here it counts in time and memory
-            step_loss(model, list(zip(prompts, ends, refs, strict=True)), barrier, cfg.batch)
+            step_loss(model, rows, barrier, cfg.batch)
         update(0, live)
 
     def plain() -> None:
@@ -221,7 +225,7 @@ def sampling(model: Model, cfg: Config, size: Size) -> Found:
     table = pl.DataFrame({"prompt_ids": prompts, "dose": doses}).with_columns(
         prompt_id=pl.int_range(size.rows), copy=0)
     twin, few = twins.load(cfg, model), size.twin_rows
-    whole = replace(cfg, batch_rows=size.rows)
+    whole = replace(cfg, batch_rows=size.rows, max_new_tokens=size.tokens)
 
     def one() -> None:
         twins.sample(twin, prompts[:few], doses[:few], v, size.tokens, 1.0, False)
@@ -230,8 +234,8 @@ def sampling(model: Model, cfg: Config, size: Size) -> Found:
         twins.sample_batch(twin, prompts, doses, v, size.tokens, 1.0, False)
 
     found = race({
-        "ours": ours_of(model, lambda: sample(model, table, v, whole, "bench", size.tokens,
-                                              stops=False), size.rows),
+        "ours": ours_of(model, lambda: sample(model, table, v, whole, "bench", stops=False),
+                        size.rows),
         "generate, one at a time": Runner(one, few, twin=True),
         "generate, same batch": Runner(batch, size.rows, twin=True),
     }, size.repeats, model.device.type == "cuda")
@@ -258,7 +262,7 @@ def evaluate(model: Model, cfg: Config, size: Size) -> Found:
                  size.repeats, model.device.type == "cuda")
     prompts = [model.render(question(x, reverse, size.think > 0))
                for x in asked["text"] for reverse in (False, True)]
-    end = len(answers(model.encode, size.think > 0)[0])
+    end = len(answers(model.to_ids, size.think > 0)[0])
     said = 2 * size.rows * (size.think + JSON_TOKENS)
     tokens, heads = sum(map(len, prompts)) + 2 * size.rows * end + said, 2 * size.rows * end + said
     return {"vignettes": size.rows, "think": size.think, "unit": "vignette",
@@ -273,9 +277,7 @@ def dose(model: Model, cfg: Config, size: Size) -> Found:
                   n_prompts=max(size.rows, cfg.n_prompts),
                   target_kl=TARGET if random else cfg.target_kl)
     data, twin, solved = read_data(cfg), twins.load(cfg, model), {}
-    blocks = band(cfg.steer_blocks, cfg.steer_band, len(model.decoder.layers), "steer")
-    v = vector(model, cfg) if random else extract(model, data.pairs, data.contexts, blocks,
-                                                  cfg.batch_rows)
+    v = vector(model, cfg) if random else extract(model, data, cfg)
     prompts = [model.render(x) for x in data.prompts[: size.rows]]
 
     def ours() -> None:
@@ -298,16 +300,16 @@ def dose(model: Model, cfg: Config, size: Size) -> Found:
 
 def extraction(model: Model, cfg: Config, size: Size) -> Found:
     """The vector of the band from `rows` pairs."""
-    pairs = read(cfg.persona, persona)[0]
-    contexts = read(cfg.contexts, lines)
+    data = read_data(cfg)
+    pairs, contexts = data.pairs, read(cfg.contexts, lines)
     contexts = (contexts * -(-size.rows // len(contexts)))[: size.rows]
+    data = replace(data, contexts=contexts)
     blocks = band(cfg.steer_blocks, cfg.steer_band, len(model.decoder.layers), "steer")
     poles = [[model.render(x, pairs[i % len(pairs)][pole]) for i, x in enumerate(contexts)]
              for pole in (0, 1)]
     twin, few = twins.load(cfg, model), size.twin_rows
     found = race({
-        "ours": ours_of(model, lambda: extract(model, pairs, contexts, blocks, cfg.batch_rows),
-                        size.rows),
+        "ours": ours_of(model, lambda: extract(model, data, cfg), size.rows),
         "all states and logits": Runner(
             lambda: twins.extract(twin, *(x[:few] for x in poles), blocks), few, twin=True),
     }, size.repeats, model.device.type == "cuda")

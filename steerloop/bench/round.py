@@ -1,27 +1,27 @@
 """Where the time of a default round of the embedded model goes, and how long the same round takes
 when it is composed of the straightforward twins; or ours alone, on random weights of a shape.
 
-Ours is `train` itself with a clock around the functions it calls, cut off after one round. The twin
+Ours is the loop itself under a recorder with a clock, cut off after one round. The twin
 does one row at a time, so its stages are timed on a few rows and scaled to the rows that our round
 had: the figures say how many of how many.
 """
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial, wraps
 from typing import Any, NamedTuple
 
 import polars as pl
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from steerloop import report, train
 from steerloop.barrier import Barrier
 from steerloop.bench import twins
 from steerloop.bench.races import TARGET
 from steerloop.config import Config, parse
+from steerloop.evidence.journal import Journal
 from steerloop.heal import heal
 from steerloop.model import Model, load
 from steerloop.sample import jobs, sample
@@ -29,8 +29,10 @@ from steerloop.texts.data import Data, read_data
 from steerloop.tinyworld import oracle
 from steerloop.tinyworld.files import DATA, read_dilemmas
 from steerloop.tinyworld.probes import REPEATS
+from steerloop.train import loop
 
-STAGES = ("extract", "solve", "collect", "evaluate", "heal")
+STAGES = ("extract", "dose", "sample", "filter", "evaluate", "heal")
+PAGES = "pages"
 HEAL_STEPS = 3  # of the twin, after one to warm up
 TOP = 8  # operations listed
 
@@ -62,34 +64,38 @@ class Call(NamedTuple):
     result: Any
 
 
-@contextmanager
-def clocked(cuda: bool) -> Iterator[list[Call]]:
-    """While open, every call that `train` makes to a stage is noted, as is `after_round`, the last
-    thing a round does. The functions are put back on any exit."""
-    calls: list[Call] = []
+class Clocked(Journal):
+    """A run's recorder that also notes every call of a stage, and when a round is over."""
 
-    def clock(name: str, f: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            start, result = now(cuda), f(*args, **kwargs)
-            calls.append(Call(name, start, now(cuda), result))
-            return result
-        return run
+    def __init__(self, model: Model, data: Data, cfg: Config) -> None:
+        super().__init__(model, data, cfg)
+        self.cuda, self.calls = model.device.type == "cuda", list[Call]()
 
-    places = [(train, name) for name in STAGES] + [(report, "after_round")]
-    before = [getattr(place, name) for place, name in places]
-    for (place, name), f in zip(places, before, strict=True):
-        setattr(place, name, clock(name, f))
-    try:
-        yield calls
-    finally:
-        for (place, name), f in zip(places, before, strict=True):
-            setattr(place, name, f)
+    def timed(self, name: str, f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """What `f` returns, its call noted under a name."""
+        start, result = now(self.cuda), f(*args, **kwargs)
+        self.calls.append(Call(name, start, now(self.cuda), result))
+        return result
+
+    def call(self, stage: Callable[..., Any], *args: Any) -> Any:
+        if stage.__name__ == "evaluate":  # timed as `measure`, as is the steered one
+            return super().call(stage, *args)
+        return super().call(wraps(stage)(partial(self.timed, stage.__name__, stage)), *args)
+
+    def measure(self, *args: Any, **kwargs: Any) -> list[pl.DataFrame]:
+        return self.timed("evaluate", super().measure, *args, **kwargs)
+
+    def on_evaluate(self, *args: Any) -> Any:
+        frames = super().on_evaluate(*args)
+        self.timed(PAGES, lambda: None)
+        return frames
 
 
 def first_round(calls: list[Call]) -> list[Call]:
     """From extraction to the table of the first round."""
     names = [x.name for x in calls]
-    return calls[names.index("extract") : names.index("after_round") + 1]
+    start = names.index("extract")
+    return calls[start : names.index(PAGES, start) + 1]
 
 
 def named(calls: list[Call]) -> dict[str, Any]:
@@ -144,7 +150,7 @@ class Scaled:
 def twin_round(model: Model, data: Data, cfg: Config, calls: list[Call], few: int) -> dict:
     """Seconds of each stage of the round that ours had, by the twins, scaled from `few` rows."""
     result = named(calls)
-    vector, (c_star, curve), (table, kappa) = (result[x] for x in ("extract", "solve", "collect"))
+    vector, (c_star, curve), (table, kappa) = (result[x] for x in ("extract", "dose", "choose"))
     twin, clock = twins.load(cfg, model), Scaled(few, model.device.type == "cuda")
     kept, blocks, dose = table.filter("train"), list(vector), kappa * c_star
     contexts = list(enumerate(data.contexts))
@@ -178,7 +184,7 @@ def twin_round(model: Model, data: Data, cfg: Config, calls: list[Call], few: in
     with twins.steered(twin, vector, dose):
         evaluation(clock, twin, model, data, cfg, "steered")
     evaluation(clock, twin, model, data, cfg, "healed")
-    clock.stages["heal"] = healing(twin, model, kept, cfg, result["heal"]["steps"])
+    clock.stages["heal"] = healing(twin, model, kept, cfg, result["heal"][0]["steps"])
     return {"c_star": c_star, "doses_of_ours": len(curve), "stages": clock.stages}
 
 
@@ -218,7 +224,7 @@ def healing(
     live = [p for p in student.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(live, cfg.lr, tuple(cfg.betas))
     rows = kept.select("prompt_ids", "completion_ids").rows()
-    barrier = Barrier(cfg.barrier, cfg.agg, cfg.lam, float(cfg.tau))
+    barrier = Barrier(cfg.barrier, cfg.agg, cfg.lam, cfg.tau)
 
     def step(i: int) -> None:
         at = i * size % max(1, len(rows) - size)
@@ -239,7 +245,7 @@ def healing(
 def inside(model: Model, data: Data, cfg: Config, calls: list[Call]) -> dict[str, Any]:
     """Top operations of one sampled batch, and of one epoch of healing."""
     result, cuda = named(calls), model.device.type == "cuda"
-    c_star, (table, kappa) = result["solve"][0], result["collect"]
+    c_star, (table, kappa) = result["dose"][0], result["choose"]
     doses = [kappa * a * c_star for a in cfg.multiples]
     rows = jobs(model, data.prompts, doses).head(cfg.batch_rows)
     few = table.filter("train").head(4 * cfg.batch * cfg.accumulate)
@@ -253,9 +259,11 @@ def ours(cfg: Config) -> tuple[list[Call], float]:
     """The calls of the first round of a run, and the seconds of the whole run."""
     with tempfile.TemporaryDirectory() as runs:
         begin = now(cuda := cfg.device == "cuda")
-        with clocked(cuda) as calls:
-            train.train(replace(cfg, runs=runs))
-        return first_round(calls), begin.until(now(cuda))["seconds"]
+        cfg = replace(cfg, runs=runs)
+        data, model = read_data(cfg), load(cfg)
+        run = Clocked(model, data, cfg)
+        loop(model, data, cfg, run)
+        return first_round(run.calls), begin.until(now(cuda))["seconds"]
 
 
 def alone(cfg: Config, rows: int, tokens: int, think: int) -> dict[str, Any]:
@@ -264,12 +272,13 @@ def alone(cfg: Config, rows: int, tokens: int, think: int) -> dict[str, Any]:
     cfg = replace(cfg, rounds=1, n_keep=rows, max_new_tokens=tokens, think_tokens=think,
                   filter=False, dose_tokens=min(tokens, cfg.dose_tokens), target_kl=TARGET)
     calls, seconds = ours(cfg)
-    found, table = shares(calls), named(calls)["collect"][0]
+    found, table = shares(calls), named(calls)["choose"][0]
     drawn = table["completion_ids"].list.len().sum()
     return {"prompts": cfg.n_prompts, "kept": rows, "tokens": tokens, "think": think,
             "epochs": cfg.epochs, "run_of_one_round_seconds": seconds,
             "rows_sampled": len(table), "tokens_sampled": drawn,
-            "sampled_and_judged_tokens_per_second": drawn / found["stages"]["collect"]["seconds"],
+            "sampled_and_judged_tokens_per_second": drawn / sum(
+                found["stages"][x]["seconds"] for x in ("sample", "filter")),
             "ours": found}
 
 
@@ -287,5 +296,5 @@ def run(device: str, few: int, *flags: str) -> dict[str, Any]:
         "ours_times_less_cpu": twin["cpu_seconds"] / mine["cpu_seconds"],
         "note": "the twin is timed on measured_rows and scaled to rows, stage by stage; its base "
                 "carries no adapter but while it heals",
-        "run_of_one_round_seconds": run_seconds, "rows_sampled": len(named(calls)["collect"][0]),
+        "run_of_one_round_seconds": run_seconds, "rows_sampled": len(named(calls)["choose"][0]),
         "ours": mine, "twin": twin, "inside": inside(model, data, cfg, calls)}

@@ -10,7 +10,6 @@ Letters: b rows, R slots of the stack.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -20,7 +19,8 @@ from torch import Tensor
 from steerloop import UserError
 from steerloop.export.student import Student
 from steerloop.kernels.caches import empty_cache
-from steerloop.kernels.decode import Rows, decode, draws, pick
+from steerloop.kernels.decode import Rows, draws, generate, pick
+from steerloop.kernels.graphs import Eager
 from steerloop.readouts.states import Vector
 from steerloop.steer import steered
 from steerloop.texts.printable import printable
@@ -89,11 +89,10 @@ def answer(
         return token
 
     with steered(model, talk.vector if any(doses) else {}, rows):
-        dialled = SimpleNamespace(trunk=trunk, head=model.head, stop_ids=model.stop_ids)
-        found = decode(dialled, rows, choose_and_show)
+        ids = generate(Eager(trunk, model.head), rows, choose_and_show, model.stop_ids)
     if stream:
         stream(None)
-    return found
+    return ids
 
 
 def streamed(

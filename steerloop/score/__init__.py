@@ -28,10 +28,13 @@ from steerloop.loading.fit import check_fit, output_head
 from steerloop.loading.hub import SHORT
 from steerloop.loading.weights import load_weights, stop_ids
 from steerloop.model import Model
-from steerloop.readouts.probes import EVALS, resolve
+from steerloop.readouts.probes import probes
 from steerloop.report.run import run_table
-from steerloop.runfolder.folder import Folder, log_to
+from steerloop.runfolder import layout
+from steerloop.runfolder.folder import Folder
 from steerloop.runfolder.identity import code_version
+from steerloop.runfolder.layout import of_state
+from steerloop.runfolder.opening import log_to
 from steerloop.texts.data import Data, read_data
 
 FILES = ["adapter_config.json", "adapter_model.safetensors"]
@@ -121,16 +124,17 @@ def measure(
     run: Folder, state: str, model: Model, data: Data, cfg: Config
 ) -> None:
     """Evaluate the model as it stands, into the folder, as a run does."""
-    rows, items = evaluate(model, data, cfg, [resolve(x) for x in cfg.probes + EVALS[cfg.eval]])
-    run.table(f"rounds/00/{state}.eval", rows)
-    run.table(f"rounds/00/{state}.items", items)
-    run.event("evaluate", round=0, state=state, dose=0.0, measures=report.measures(rows, items))
+    frames = evaluate(model, data, cfg)
+    for name, frame in zip(of_state(0, state), frames, strict=True):
+        run.table(name, frame)
+    run.event("evaluate", round=0, state=state, dose=0.0, measures=report.measures(*frames))
 
 
 @torch.no_grad()
 def score(name: str, cfg: Config, base: str = "") -> Path:
     """Measure `name` (directory, hub id, adapter) under the data and settings of `cfg`, against its
     base where it has one or `base` names one. Returns the folder; raises UserError."""
+    probes(cfg)  # those that are not there are said at once
     adapter, data = find_adapter(name), read_data(cfg)
     first = base or (adapter.base if adapter else name)
     if adapter:
@@ -138,8 +142,8 @@ def score(name: str, cfg: Config, base: str = "") -> Path:
     model = bare(cfg := dataclasses.replace(cfg, model=first))
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
     run = Folder(Path(cfg.runs) / f"{stamp}_{Path(name).name}_score")
-    run.json("config.json", config=dataclasses.asdict(cfg), scored=name, code=code_version())
-    log_to(run.path / "log.txt")
+    run.json(layout.CONFIG, config=dataclasses.asdict(cfg), scored=name, code=code_version())
+    log_to(run.path / layout.LOG)
     run.event("axis", axis=[data.down, data.up])
     handle = put_on(model, adapter) if adapter else None
     off: AbstractContextManager = handle.disable_adapter() if handle else nullcontext()

@@ -21,7 +21,7 @@ import torch
 from loguru import logger
 
 from steerloop.config import Config, parse
-from steerloop.dose import kl_by_dose, solve
+from steerloop.dose import dose, kl_by_dose
 from steerloop.model import Model, load
 from steerloop.readouts.forced_choice import both_orders, choices
 from steerloop.sample import jobs, sample
@@ -174,7 +174,7 @@ def steering_bands(model: Model, data: Data, cfg: Config) -> list[Band]:
     The dose is solved on some of the held-out dilemmas; its KL is measured on all, with new draws.
     """
     depth = len(model.decoder.layers)
-    vectors = extract(model, data.pairs, data.contexts, list(range(depth)), cfg.batch_rows)
+    vectors = extract(model, data, replace(cfg, steer_blocks=list(range(depth))))
     before = choices(model, data.vignettes, cfg, free=False)["p_authority"].mean()
     held_out, bands = replace(data, prompts=read_dilemmas(DATA, cfg.split)), []
     some = replace(cfg, dose_prompts=SOLVE_PROMPTS)
@@ -182,12 +182,12 @@ def steering_bands(model: Model, data: Data, cfg: Config) -> list[Band]:
     for first in range(depth - 1):
         blocks = (first, first + 1)
         vector = {block: vectors[block] for block in blocks}
-        dose, _ = solve(model, vector, held_out, some, "solve")
-        curve = kl_by_dose(model, vector, held_out, [dose], every, "measure")
-        with steered(model, vector, dose):
+        c_star, _ = dose(model, vector, held_out, some, "solve")
+        curve = kl_by_dose(model, vector, held_out, [c_star], every, "measure")
+        with steered(model, vector, c_star):
             after = choices(model, data.vignettes, cfg, free=False)["p_authority"].mean()
         norms = tuple(vectors[block].norm().item() for block in blocks)
-        bands.append(Band(blocks, norms, dose, curve["p95"][0], math.log(after / before)))
+        bands.append(Band(blocks, norms, c_star, curve["p95"][0], math.log(after / before)))
     return bands
 
 
