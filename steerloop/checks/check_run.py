@@ -159,7 +159,7 @@ def check_reports_read_the_folder(run):
     assert states.count("\n") == 1 + 6  # base, two rounds of two states, matched
     assert rivals.count("\n") == 2 and "steering" in rivals
     assert [x.split("|")[1].split(":")[0].strip() for x in gates.splitlines()[2:]] == [
-        "U1", "U2", "U3"]
+        "U1", "U2", "U3", "Dose"]
     assert run.name in report.ledger_table(run.parent)
 
 

@@ -10,9 +10,11 @@ import pytest
 from steerloop.checks.synthetic import answers, judged, replaced, tilted, write_run
 from steerloop.report import finish
 from steerloop.report.__main__ import main
-from steerloop.report.gates import NAMES, gates, information, named, write_gates
+from steerloop.report.estimates import information
+from steerloop.report.gates import NAMES, gates, named, write_gates
+from steerloop.report.pages import judged as on_pages
 from steerloop.report.run import beaten, gains, states
-from steerloop.report.stats import compare
+from steerloop.report.stats import averages, compare
 from steerloop.report.verdicts import PPL
 from steerloop.texts.foundations import FOUNDATIONS
 
@@ -54,26 +56,59 @@ def check_a_sound_run_passes_and_goes_by_no_name(tmp_path):
     worse = {"nll": lambda t: GOOD[1](t).with_columns(pl.col("json_is_valid") * 0.9)}
     worse["matched"] = worse["nll_turned"] = worse["nll"]
     found = gates(write_run(tmp_path / "run", GOOD, STEERED, worse))
-    assert verdicts(found) == ["PASS"] * 3 and named(found) == []
+    assert verdicts(found) == ["PASS"] * 4 and named(found) == []
 
 
 def check_without_baselines_the_second_gate_is_open(tmp_path):
     found = gates(write_run(tmp_path / "run", GOOD, STEERED))
-    assert verdicts(found) == ["PASS", "OPEN", "PASS"]
+    assert verdicts(found) == ["PASS", "OPEN", "PASS", "PASS"]
     assert "--baselines" in found[1].missing
     rival = gates(write_run(tmp_path / "nll", GOOD, STEERED, barrier="nll"))
-    assert verdicts(rival) == ["PASS", "OPEN", "PASS"] and "plain training" in rival[1].missing
+    assert verdicts(rival) == ["PASS", "OPEN", "PASS", "PASS"]
+    assert "plain training" in rival[1].missing
     far = {"nll": tilted({"authority": -0.2}), "matched": GOOD[1]}
     met = gates(write_run(tmp_path / "far", GOOD, STEERED, far))
     assert met[1].verdict == "OPEN" and "one shift" in met[1].missing
 
 
-def check_beating_plain_training_is_part_of_the_second_gate(tmp_path):
-    """At one shift, with equal coherence, nothing is beaten: a FAIL, and not an OPEN."""
-    found = gates(write_run(tmp_path / "run", GOOD, STEERED,
-                            {"nll": GOOD[1], "nll_turned": GOOD[1], "matched": GOOD[1]}))
-    (line,) = [x for x in found[1].lines if "plain distillation" in x["number"]]
-    assert (line["value"], line[""], found[1].verdict) == ("tie", "FAIL", "FAIL")
+ALMOST = pl.col("p_ans_any") * (1 - 2e-4)  # less coherent beyond doubt, and by less than matters
+
+
+@pytest.mark.parametrize(("sharp", "word", "said"), [
+    (False, "tie", "OPEN"),  # two items of ordinary text exclude nothing
+    (True, "tie", "FAIL"),  # eighty do: there is no gain of the size that is asked for
+    (True, "no", "FAIL"),
+])
+def check_beating_plain_training_is_part_of_the_second_gate(tmp_path, sharp, word, said):
+    """At one shift, with equal coherence, nothing is beaten, and whether that is known depends on
+    the rows. A student that is worse has lost."""
+    rival = {"tie": lambda t: GOOD[1](t).with_columns(ALMOST), "no": GOOD[1]}[word]
+    ours = GOOD[1] if word == "tie" else lambda t: GOOD[1](t).with_columns(
+        pl.col("p_ans_any") * 0.98)
+    run = write_run(tmp_path / "run", [GOOD[0], ours], STEERED,
+                    {"nll": rival, "nll_turned": rival, "matched": rival})
+    for state in ("healed", "nll_turned", "matched") if sharp else ():
+        noise = np.random.default_rng(len(state)).normal(0, 1e-4, 80)
+        pl.DataFrame({"measure": "mundane_nll", "item": range(80), "value": 0.3 + noise}
+                     ).write_parquet(run / f"rounds/01/{state}.items.parquet")
+    gate = gates(run)[1]
+    (line,) = [x for x in gate.lines if "plain distillation" in x["number"]]
+    assert f"({word})" in line["number"]
+    assert (line["verdict"], gate.verdict) == (said, said)
+
+
+@pytest.mark.parametrize(("step", "word", "said"), [(-0.2, "mixed", "FAIL"), (0.2, "yes", "PASS")])
+def check_a_better_measure_does_not_make_up_for_a_worse_one(tmp_path, step, word, said):
+    """More coherent than plain distillation; with worse ordinary text that is no win."""
+    rival = {"nll": lambda t: GOOD[1](t).with_columns(pl.col("json_is_valid") * 0.9)}
+    rival["matched"] = rival["nll_turned"] = rival["nll"]
+    run = write_run(tmp_path / "run", GOOD, STEERED, rival)
+    for state in ("healed", "nll_turned", "matched"):
+        nll = np.linspace(0.3, 0.3 + len(state) / 1e3, 80) + step * (state != "healed")
+        pl.DataFrame({"measure": "mundane_nll", "item": range(80), "value": nll}
+                     ).write_parquet(run / f"rounds/01/{state}.items.parquet")
+    (line,) = [x for x in gates(run)[1].lines if "plain distillation" in x["number"]]
+    assert f"({word})" in line["number"] and line["verdict"] == said
 
 
 UNDONE = [tilted({"authority": -0.05}), tilted({"authority": -0.02})]
@@ -110,24 +145,27 @@ def check_no_trait_and_no_steering_to_blame(tmp_path):
 
 
 def check_the_filter_is_judged_by_what_is_known(tmp_path):
-    for name, fields in (("missed", {"planted": judged(miss=0.3)}),
-                         ("false", {"planted": judged(false=0.3)}),
-                         ("starved", {"survive": 0.5})):
+    for name, fields, at in (("missed", {"planted": judged(miss=0.3)}, 0),
+                             ("false", {"planted": judged(false=0.3)}, 0),
+                             ("starved", {"survive": 0.5}, 3)):
         found = gates(write_run(tmp_path / name, GOOD, STEERED, **fields))
-        assert found[0].verdict == "FAIL", name
+        assert [i for i, x in enumerate(verdicts(found)) if x == "FAIL"] == [at], name
     (recall,) = [x for x in gates(tmp_path / "missed")[0].lines if "recall" in x["number"]]
     assert recall["value"].startswith("0.70 [") and recall["value"].endswith("n 50")
 
 
-def check_nothing_to_count_is_no_verdict(tmp_path):
-    """No row at the κ that was taken, nothing dropped among the labelled: reported, not judged."""
+def check_nothing_to_count_is_open(tmp_path):
+    """No row at the κ that was taken, nothing dropped among the labelled: neither PASS nor FAIL."""
     run = write_run(tmp_path / "run", GOOD, STEERED, planted=judged().filter(
         ~((pl.col("source") == "labelled") & ~pl.col("coherent"))))
     for path in run.glob("rounds/*/completions.parquet"):
         pl.read_parquet(path).with_columns(kappa=pl.lit(0.5)).write_parquet(path)
-    lines = {x["number"]: x for x in gates(run)[0].lines}
-    empty = [x for k, x in lines.items() if "recall" in k or "precision" in k or "survival" in k]
-    assert len(empty) == 4 and all(x["value"] == "of none" and x[""] == "" for x in empty)
+    found = gates(run)
+    lines = {x["number"]: x for gate in found for x in gate.lines}
+    empty = [x for k, x in lines.items() if "recall" in k or "precision" in k or "kept of" in k]
+    assert len(empty) == 4
+    assert all(x["value"] == "of none" and x["verdict"] == "OPEN" for x in empty)
+    assert verdicts(found)[::3] == ["OPEN"] * 2
 
 
 def parsing(share):
@@ -156,16 +194,16 @@ def check_an_interrupted_run_is_judged_by_what_it_healed(tmp_path):
     with (run / "events.jsonl").open("a") as file:
         file.write("".join(json.dumps(x) + "\n" for x in late))
     main([str(run)])
-    assert verdicts(gates(run)) == ["PASS", "OPEN", "PASS"]
+    assert verdicts(gates(run)) == ["PASS", "OPEN", "PASS", "PASS"]
     assert len(json.loads((run / "summary.json").read_text())["healed"]) == 2
 
 
 def check_the_directions_and_the_ledger_are_judged(tmp_path):
     turned = gates(write_run(tmp_path / "turned", GOOD, STEERED, cos=-0.1))
-    assert turned[2].verdict == "FAIL"
+    assert turned[2].verdict == "FAIL" and named(turned) == ["turned"]
     within = gates(write_run(tmp_path / "within", GOOD, STEERED, kl_budget=0.05))
     (line,) = [x for x in within[2].lines if "KL to base" in x["number"]]
-    assert (line["value"], line["accepted"], line[""]) == ("0.0300", "≤ 0.05", "PASS")
+    assert (line["value"], line["accepted"], line["verdict"]) == ("0.0300", "≤ 0.05", "holds")
     assert "0.010" in within[2].reading[0] and "0.020" in within[2].reading[0]
 
 
@@ -173,7 +211,9 @@ def check_gates_md_and_summary_say_the_same(tmp_path):
     run = write_run(tmp_path / "run", UNDONE, STEERED)
     finish(run)
     text, summary = (run / "gates.md").read_text(), json.loads((run / "summary.json").read_text())
-    assert [x["verdict"] for x in summary["gates"]] == ["PASS", "FAIL", "PASS"]
+    assert [x["verdict"] for x in summary["gates"]] == ["PASS", "FAIL", "OPEN", "PASS"]
+    assert on_pages(run) == [{k: x[k] for k in ("gate", "verdict")} for x in summary["gates"]]
+    assert pl.read_parquet(tmp_path / "ledger.parquet")["Dose"].to_list() == ["PASS"]
     for gate in summary["gates"]:
         assert f"## {gate['gate']} {gate['verdict']}" in text
     assert summary["named"] == [f"undone: {NAMES['undone']}"] and NAMES["undone"] in text
@@ -226,8 +266,9 @@ def check_information_by_its_definition():
     for row in p:
         for x, mean in zip(row, p.mean(0), strict=True):
             total += x * math.log(x / mean) / len(p)
-    assert information(table) == pytest.approx(total)
-    assert information(level(table)) == pytest.approx(0, abs=1e-12)
+    w = averages(len(table), 0, 10)
+    assert information(table, w).values[0] == pytest.approx(total)
+    assert information(level(table), w).values == pytest.approx(0, abs=1e-12)
 
 
 def check_the_slope_is_coherence_per_nat():

@@ -16,7 +16,7 @@ from steerloop.model import Model
 from steerloop.sample import jobs, sample
 from steerloop.texts.data import Data
 
-ROWS = 24  # base completions, and planted ones of each kind
+ROWS = 40  # base completions, and planted faults of each kind: of 36 flawless ones .9 is excluded
 
 
 def words(text: str) -> list[str]:

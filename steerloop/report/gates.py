@@ -1,14 +1,17 @@
 """The three uncertainty gates, judged from a run folder: each a verdict, the numbers behind it with
 intervals and bounds, and rows to read. What went wrong is called by its name.
 
-    U1  can the filter separate?            planted faults, hand-labelled completions, survival
+    U1  can the filter separate?            planted faults, hand-labelled completions
     U2  does healing beat plain training?   the trait stays when steering stops, at what cost, and
                                             against plain distillation at the same shift
     U3  does the loop hold its course?      no round undoes another, coherence, direction, KL spent
+
+and beside them dose control: do enough completions survive where they were sampled? That says how
+hard the vector was applied, not whether the filter can tell good from bad. One rule judges all
+lines (`report/rule.py`).
 """
 
 import json
-from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,10 +19,20 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from steerloop.report.run import axis_of, beaten, events, last_round, states
-from steerloop.report.stats import LEAST, compare, profile, wilson
-from steerloop.report.text import interval, markdown
-from steerloop.report.verdicts import shown
+from steerloop.report.estimates import (
+    Estimate,
+    coherence,
+    information,
+    mean,
+    ratio,
+    share,
+    shifts,
+)
+from steerloop.report.rule import EFFECT, Bound, Gate, verdict
+from steerloop.report.run import axis_of, beaten, events, last_healed, last_round, states
+from steerloop.report.stats import LEAST, averages, profile
+from steerloop.report.text import markdown
+from steerloop.report.verdicts import PPL, decisive, margin, shown
 from steerloop.runfolder.files import write_whole
 from steerloop.texts.foundations import FOUNDATIONS
 
@@ -36,45 +49,39 @@ NAMES = {
     "undoing": "a later round took back what an earlier one had built",
     "alike": "every foundation moved alike: the answers changed, not the trait",
     "collapsed": "the answers no longer depend on the vignettes: noise, not a trait",
+    "turned": "the vector, or the student, points away from where the loop set out",
     "incoherent": "coherence fell below the absolute floor",
     "inert barrier": "the barrier was hardly ever active: this is plain training; lower --tau",
     "filter off": "the filter was off: only empty completions were dropped",
     "over budget": "the student spent more KL than --kl_budget",
 }
 
+GUIDE = """How to read the lines: brackets are 95 % intervals, n is how many rows they come from.
 
-@dataclass
-class Gate:
-    """A question, its lines of evidence, and what in the run has a name of its own."""
+- **quality**, is it good enough: PASS where the estimate meets what is accepted
+- **effect**, is it there at all: PASS only where the whole interval meets what is accepted
+- both: FAIL only where the whole interval misses it; else OPEN, undecided, which is no pass
+- **fact**, counted on this run, nothing to infer: it holds or it is a FAIL; no gate passes by it
+- a line without a verdict only reports
 
-    title: str
-    lines: list[dict[str, str]] = field(default_factory=list)
-    named: list[str] = field(default_factory=list)
-    reading: list[str] = field(default_factory=list)
-    missing: str = ""  # what would have to be run for a verdict
-
-    def line(self, what: str, value: str, bound: str, ok: bool | None, name: str = "") -> None:
-        """One number; `ok` None only reports, and a failed one gives the run its `name`."""
-        said = "" if ok is None else "PASS" if ok else "FAIL"
-        self.lines.append({"number": what, "value": value, "accepted": bound, "": said})
-        if ok is False and name:
-            self.named.append(name)
-
-    @property
-    def verdict(self) -> str:
-        """FAIL when a line fails, OPEN when evidence is missing, PASS else."""
-        if any(x[""] == "FAIL" for x in self.lines):
-            return "FAIL"
-        return "OPEN" if self.missing else "PASS"
+A gate fails by any of its lines, is OPEN by any that is open or missing, and passes else."""
 
 
-def share(hits: pl.Series, bound: float) -> tuple[str, str, bool | None]:
-    """A share with its Wilson interval, its bound, and whether it is met; of nothing, nothing."""
-    if not len(hits):
-        return "of none", f"≥ {bound:g}", None
-    found = wilson(hits.cast(pl.Float64).to_numpy())
-    text = "{:.2f} [{:.2f}, {:.2f}]".format(*found) + f", n {len(hits)}"
-    return text, f"≥ {bound:g}", found[0] >= bound
+def answers(run: Path, round: int, state: str) -> pl.DataFrame:
+    """The evaluated vignettes of a state, in their order."""
+    return pl.read_parquet(run / f"rounds/{round:02d}/{state}.eval.parquet").sort("vignette")
+
+
+def sampled(run: Path) -> pl.DataFrame:
+    """All judged completions, with their `round`, counted from 1."""
+    return pl.concat([pl.read_parquet(path).with_columns(round=pl.lit(int(path.parent.name) + 1))
+                      for path in sorted(run.glob("rounds/*/completions.parquet"))],
+                     how="diagonal_relaxed")
+
+
+def reasons() -> pl.Expr:
+    """Why rows of a group were dropped, as text."""
+    return pl.col("drop_reason").drop_nulls().unique().sort().str.join(", ")
 
 
 def quoted(rows: pl.DataFrame, *columns: str) -> str:
@@ -91,43 +98,27 @@ def filter_gate(run: Path, cfg: dict[str, Any]) -> Gate:
     """U1."""
     gate = Gate("U1: can the filter separate?")
     audit = pl.read_parquet(run / "planted.parquet")
-    faults = audit.filter(source="planted")
+    faults, known = audit.filter(source="planted"), Bound(PLANTED, best=1.0)
     for (kind,), rows in faults.group_by("kind", maintain_order=True):
-        gate.line(f"planted, {kind}: dropped", *share(~rows["keep"], PLANTED))
+        gate.line(f"planted, {kind}: dropped", share(~rows["keep"]), known)
     gate.line("the untouched base's own answers: kept",
-              *share(audit.filter(source="base")["keep"], OWN))
+              share(audit.filter(source="base")["keep"]), Bound(OWN, best=1.0))
     labelled = audit.filter(source="labelled")
     broken, dropped = labelled.filter(~pl.col("coherent")), labelled.filter(~pl.col("keep"))
     if len(labelled):
-        gate.line("labelled broken: dropped (recall)", *share(~broken["keep"], LABELLED))
-        gate.line("dropped: labelled broken (precision)", *share(~dropped["coherent"], LABELLED))
-    tables = {path.parent.name: pl.read_parquet(path)
-              for path in sorted(run.glob("rounds/*/completions.parquet"))}
-    for event in (e for e in events(run) if e["stage"] == "sample"):
-        rows = tables[f"{event['round']:02d}"].filter((pl.col("kappa") / event["kappa"] - 1).abs()
-                                                      < 1e-6)
-        gate.line(f"round {event['round'] + 1}: survival at the doses sampled, κ "
-                  f"{event['kappa']:.2f}", *share(rows["keep"], cfg["survival"]))
+        told = Bound(LABELLED, best=1.0)
+        gate.line("labelled broken: dropped (recall)", share(~broken["keep"]), told)
+        gate.line("dropped: labelled broken (precision)", share(~dropped["coherent"]), told)
     if not cfg["filter"]:
-        gate.line("filter in this run", "off", "on", False, "filter off")
+        gate.fact("filter in this run", "off", "on", False, "filter off")
 
-    kinds = faults.group_by("kind").agg(
-        dropped=(~pl.col("keep")).mean(),
-        reasons=pl.col("drop_reason").drop_nulls().unique().sort().str.join(", "))
-    doses = pl.concat([t.with_columns(round=pl.lit(int(k) + 1)) for k, t in tables.items()],
-                      how="diagonal_relaxed")
-    by_dose = doses.group_by("round", "dose").agg(
-        n=pl.len(), kept=pl.mean("keep"), ppl=pl.median("ppl"), repeat=pl.mean("repeat"),
-        echo=pl.mean("echo"),
-        reasons=pl.col("drop_reason").drop_nulls().unique().sort().str.join(", "),
-    ).sort("round", "dose")
+    kinds = faults.group_by("kind").agg(dropped=(~pl.col("keep")).mean(), reasons=reasons())
     wrong = labelled.filter(pl.col("keep") != pl.col("coherent"))
-    worst = doses.filter("keep").sort("ppl", descending=True).head(3)
-    firsts = doses.filter(~pl.col("keep")).unique("drop_reason", keep="first", maintain_order=True)
+    rows = sampled(run)
+    worst = rows.filter("keep").sort("ppl", descending=True).head(3)
+    firsts = rows.filter(~pl.col("keep")).unique("drop_reason", keep="first", maintain_order=True)
     gate.reading = [
         "Planted faults by kind:\n\n" + markdown(kinds.sort("kind").to_dicts()),
-        "By round and dose (ppl: median over completions of the worst quarter's perplexity):\n\n"
-        + markdown(by_dose.to_dicts()),
         "Kept, the most improbable ones:\n\n" + quoted(worst, "round", "dose", "ppl"),
         "Dropped, the first of each reason:\n\n"
         + quoted(firsts, "round", "dose", "ppl", "drop_reason"),
@@ -137,58 +128,96 @@ def filter_gate(run: Path, cfg: dict[str, Any]) -> Gate:
     return gate
 
 
+def dose_gate(run: Path, cfg: dict[str, Any]) -> Gate:
+    """Dose control: survival where each round sampled."""
+    gate, rows = Gate("Dose: do enough completions survive?"), sampled(run)
+    for event in (e for e in events(run) if e["stage"] == "sample"):
+        here = rows.filter((pl.col("kappa") / event["kappa"] - 1).abs() < 1e-6,
+                           round=event["round"] + 1)
+        gate.line(f"round {event['round'] + 1}: kept of what was sampled at κ "
+                  f"{event['kappa']:.2f}", share(here["keep"]), Bound(cfg["survival"], best=1.0))
+    by_dose = rows.group_by("round", "dose").agg(
+        n=pl.len(), kept=pl.mean("keep"), ppl=pl.median("ppl"), repeat=pl.mean("repeat"),
+        echo=pl.mean("echo"), reasons=reasons(),
+    ).sort("round", "dose")
+    gate.reading = [
+        "κ, the share of the dose c*, is walked down in steps until enough of a small batch "
+        "survives, and the rest of a round is sampled there. So shares close to what is accepted "
+        "are what this control aims at; a FAIL says that it missed.",
+        "By round and dose (ppl: median over completions of the worst quarter's perplexity):\n\n"
+        + markdown(by_dose.to_dicts())]
+    return gate
+
+
 def heal_gate(run: Path, cfg: dict[str, Any], found: list[dict[str, Any]], floor: float) -> Gate:
     """U2, of the round that was healed last."""
-    gate, (down, _), last = Gate("U2: does healing beat plain training?"), axis_of(run), (
+    gate, axis, last = Gate("U2: does healing beat plain training?"), axis_of(run), (
         last_round(found))
-    healed, steered = last["healed"], last["steered"]
-    shift = healed["shift"][down]["nats"]
-    under = steered["shift"][down]["nats"]
-    gone = under[0] <= -LEAST and shift[0] / under[0] < RETAIN
-    gate.line(f"Δ{down} without steering (nats)", interval(shift), f"≤ −{LEAST:g}",
-              shift[0] <= -LEAST, "reversed" if shift[0] >= LEAST else "" if gone else "no trait")
-    if under[0] <= -LEAST:
-        gate.line("retain: shift healed / shift steered", f"{shift[0] / under[0]:.2f}, "
-                  f"steered {interval(under)}", f"≥ {RETAIN:g}", not gone,
-                  "undone" if shift[0] < LEAST else "")
-    others = [f for f in FOUNDATIONS[:-1] if f not in axis_of(run)]
-    moves = {f: healed["shift"][f]["nats"] for f in others}
-    most = max(others, key=lambda f: abs(moves[f][0]))
-    gate.line(f"surgical: no other moral foundation moved as far; {most} most",
-              interval(moves[most]), f"size < {abs(shift[0]):.2f}",
-              abs(moves[most][0]) < abs(shift[0]))
-    if abs(shift[0]) >= LEAST:
-        alike = float(np.mean([x[0] for x in moves.values()])) / shift[0]
-        gate.line("mean shift of the other moral foundations / that of the target", f"{alike:.2f}",
-                  f"< {ALIKE:g}", alike < ALIKE, "alike")
-    coherence = healed["measures"]["coherence"]
-    gate.line("coherence", f"{coherence:.3f}", f"≥ {floor:.3f}", coherence >= floor, "incoherent")
-    gate.line("coherence per nat of trait", cost(healed), "", None)
+    base, healed, steered = (answers(run, *x) for x in (
+        (0, "base"), (last_healed(found), "healed"), (last_healed(found), "steered")))
+    w = averages(len(base), cfg["seed"], cfg["bootstrap"])
+    moves, down = shifts(healed, base, w), FOUNDATIONS.index(axis[0])
+    under = shifts(steered, base, w)[down]
+
+    shift, kept = moves[down].within(w), ratio(moves[down], under, w, LEAST)
+    gone = verdict(EFFECT, kept, Bound(RETAIN, best=1.0))[0] == "FAIL"
+    turned = shift.value >= LEAST and shift.low > 0
+    name = "reversed" if turned else "" if gone else "no trait"
+    said = gate.line(f"Δ{axis[0]} without steering (nats)", shift, Bound(-LEAST, best=-np.inf),
+                     EFFECT, name)
+    gate.moved = said == "PASS"
+    gate.line(f"retain: shift healed / shift steered ({under.within(w).brief})", kept,
+              Bound(RETAIN, best=1.0), EFFECT, "" if turned else "undone")
+
+    others = [i for i, f in enumerate(FOUNDATIONS[:-1]) if f not in axis]
+    most = max(others, key=lambda i: abs(moves[i].values[0]))
+    gate.line(f"surgical: {axis[0]} moved further than {FOUNDATIONS[most]} "
+              f"({moves[most].within(w).brief}, the most of the others), by",
+              (abs(moves[down]) - abs(moves[most])).within(w), Bound(0.0, best=abs(shift.value)))
+    rest = mean([moves[i] for i in others])
+    gate.line("alike: mean shift of the other moral foundations / that of the target",
+              ratio(rest, moves[down], w, LEAST), Bound(ALIKE, best=0.0), name="alike")
+    gate.line("coherence", coherence(healed, w), Bound(floor, best=1.0), name="incoherent")
+    gate.add("coherence per nat of trait", value=cost(last["healed"]))
     heals = [e for e in events(run) if e["stage"] == "heal"]
     if cfg["barrier"] in ("kl_rev", "kl_fwd"):
-        active = [e["active"] for e in heals]
-        gate.line("rows over τ while healing, by round",
+        gate.fact("rows over τ while healing, by round",
                   ", ".join(f"{e['active']:.3f} (τ {e['tau']:.3g}, operating KL "
                             f"{e['operating_kl']:.3g})" for e in heals),
-                  f"≥ {FIRES:g} in one", max(active) >= FIRES,
-                  "inert barrier")
-    gate.line("barrier's gradient / NLL's, by round", ", ".join(
-        "not measured" if e["pull"] is None else f"{e['pull']:.2f}" for e in heals), "", None)
+                  f"≥ {FIRES:g} in one", max(e["active"] for e in heals) >= FIRES, "inert barrier")
+    gate.add("barrier's gradient / NLL's, by round", value=", ".join(
+        "not measured" if e["pull"] is None else f"{e['pull']:.2f}" for e in heals))
+    against_nll(gate, run, cfg, found)
+    return gate
+
+
+def against_nll(gate: Gate, run: Path, cfg: dict[str, Any], found: list[dict[str, Any]]) -> None:
+    """U2's other half: the same data distilled without a barrier, at the same shift."""
     rows = {x["rival"]: x for x in beaten(run, found)}
     if cfg["barrier"] == "nll":
         gate.missing = "this run is plain training: it has nothing to beat"
     elif "nll" not in rows:
         gate.missing = "plain distillation was not measured: run with --baselines"
+    elif rows["nll"]["beaten"] == "no match":
+        gate.missing = "student and plain distillation did not reach one shift"
     else:
-        said = rows["nll"]["beaten"]
-        gate.line("plain distillation of the same data, at the same shift, is beaten", said, "yes",
-                  None if said == "no match" else said == "yes")
-        gate.line("its coherence per nat of trait", cost(last["nll"]), "", None)
-        if said == "no match":
-            gate.missing = "student and plain distillation did not reach one shift"
+        name, gain = decisive(rows["nll"])
+        n = rows_behind(run, last_healed(found), name)
+        gate.line(f"plain distillation of the same data, at the same shift, is beaten "
+                  f"({rows['nll']['beaten']}): gain in {name}", Estimate(*gain, n, form="+.3f"),
+                  Bound(margin(name)), EFFECT)
+    if cfg["barrier"] != "nll" and "nll" in rows:
+        gate.add("its coherence per nat of trait", value=cost(last_round(found)["nll"]))
     gate.reading = ["Student and rivals at the same shift:\n\n"
                     + markdown(shown(list(rows.values())))]
-    return gate
+
+
+def rows_behind(run: Path, round: int, name: str) -> int:
+    """How many vignettes or items a measure of the student comes from."""
+    if name == "coherence":
+        return len(answers(run, round, "healed"))
+    items = pl.read_parquet(run / f"rounds/{round:02d}/healed.items.parquet")
+    return len(items.filter(measure="mundane_nll" if name == PPL else name))
 
 
 def cost(event: dict[str, Any]) -> str:
@@ -198,51 +227,41 @@ def cost(event: dict[str, Any]) -> str:
     return "{:+.4f} [{:+.4f}, {:+.4f}]".format(*event["slope"])
 
 
-def information(rows: pl.DataFrame) -> float:
-    """What an answer says about its vignette: mutual information of the two, nats."""
-    def entropy(p: np.ndarray) -> np.ndarray:
-        return -(p * np.log(np.maximum(p, 1e-30))).sum(-1)
-
-    p = profile(rows)
-    return float((entropy(p.mean(0, keepdims=True)) - entropy(p)).mean())
-
-
-def course_gate(run: Path, cfg: dict[str, Any], found: list[dict[str, Any]], floor: float) -> Gate:
-    """U3."""
-    gate, axis = Gate("U3: does the loop hold its course?"), axis_of(run)
-    healed = [e for e in found if e["state"] == "healed"]
-    tables = [pl.read_parquet(run / "rounds/00/base.eval.parquet").sort("vignette")]
-    tables += [pl.read_parquet(run / f"rounds/{e['round']:02d}/healed.eval.parquet").sort(
-        "vignette") for e in healed]
-    for event, (before, now) in zip(healed, pairwise(tables), strict=True):
-        step = compare(now, before, axis, cfg["seed"], cfg["bootstrap"])["shift"][axis[0]]["nats"]
-        undone = step[0] > SLACK and step[1] > 0
-        gate.line(f"round {event['round'] + 1}: Δ{axis[0]} against the round before (nats)",
-                  interval(step), f"not above {SLACK:g}", not undone,
-                  "undoing" if event["round"] else "reversed")
-    worst = min(e["measures"]["coherence"] for e in healed)
-    gate.line("least coherence of any round", f"{worst:.3f}", f"≥ {floor:.3f}", worst >= floor,
-              "incoherent")
-    told = information(tables[-1]) / max(information(tables[0]), 1e-9)
+def course_gate(
+    run: Path, cfg: dict[str, Any], found: list[dict[str, Any]], floor: float, moved: bool
+) -> Gate:
+    """U3; without a student that has `moved` there is no course to hold."""
+    gate, axis = Gate("U3: does the loop hold its course?", moved), axis_of(run)
+    healed = [e["round"] for e in found if e["state"] == "healed"]
+    tables = [answers(run, 0, "base"), *(answers(run, x, "healed") for x in healed)]
+    w = averages(len(tables[0]), cfg["seed"], cfg["bootstrap"])
+    for round, (before, now) in zip(healed, pairwise(tables), strict=True):
+        step = shifts(now, before, w)[FOUNDATIONS.index(axis[0])].within(w)
+        gate.line(f"round {round + 1}: Δ{axis[0]} against the round before (nats)", step,
+                  Bound(SLACK, best=0.0), name="undoing" if round else "reversed")
+    for round, now in zip(healed, tables[1:], strict=True):
+        gate.line(f"round {round + 1}: coherence", coherence(now, w), Bound(floor, best=1.0),
+                  name="incoherent")
+    told = ratio(information(tables[-1], w), information(tables[0], w), w)
+    gate.line("what the answers say about their vignettes, over base's", told,
+              Bound(INFORMED, best=1.0), name="collapsed")
     picks = [profile(t).argmax(-1) for t in (tables[0], tables[-1])]
     rest = picks[0] != FOUNDATIONS.index(axis[0])
-    strayed = float((picks[0] != picks[1])[rest].mean()) if rest.any() else 0.0
-    gate.line("what the answers say about their vignettes, over base's", f"{told:.2f}",
-              f"≥ {INFORMED:g}", told >= INFORMED, "collapsed")
-    gate.line(f"answers that changed where base did not choose {axis[0]}", f"{strayed:.2f}",
-              f"≤ {1 - INFORMED:g}", strayed <= 1 - INFORMED, "collapsed")
+    gate.line(f"answers that changed where base did not choose {axis[0]}",
+              share(pl.Series((picks[0] != picks[1])[rest])), Bound(1 - INFORMED, best=0.0),
+              name="collapsed")
     samples = [e for e in events(run) if e["stage"] == "sample"]
     spent = [e for e in events(run) if e["stage"] == "drift"]
-    gate.line("cos(v_r, v_0), by round", ", ".join(f"{e['cos_first']:.2f}" for e in samples),
-              "> 0", min(e["cos_first"] for e in samples) > 0)
-    gate.line("cos(shift of the student, vector), by round",
-              ", ".join(f"{e['cos_teacher']:.2f}" for e in spent), "> 0",
-              min(e["cos_teacher"] for e in spent) > 0)
-    budget = cfg["kl_budget"]
-    most = max(e["kl_base"] for e in spent)
-    gate.line("KL to base per token, the most after any round (nats)", f"{most:.4f}",
-              f"≤ {budget:g}" if budget else "no budget set", most <= budget if budget else None,
-              "over budget")
+    for what, cosines in (("cos(v_r, v_0)", [e["cos_first"] for e in samples]),
+                          ("cos(shift of the student, vector)", [e["cos_teacher"] for e in spent])):
+        gate.fact(f"{what}, by round", ", ".join(f"{x:.2f}" for x in cosines), "> 0",
+                  min(cosines) > 0, "turned")
+    budget, most = cfg["kl_budget"], max(e["kl_base"] for e in spent)
+    what = "KL to base per token, the most after any round (nats)"
+    if budget:
+        gate.fact(what, f"{most:.4f}", f"≤ {budget:g}", most <= budget, "over budget")
+    else:
+        gate.add(what, value=f"{most:.4f}", accepted="no budget set")
     gate.reading = ["KL ledger:\n\n" + markdown([
         {"round": e["round"] + 1, "KL to base (nats per token)": e["kl_base"],
          "of it this round": e["kl_base"] - (spent[i - 1]["kl_base"] if i else 0.0),
@@ -253,12 +272,14 @@ def course_gate(run: Path, cfg: dict[str, Any], found: list[dict[str, Any]], flo
 
 
 def gates(run: Path, found: list[dict[str, Any]] | None = None) -> list[Gate]:
-    """U1, U2, U3 of a run with at least one healed round; `found` are its `states`, if known."""
+    """U1, U2, U3 and dose control of a run with at least one healed round; `found` are its
+    `states`, if known."""
     cfg = json.loads((run / "config.json").read_text())["config"]
     floor = next(e["floor"] for e in events(run) if e["stage"] == "start")
     found = found or states(run)
-    return [filter_gate(run, cfg), heal_gate(run, cfg, found, floor),
-            course_gate(run, cfg, found, floor)]
+    healing = heal_gate(run, cfg, found, floor)
+    return [filter_gate(run, cfg), healing, course_gate(run, cfg, found, floor, healing.moved),
+            dose_gate(run, cfg)]
 
 
 def named(found: list[Gate]) -> list[str]:
@@ -269,9 +290,7 @@ def named(found: list[Gate]) -> list[str]:
 
 def heads(found: list[Gate]) -> list[dict[str, str]]:
     """One line a gate: its verdict and what it rests on."""
-    return [{"gate": g.title, "verdict": g.verdict, "because": "; ".join(
-        [x["number"] for x in g.lines if x[""] == "FAIL"] + [g.missing] * bool(g.missing))}
-        for g in found]
+    return [{"gate": g.title, "verdict": g.verdict, "because": g.because} for g in found]
 
 
 def write_gates(run: Path, measured: list[dict[str, Any]] | None = None) -> list[Gate]:
@@ -279,7 +298,7 @@ def write_gates(run: Path, measured: list[dict[str, Any]] | None = None) -> list
     found = gates(run, measured)
     names = [f"- **{x}**: {NAMES[x]}" for x in named(found)] or ["Nothing that has a name."]
     parts = [f"# Gates of {run.name}", markdown(heads(found)), "What this run is:",
-             "\n".join(names)]
+             "\n".join(names), GUIDE]
     for gate in found:
         parts += [f"## {gate.title} {gate.verdict}", markdown(gate.lines), *gate.reading]
     text = "\n\n".join(parts) + "\n"

@@ -56,7 +56,7 @@ def table_of(rows: pl.DataFrame) -> str:
          "best": "none" if x["best_round"] is None else str(x["best_round"] + 1)}
         | {f"Δ{k} (nats)": interval([x[k], x[f"{k}_low"], x[f"{k}_high"]]) for k in ("down", "up")}
         | {k.replace("_", " "): f"{x[k]:.3f}" for k in plain}
-        | {k: x.get(k) or "" for k in ("U1", "U2", "U3")} | {"run": x["run"]}
+        | {k: x.get(k) or "" for k in ("U1", "U2", "U3", "Dose")} | {"run": x["run"]}
         for x in rows.iter_rows(named=True)]
     seeds = rows.unique("seed", keep="last", maintain_order=True)
     if len(seeds) > 1:

@@ -95,7 +95,7 @@ def judged(run: Path) -> list[dict[str, str]]:
     path = run / "gates.md"
     lines = path.read_text().splitlines() if path.is_file() else []
     cells = [[x.strip() for x in line.strip("|").split("|")] for line in lines
-             if line.startswith("| U")]
+             if line.startswith(("| U", "| Dose"))]
     return [{"gate": x[0], "verdict": x[1]} for x in cells]
 
 

@@ -76,8 +76,7 @@ def compare(
     """
     pair, sound = paired(now, base)
     n = pair.shape[1]
-    resampled = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), resamples) / n
-    w = np.concatenate([np.full((1, n), 1 / n), resampled])  # b ways to average n vignettes
+    w = averages(n, seed, resamples)
     means = w @ pair  # (2, b, f)
     nats = np.log(means[1]) - np.log(means[0])
     pull = pair[1] / means[1][:, None] - pair[0] / means[0][:, None]  # of a vignette, (b, n, f)
@@ -115,14 +114,18 @@ def compare(
     }
 
 
+def averages(n: int, seed: int, resamples: int) -> np.ndarray:
+    """Ways to average n rows, (b, n): the sample's, then those of its resamples."""
+    resampled = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), resamples) / n
+    return np.concatenate([np.full((1, n), 1 / n), resampled])
+
+
 def difference(steps: np.ndarray, seed: int, resamples: int) -> list[float]:
     """[mean, low, high] of paired differences: by the same bootstrap, or in closed form where they
     are those of yes-or-no values, among which the bootstrap misjudges rare ones."""
     if np.isin(steps, (-1, 0, 1)).all():
         return agresti_min(steps)
-    n = len(steps)
-    w = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), resamples) / n
-    w = np.concatenate([np.full((1, n), 1 / n), w])
+    w = averages(len(steps), seed, resamples)
     means = w @ steps
     return estimate(w, means, steps - means[:, None])
 

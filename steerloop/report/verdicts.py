@@ -7,6 +7,8 @@ Gain = Callable[[str, str, str], list[float]]
 PPL = "mundane ppl ×"
 MARGIN = {"coherence": 0.002, PPL: 0.002}  # smaller differences are ties
 WIDER = 0.005  # for whatever the probes measure, shares of 1
+PROBED = ("opening_mass", "sentence_validity")
+COMPARED = (*MARGIN, *PROBED)
 NEAR = 0.05  # nats, and share of the shift: what counts as the same shift
 SHIFTS = "Δ{} student, rival"
 COSTS = "{}: student, rival; gain"
@@ -30,7 +32,7 @@ def sides(event: dict[str, Any], base: dict[str, float]) -> dict[str, float]:
     now = event["measures"]
     return {"coherence": now["coherence"],
             PPL: now["ppl_mundane"] / base["ppl_mundane"]} | {
-        k: now[k] for k in ("opening_mass", "sentence_validity") if k in now}
+        k: now[k] for k in PROBED if k in now}
 
 
 def verdicts(
@@ -54,14 +56,32 @@ def verdicts(
             continue
         ours, theirs = (sides(found[name], base) for name in pair)
         gains = {k: gain(*pair, k) for k in ours}
-        margin = {k: MARGIN.get(k, WIDER) for k in ours}
-        better = [k for k, (x, low, _) in gains.items() if x > margin[k] and low > 0]
-        worse = [k for k, (x, _, high) in gains.items() if x < -margin[k] and high < 0]
+        better = [k for k, (x, low, _) in gains.items() if x > margin(k) and low > 0]
+        worse = [k for k, (x, _, high) in gains.items() if x < -margin(k) and high < 0]
         word = {(True, False): "yes", (False, True): "no", (False, False): "tie"}
         rows.append({"rival": rival, "beaten": word.get((bool(better), bool(worse)), "mixed")}
                     | {SHIFTS.format(down): tuple(shift)}
                     | {COSTS.format(k): (ours[k], theirs[k], *gains[k]) for k in ours})
     return rows
+
+
+def margin(measure: str) -> float:
+    """Smaller gains are ties."""
+    return MARGIN.get(measure, WIDER)
+
+
+def decisive(row: dict[str, Any]) -> tuple[str, list[float]]:
+    """The measure that a row of `verdicts` turns on, and the student's gain in it: where it is
+    worse in any, the worst of those; else the one that comes nearest to a gain beyond doubt."""
+    gains = {k: list(row[COSTS.format(k)][2:]) for k in COMPARED if COSTS.format(k) in row}
+
+    def certainty(name: str) -> tuple[bool, bool, float]:
+        value, low, high = (x - margin(name) for x in gains[name])
+        return low >= 0, high >= 0, value
+
+    worse = [k for k, (value, _, high) in gains.items() if value < -margin(k) and high < 0]
+    name = min(worse, key=certainty) if worse else max(gains, key=certainty)
+    return name, gains[name]
 
 
 def shown(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
