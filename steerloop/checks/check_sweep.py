@@ -1,7 +1,8 @@
-"""Sweeps: an arm climbs as train.py does, what is there is not run again, and tables interpolate
-only between settings that bracket the target."""
+"""Sweeps: an arm climbs as train.py does, what is there is not run again, tables interpolate only
+between settings that bracket the target, and go to their places on a page of words."""
 
 import json
+import re
 from dataclasses import replace
 from importlib import import_module
 
@@ -13,8 +14,9 @@ from steerloop.checks.small import short_config, small_config
 from steerloop.sweep import points
 from steerloop.sweep.arms import FRONTIER, SWEEPS, Arm, Sweep
 from steerloop.sweep.climb import climb, start
+from steerloop.sweep.page import write_results
 from steerloop.sweep.points import Group, read_rows, run
-from steerloop.sweep.tables import at, frontier, mean, write_results
+from steerloop.sweep.tables import SHOWN, at, frontier, mean
 from steerloop.sweep.tables import rows as read_points
 from steerloop.texts.data import read_data
 
@@ -116,25 +118,32 @@ def check_frontier_pairs_families_by_seed():
             rows += [{"family": family, "seed": seed, "regime": "dirty"}
                      | point(x, 1 + price * x + 0.01 * seed) for x in (-0.4, -0.8, -1.1)]
         rows.append({"family": "nll", "seed": seed, "regime": "dirty"} | point(-3.0, 0.1))
-    table = frontier(pl.DataFrame(rows)).split("\n\n")[0].splitlines()
+    table = frontier(pl.DataFrame(rows))["opening_mass"].splitlines()
     cells = [[x.strip() for x in line.strip("|").split("|")] for line in table]
     assert cells[0][0] == "opening mass, dirty" and cells[2][0] == FRONTIER[1].family
     assert cells[2][2].startswith("0.960") and cells[3][2].startswith("0.910")
     assert cells[3][5].startswith("0.050 [0.050, 0.050] (3)") and cells[3][3] == ""
 
 
+KEY = {"model": "m", "split": "test", "regime": "dirty", "code": "c"}
+SAME = {"ended": "", "opening_mass_base": 1.0, "coherence_base": 1.0, "active": None}
+
+
+def arm_rows(sweep, arms, seed):
+    """A made-up row for each of these arms, each arm a bit further than the one before."""
+    return [KEY | SAME | {"arm": a.family, "family": a.family, "setting": a.setting, "seed": seed,
+                          "round": sweep.rounds} | point(-0.4 - 0.3 * i, 0.9)
+            for i, a in enumerate(arms)]
+
+
 def check_a_failed_arm_leaves_a_hole_and_not_a_wreck(tmp_path):
     """Rows without measures (starved, not finite) are counted as ended, in every table."""
-    key = {"model": "m", "split": "test", "regime": "dirty", "code": "c"}
-    same = {"ended": "", "opening_mass_base": 1.0, "coherence_base": 1.0, "active": None}
     for name, sweep in SWEEPS.items():
         if sweep.whole:
             continue
-        rows = [key | same | {"arm": a.family, "family": a.family, "setting": a.setting, "seed": s,
-                              "round": sweep.rounds} | point(-0.4 - 0.3 * i, 0.9)
-                for i, a in enumerate(sweep.arms[:5]) for s in (0, 1)]
+        rows = [row for s in (0, 1) for row in arm_rows(sweep, sweep.arms[:5], s)]
         lost = {"round": 2, "ended": "the filter is starved"}
-        rows += [key | {"arm": a.family, "family": a.family, "setting": a.setting, "seed": 0} | lost
+        rows += [KEY | {"arm": a.family, "family": a.family, "setting": a.setting, "seed": 0} | lost
                  for a in sweep.arms[5:7]]
         (tmp_path / f"{name}.jsonl").write_text("".join(
             json.dumps(x) + "\n" for x in rows + rows[:3]))  # some of them twice
@@ -151,11 +160,102 @@ def check_means_have_t_intervals():
     assert mean([1.0] * 20, 1).endswith("(20)")
 
 
-def check_results_keep_what_people_wrote(tmp_path):
-    path = tmp_path / "results.md"
+PAGE = """# Results
+
+My words.
+
+## Is the barrier more than a smaller step?
+
+Yes.
+
+<!-- table: frontier m test dirty opening_mass ppl -->
+an old table
+<!-- end -->
+
+But not everywhere. <!-- a remark -->
+
+## What does coherence say?
+
+<!-- table: frontier m test dirty coherence -->
+<!-- end -->
+<!-- table: barrier m test filtered -->
+<!-- end -->
+Last words.
+"""
+
+
+@pytest.fixture
+def points_of_two_sweeps(tmp_path):
+    for name in ("frontier", "barrier"):
+        rows = arm_rows(SWEEPS[name], SWEEPS[name].arms[:3], 0)
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in rows))
+    return tmp_path
+
+
+def check_tables_go_to_their_places_and_words_stay(points_of_two_sweeps):
+    path = points_of_two_sweeps / "results.md"
+    path.write_text(PAGE)
+    write_results(points_of_two_sweeps, path)
+    text = path.read_text()
+    places, words = re.split(r"(?s)<!-- table: .*?<!-- end -->", PAGE), text
+    for each in places[:-1]:
+        found, _, words = words.partition("<!-- table: ")
+        assert found == each
+        words = words.partition("<!-- end -->")[2]
+    assert words.startswith(places[-1]) and "an old table" not in text
+    first, second, third = (x.partition("<!-- end -->")[0] for x in text.split("<!-- table: ")[1:4])
+    assert "| opening mass, dirty" in first and "| mundane ppl ×, dirty" in first
+    assert "| coherence, dirty" in second and "coherence" not in first.partition("\n")[2]
+    assert "No points yet." in third
+    for each in (first, second):
+        assert "3 of 26 points, code c: `python -m steerloop.sweep frontier --models" in each
+    write_results(points_of_two_sweeps, path)
+    assert path.read_text() == text
+
+
+def check_tables_without_a_place_are_at_the_end_until_they_have_one(points_of_two_sweeps):
+    path = points_of_two_sweeps / "results.md"
+    path.write_text(PAGE)
+    assert write_results(points_of_two_sweeps, path) == {"barrier m test dirty": ["all"]}
+    words, _, end = path.read_text().partition("## Not placed yet")
+    assert "| slope per nat" in end and "| slope per nat" not in words
+    assert path.read_text().count("do not edit") == 1
+
+    path.write_text(path.read_text().replace("dirty coherence -->", "dirty opening_mass -->", 1))
+    left = write_results(points_of_two_sweeps, path)
+    assert left == {"frontier m test dirty": ["coherence"], "barrier m test dirty": ["all"]}
+    assert "| coherence, dirty" in path.read_text().partition("## Not placed yet")[2]
+
+    path.write_text(PAGE.replace("barrier m test filtered", "barrier m test dirty"))
+    assert write_results(points_of_two_sweeps, path) == {}
+    assert "Not placed" not in path.read_text() and path.read_text().endswith("Last words.\n")
+
+
+def check_a_page_without_places_keeps_its_words(points_of_two_sweeps):
+    path = points_of_two_sweeps / "results.md"
     path.write_text("# Results\n\nMy words.\n")
     for _ in range(2):
-        write_results(tmp_path, path)
+        left = write_results(points_of_two_sweeps, path)
         text = path.read_text()
         assert text.startswith("# Results\n\nMy words.\n") and text.count("do not edit") == 1
-    assert "## Ablation" in text
+        assert left == {"frontier m test dirty": list(SHOWN), "barrier m test dirty": ["all"]}
+        assert "**Ablation of the barrier" in text and text.count("<!-- end -->") == 2
+    path.unlink()
+    write_results(points_of_two_sweeps, path)
+    assert path.read_text() == text.replace("\n\nMy words.", "")
+
+
+@pytest.mark.parametrize("old, new, message", [
+    ("an old table\n<!-- end -->", "an old table", "no '<!-- end -->'"),
+    ("<!-- table: frontier m test dirty coherence -->\n", "", "without its '<!-- table"),
+    ("dirty coherence", "dirty coherency", "no table of coherency; there are opening_mass"),
+    ("barrier m test", "barriers m test", "is no place"),
+    ("barrier m test filtered", "barrier m test", "is no place"),
+])
+def check_a_page_that_cannot_be_filled_stays_as_it_was(points_of_two_sweeps, old, new, message):
+    path, page = points_of_two_sweeps / "results.md", PAGE.replace(old, new, 1)
+    assert page != PAGE
+    path.write_text(page)
+    with pytest.raises(UserError, match=message):
+        write_results(points_of_two_sweeps, path)
+    assert path.read_text() == page

@@ -10,10 +10,12 @@ from pathlib import Path
 
 os.environ["TQDM_DISABLE"] = "1"  # read at its import: two processes tear bars
 
+from loguru import logger
+
 from steerloop import UserError
 from steerloop.sweep.arms import REGIMES, SWEEPS
+from steerloop.sweep.page import write_results
 from steerloop.sweep.points import Group, run
-from steerloop.sweep.tables import write_results
 
 POINTS, RESULTS = Path("docs/results"), Path("docs/results.md")
 
@@ -41,12 +43,15 @@ def main() -> None:
     try:
         for group in groups:
             group.check()
+        left = write_results(args.points, args.out)  # a page that cannot be filled says so now
     except UserError as e:
         parser.error(str(e))
     with multiprocessing.get_context("spawn").Pool(args.processes, maxtasksperchild=1) as pool:
         for _ in pool.imap_unordered(run, groups, chunksize=1):
-            write_results(args.points, args.out)
-    write_results(args.points, args.out)
+            left = write_results(args.points, args.out)
+    for name, measures in left.items():
+        logger.warning(f"{args.out} has no place for {name} ({', '.join(measures)}): see its end, "
+                       "'Not placed yet'")
 
 
 if __name__ == "__main__":

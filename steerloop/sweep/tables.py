@@ -2,7 +2,8 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -19,6 +20,7 @@ TARGETS = (-0.5, -1.0, -1.5)  # nats
 REACH = 0.4  # nats: both settings of a bracket lie this near to the target
 KEYS = ["model", "split", "regime"]
 SHOWN = {"opening_mass": "opening mass", "ppl": "mundane ppl ×", "coherence": "coherence"}
+ALL = "all"  # the name of a table that shows every measure
 FULL = FRONTIER[0].family  # plain training as it is: where each family without a barrier ends
 
 
@@ -73,12 +75,12 @@ def costs(points: pl.DataFrame) -> dict[tuple[str, float], dict[int, dict[str, f
     return found
 
 
-def frontier(points: pl.DataFrame) -> str:
-    """Per measure: what each family costs at equal shift, and what the barrier saves against it,
-    paired by loop seed."""
+def frontier(points: pl.DataFrame) -> dict[str, str]:
+    """A table a measure: what each family costs at equal shift, and what the barrier saves against
+    it, paired by loop seed."""
     found, ours = costs(points), FRONTIER[1].family
     names = [name for name, _ in families(points)]
-    parts = []
+    tables = {}
     for measure, title in SHOWN.items():
         table = []
         for name in names:
@@ -91,8 +93,8 @@ def frontier(points: pl.DataFrame) -> str:
                 gains = [mine[s][measure] - here[s][measure] for s in mine if s in here]
                 row[f"barrier − it, Δ {target}"] = mean(gains) if name != ours else ""
             table.append(row)
-        parts.append(markdown(table))
-    return "\n\n".join(parts)
+        tables[measure] = markdown(table)
+    return tables
 
 
 def per_nat(row: dict[str, Any], name: str) -> float:
@@ -101,7 +103,7 @@ def per_nat(row: dict[str, Any], name: str) -> float:
     return (row[name] - row[f"{name}_base"]) / size if abs(size) >= 0.1 else math.nan
 
 
-def barrier(points: pl.DataFrame) -> str:
+def barrier(points: pl.DataFrame) -> dict[str, str]:
     """One row an arm, sorted by the headline slope: what the worse of coherence and opening mass
     loses per nat (coherence alone hardly moves on the embedded model)."""
     table = []
@@ -118,10 +120,10 @@ def barrier(points: pl.DataFrame) -> str:
             "mundane ppl ×": mean([x["ppl"] for x in rows]),
             "active, last round": mean([x["active"] for x in rows if x["active"] is not None], 2),
             "ended early": ", ".join(f"{k} {n}" for k, n in ends.items())}))
-    return markdown([row for _, row in sorted(table, key=lambda x: -x[0])])
+    return {ALL: markdown([row for _, row in sorted(table, key=lambda x: -x[0])])}
 
 
-def baselines(points: pl.DataFrame) -> str:
+def baselines(points: pl.DataFrame) -> dict[str, str]:
     """One row a state: the student of the last round and what stands beside it."""
     table = []
     for (state,), group in points.group_by("family", maintain_order=True):
@@ -134,10 +136,10 @@ def baselines(points: pl.DataFrame) -> str:
             "opening mass": mean(group["opening_mass"].to_list()),
             "validity": mean(group["sentence_validity"].to_list()),
             "mundane ppl ×": mean(group["ppl"].to_list())})
-    return markdown(table)
+    return {ALL: markdown(table)}
 
 
-def rounds(points: pl.DataFrame) -> str:
+def rounds(points: pl.DataFrame) -> dict[str, str]:
     """One row an arm: how far each seed got, and where it stood."""
     table = []
     for (family, setting), arm in points.group_by("family", "setting", maintain_order=True):
@@ -155,10 +157,10 @@ def rounds(points: pl.DataFrame) -> str:
             "Δauthority at the end": " ".join(f"{x['down']:.2f}" for x in lasts),
             "opening mass": " ".join(f"{x['opening_mass']:.3f}" for x in lasts),
             "coherence": " ".join(f"{x['coherence']:.3f}" for x in lasts)})
-    return markdown(table)
+    return {ALL: markdown(table)}
 
 
-TABLES: dict[str, Callable[[pl.DataFrame], str]] = {
+TABLES: dict[str, Callable[[pl.DataFrame], dict[str, str]]] = {
     "baselines": baselines, "frontier": frontier, "references": frontier, "barrier": barrier,
     "rounds": rounds}
 TITLES = {
@@ -170,27 +172,41 @@ TITLES = {
 }
 
 
-def section(folder: Path, sweep: str) -> str:
-    """All tables of a sweep, one a model, split and regime, with how many points they rest on."""
-    points, arms = rows(folder, sweep), SWEEPS[sweep].arms
-    parts = [f"## {TITLES[sweep]}"]
-    for key, group in points.group_by(KEYS, maintain_order=True) if len(points) else ():
-        done, (model, split, regime) = group.select("arm", "setting", "seed").unique(), key
-        seeds = " ".join(map(str, sorted(group["seed"].unique())))
-        kept = folder / model if (folder / model).is_dir() else Path("runs") / model
-        where = model if model == "embedded" else kept
-        parts += [f"### {model} · {split} · {regime}",
-                  f"`python -m steerloop.sweep {sweep} --models {where} --split {split} --regimes "
-                  f"{regime} --seeds {seeds}`",
-                  f"{len(done)} of {len(arms) * group['seed'].n_unique()} points, code "
-                  f"{', '.join(sorted(group['code'].unique()))}.",
-                  TABLES[sweep](group)]
-    return "\n\n".join(parts)
+@dataclass(frozen=True)
+class Block:
+    """What the points of one sweep, model, split and regime show: measure → table, and `source`,
+    how many points the tables rest on, the code they ran on and the command that runs them."""
+
+    title: str
+    tables: dict[str, str]
+    source: str
+
+    def text(self, measures: Iterable[str]) -> str:
+        """The tables of these measures below their title, their source at the end."""
+        chosen = [self.tables[x] for x in measures]
+        return "\n\n".join([f"**{self.title}**", *chosen, self.source])
 
 
-def write_results(folder: Path, path: Path) -> None:
-    """Replace what stands in `path` below its marker by the tables of the points so far."""
-    marker = "<!-- written by python -m steerloop.sweep: do not edit below -->"
-    head = path.read_text().partition(marker)[0] if path.is_file() else "# Results\n\n"
-    text = "\n\n".join([head.rstrip(), marker, *(section(folder, x) for x in SWEEPS)]) + "\n"
-    write_whole(path, lambda part: part.write_text(text))
+def block(folder: Path, sweep: str, key: tuple[Any, ...], points: pl.DataFrame) -> Block:
+    """The points of one model, split and regime."""
+    model, split, regime = key
+    kept = folder / model if (folder / model).is_dir() else Path("runs") / model
+    where = model if model == "embedded" else kept
+    seeds = " ".join(map(str, sorted(points["seed"].unique())))
+    done = len(points.select("arm", "setting", "seed").unique())
+    wanted = len(SWEEPS[sweep].arms) * points["seed"].n_unique()
+    source = (f"{done} of {wanted} points, code {', '.join(sorted(points['code'].unique()))}: "
+              f"`python -m steerloop.sweep {sweep} --models {where} --split {split} "
+              f"--regimes {regime} --seeds {seeds}`")
+    title = f"{TITLES[sweep]}: {model}, {split} split, {regime} data"
+    return Block(title, TABLES[sweep](points), source)
+
+
+def blocks(folder: Path) -> dict[str, Block]:
+    """All points so far: "sweep model split regime" → what they show."""
+    found = {}
+    for sweep in SWEEPS:
+        points = rows(folder, sweep)
+        for key, group in points.group_by(KEYS, maintain_order=True) if len(points) else ():
+            found[" ".join([sweep, *map(str, key)])] = block(folder, sweep, key, group)
+    return found
