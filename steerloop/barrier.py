@@ -58,13 +58,19 @@ def divergence(z: Tensor, z_ref: Tensor, forward: bool) -> tuple[Tensor, Tensor,
     norm_ref = z_ref.logsumexp(-1, keepdim=True)
     ratio = (z - norm) - (z_ref - norm_ref)
     if forward:
-        return norm, norm_ref, -((z_ref - norm_ref).exp() * ratio).sum(-1, keepdim=True)
-    return norm, norm_ref, ((z - norm).exp() * ratio).sum(-1, keepdim=True)
+        kl = -((z_ref - norm_ref).exp() * ratio).sum(-1, keepdim=True)
+    else:
+        kl = ((z - norm).exp() * ratio).sum(-1, keepdim=True)
+    return norm, norm_ref, kl
 
 
 @no_type_check
 def slope(
-    z: Tensor, z_ref: Tensor, norms: tuple[Tensor, Tensor, Tensor], weight: float, pull: Tensor,
+    z: Tensor,
+    z_ref: Tensor,
+    norms: tuple[Tensor, Tensor, Tensor],
+    weight: float,
+    pull: Tensor,
     forward: bool,
 ) -> Tensor:
     """weight · ∂NLL/∂z + pull · ∂KL/∂z (c v), without the one-hot term; `norms` is from
@@ -73,7 +79,8 @@ def slope(
     p = (z - norm).exp()
     if forward:
         return p * (weight + pull) - pull * (z_ref - norm_ref).exp()
-    return p * (weight + pull * ((z - norm) - (z_ref - norm_ref) - kl))
+    excess = (z - norm) - (z_ref - norm_ref) - kl
+    return p * (weight + pull * excess)
 
 
 class Step(NamedTuple):
@@ -92,12 +99,14 @@ class Step(NamedTuple):
         the hinge (), nats, and ∂L/∂z (c v) but for the one-hot term."""
         if z_ref is None:
             norm = z.logsumexp(-1, keepdim=True)
-            return norm, z.new_zeros(0), z.new_zeros(()), (z - norm).exp() / self.n_total
+            pushed = (z - norm).exp() / self.n_total
+            return norm, z.new_zeros(0), z.new_zeros(()), pushed
         forward = self.barrier.kind == "kl_fwd"
         norms = fast(divergence, z)(z, z_ref, forward)
         with torch.enable_grad():  # ∂hinge/∂KL_t: an aggregate needs no vocabulary
             kls = norms[2][:, 0].clone().requires_grad_()
-            top = torch.stack([self.barrier.aggregate(row) for row in kls.split(sizes)])
+            tops = [self.barrier.aggregate(row) for row in kls.split(sizes)]
+            top = torch.stack(tops)
             hinge = self.barrier.hinge(top, self.b_total)
             (pull,) = torch.autograd.grad(hinge, kls)
         pushed = fast(slope, z)(z, z_ref, norms, 1 / self.n_total, pull[:, None], forward)
@@ -119,11 +128,13 @@ def token_losses(
     h: States, h_ref: States | None, targets: Tokens, head: Head, kind: str = "kl_rev"
 ) -> tuple[Nats, Nats]:
     """NLL of the targets and KL to the reference at each position, nats (0 without h_ref)."""
-    nll, kls = h.new_zeros((2, len(h)), dtype=torch.float32)
+    nll = h.new_zeros(len(h), dtype=torch.float32)
+    kls = torch.zeros_like(nll)
     for start in range(0, len(h), head.chunk):
         at = slice(start, start + head.chunk)
         z = head(h[at])
-        nll[at] = z.logsumexp(-1) - z.gather(-1, targets[at, None])[:, 0]
+        hit = z.gather(-1, targets[at, None])[:, 0]
+        nll[at] = z.logsumexp(-1) - hit
         if h_ref is not None:
             _, _, kl = fast(divergence, z)(z, head(h_ref[at]), kind == "kl_fwd")
             kls[at] = kl[:, 0]

@@ -22,7 +22,12 @@ Span = tuple[float, float]  # the least and the most κ
 
 
 def kl_by_dose(
-    model: Model, vector: Vector, data: Data, doses: list[float], cfg: Config, key: str
+    model: Model,
+    vector: Vector,
+    data: Data,
+    doses: list[float],
+    cfg: Config,
+    key: str,
 ) -> pl.DataFrame:
     """One batch of rollouts over all doses → per dose the p95 and mean KL(steered ‖ unsteered)
     per token, nats, and `alive`, the share of rollouts that neither loop nor repeat."""
@@ -30,12 +35,17 @@ def kl_by_dose(
     table = jobs(model, data.prompts[: cfg.dose_prompts], doses)
     table = sample(model, table, vector, rollout, f"{key}|dose")
     _, kls = completion_losses(model, table, cfg, vector)
-    table = table.with_columns(kl=pl.Series([x.tolist() for x in kls]),
-                               alive=pl.Series(alive(table["text"], cfg)))
+    table = table.with_columns(
+        kl=pl.Series([kl.tolist() for kl in kls]),
+        alive=pl.Series(alive(table["text"], cfg)),
+    )
     tokens = pl.col("kl").explode()
-    p95 = tokens.quantile(0.95, "linear")
-    by_dose = table.group_by("dose")
-    return by_dose.agg(p95=p95, mean=tokens.mean(), alive=pl.mean("alive")).sort("dose")
+    curve = table.group_by("dose").agg(
+        p95=tokens.quantile(0.95, "linear"),
+        mean=tokens.mean(),
+        alive=pl.mean("alive"),
+    )
+    return curve.sort("dose")
 
 
 def dose(
@@ -66,11 +76,17 @@ def walk(batches: list[pl.DataFrame], kappas: Span, cfg: Config) -> tuple[float,
 def short(batches: list[pl.DataFrame], kappas: Span, cfg: Config) -> bool:
     """Whether κ is not settled yet, or less than n_keep completions are kept."""
     _, settled = walk(batches, kappas, cfg)
-    return not settled or sum(batch["keep"].sum() for batch in batches) < cfg.n_keep
+    kept = sum(batch["keep"].sum() for batch in batches)
+    return not settled or kept < cfg.n_keep
 
 
 def ask(
-    model: Model, data: Data, cfg: Config, batches: list[pl.DataFrame], c_star: float, kappas: Span
+    model: Model,
+    data: Data,
+    cfg: Config,
+    batches: list[pl.DataFrame],
+    c_star: float,
+    kappas: Span,
 ) -> tuple[pl.DataFrame, str]:
     """The `jobs` of the next batch, with their κ, and the name of its stage: "walk" or "sample".
 
@@ -96,5 +112,5 @@ def choose(
     kappa, _ = walk(batches, kappas, cfg)
     table = pl.concat(batches).with_row_index("row")
     train = table.filter("keep").sample(cfg.n_keep, shuffle=True, seed=cfg.seed)
-    table = table.with_columns(train=pl.col("row").is_in(train["row"].to_list()))
-    return table, kappa
+    chosen = pl.col("row").is_in(train["row"].to_list())
+    return table.with_columns(train=chosen), kappa

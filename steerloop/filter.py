@@ -12,7 +12,7 @@ from steerloop.config import Config
 from steerloop.model import Model
 from steerloop.sample import completion_losses, jobs, sample
 from steerloop.texts.data import Data
-from steerloop.texts.faults import narrates, refuses, scores
+from steerloop.texts.faults import scores, talk
 
 
 @torch.no_grad()
@@ -34,8 +34,10 @@ def perplexity(model: Model, table: pl.DataFrame, cfg: Config) -> list[float]:
 def calibrate(model: Model, data: Data, cfg: Config) -> float:
     """The perplexity limit: ppl_factor × the 99th percentile of the base's own completions."""
     with model.gates(model.gates.before(0)):
-        own = sample(model, jobs(model, data.prompts, [0.0]), {}, cfg, "calibrate")
-    return cfg.ppl_factor * torch.tensor(perplexity(model, own, cfg)).quantile(0.99).item()
+        asked = jobs(model, data.prompts, [0.0])
+        own = sample(model, asked, {}, cfg, "calibrate")
+    ppl = torch.tensor(perplexity(model, own, cfg))
+    return cfg.ppl_factor * ppl.quantile(0.99).item()
 
 
 def filter(
@@ -47,7 +49,8 @@ def filter(
     scores are there all the same.
     """
     texts = table["text"]
-    table = table.with_columns(*scores(texts), ppl=pl.Series(perplexity(model, table, cfg)))
+    ppl = pl.Series(perplexity(model, table, cfg))
+    table = table.with_columns(*scores(texts), ppl=ppl)
     col = pl.col
     reasons = {"empty": (col("completion_ids").list.len() < cfg.min_tokens)
                | (col("text").str.strip_chars() == "")}
@@ -57,9 +60,9 @@ def filter(
             "loops": (col("loop") > cfg.max_loop) | (col("zip") < cfg.min_zip),
             "repeats": col("repeat") > cfg.max_repeat,
             "echoes": col("echo") > cfg.max_echo,
-            "refuses": pl.Series([refuses(x) for x in texts]),
-            "narrates": pl.Series([narrates(x, personas) for x in texts]),
+            **talk(texts, personas),
             "improbable": col("ppl") > limit,
         }
-    first = pl.coalesce(pl.when(test).then(pl.lit(why)) for why, test in reasons.items())
+    failed = [pl.when(test).then(pl.lit(why)) for why, test in reasons.items()]
+    first = pl.coalesce(failed)
     return table.with_columns(drop_reason=first, keep=first.is_null())

@@ -28,9 +28,11 @@ def with_reference(model: Model, table: pl.DataFrame, cfg: Config) -> list[Row]:
     refs = [None] * len(table)
     if cfg.barrier in ("kl_rev", "kl_fwd"):
         gates = model.gates
-        with torch.no_grad(), gates(gates.before(0 if cfg.ref == "base" else gates.live)):
-            batches = model.batches(table.with_columns(dose=0.0), cfg.batch_rows)
-            refs = [h for batch in batches for h in batch.split(model.hidden(batch))]
+        before = gates.before(0 if cfg.ref == "base" else gates.live)
+        refs = []
+        with torch.no_grad(), gates(before):
+            for batch in model.batches(table.with_columns(dose=0.0), cfg.batch_rows):
+                refs += batch.split(model.hidden(batch))
     columns = table["prompt_ids"].to_list(), table["completion_ids"].to_list()
     return [Row(*x) for x in zip(*columns, refs, table["row"], strict=True)]
 
@@ -40,12 +42,13 @@ def step_loss(model: Model, rows: list[Row], barrier: Barrier, size: int) -> lis
 
     Returns NLL per token and A_row per row, nats. Under no_grad it only measures.
     """
-    step = Step(barrier, sum(len(row.completion) for row in rows), len(rows))
+    n_total = sum(len(row.completion) for row in rows)
+    step = Step(barrier, n_total, len(rows))
     nlls, tops = [], []
     for prompts, completions, ref in like_lengths(rows, size):
         batch = model.batch(prompts, completions)
-        loss, nll, top = heal_loss(model.hidden(batch), ref, batch.targets, batch.rows,
-                                   model.head, step)
+        h = model.hidden(batch)
+        loss, nll, top = heal_loss(h, ref, batch.targets, batch.rows, model.head, step)
         if torch.is_grad_enabled():
             loss.backward()
         nlls += nll.tolist()
@@ -57,7 +60,11 @@ def step_loss(model: Model, rows: list[Row], barrier: Barrier, size: int) -> lis
 
 @torch.enable_grad()
 def heal(
-    model: Model, table: pl.DataFrame, cfg: Config, round: int, run: Recorder = NOTHING
+    model: Model,
+    table: pl.DataFrame,
+    cfg: Config,
+    round: int,
+    run: Recorder = NOTHING,
 ) -> tuple[dict[str, float | None], dict[str, Tensor]]:
     """Optimise a fresh live Δ on the rows of `table`; returns what the round's record needs (see
     Course.account; losses in nats) and Δ, ready to fold: '<layer>.A' (r, d_in), '<layer>.B'
@@ -67,10 +74,14 @@ def heal(
     FloatingPointError naming step and rows (column `row`) when the gradient is not finite; Δ is as
     it was before that step.
     """
-    cfg = pilot(cfg, partial(heal, model, table, round=round, run=run))  # τ from the data, if asked
-    barrier = Barrier(cfg.barrier, cfg.agg, cfg.lam * (1 + round) ** cfg.lam_pow, cfg.tau)
+    again = partial(heal, model, table, round=round, run=run)
+    cfg = pilot(cfg, again)  # τ from the data, where that is asked for
+    lam = cfg.lam * (1 + round) ** cfg.lam_pow
+    barrier = Barrier(cfg.barrier, cfg.agg, lam, cfg.tau)
     lora.open_round(model.layers, model.gates, cfg.seed)
-    live = [x for layer in model.layers.values() for x in (layer.live_A, layer.live_B)]
+    live = []
+    for layer in model.layers.values():
+        live += [layer.live_A, layer.live_B]
     rows = with_reference(model, table, cfg)
     rng = random.Random(f"{cfg.seed}|{round}")
     rng.shuffle(rows)
@@ -84,7 +95,8 @@ def heal(
             rng.shuffle(rows)
             if epoch < course.done:
                 continue
-            course.begin(epoch, partial(step_loss, model, rows[:size], size=cfg.batch))
+            first = partial(step_loss, model, rows[:size], size=cfg.batch)
+            course.begin(epoch, first)
             for at in starts:
                 part = rows[at : at + size]
                 losses = step_loss(model, part, barrier, cfg.batch)

@@ -96,32 +96,38 @@ class GatedLoRALinear(nn.Module):
         low = self.gates.live * self.r
         high = low + self.r
         live = self.delta()
-        return (torch.cat([A[:low], live["A"], A[high:]]),
-                torch.cat([B[:, :low], live["B"], B[:, high:]], dim=1))
+        A = torch.cat([A[:low], live["A"], A[high:]])
+        B = torch.cat([B[:, :low], live["B"], B[:, high:]], dim=1)
+        return A, B
 
     def forward(self, x: Float[Tensor, "b t d_in"]) -> Float[Tensor, "b t d_out"]:
-        y, gate = self.base(x), self.gates.value
+        y = self.base(x)
+        gate = self.gates.value
         if gate is not None and not gate.any():
             return y
         A, B = self.factors()
         low = F.linear(x, A)
         if gate is not None:
             gate = repeat(gate.to(low), "... R -> ... (R r)", r=self.r)
-            low = low * (gate if gate.ndim == 1 else rearrange(gate, "b Rr -> b 1 Rr"))
+            if gate.ndim == 2:  # of each row
+                gate = rearrange(gate, "b Rr -> b 1 Rr")
+            low = low * gate
         return y + self.scale * F.linear(low, B)
 
     def merged(self) -> Float[Tensor, "d_out d_in"]:
         """The layer as one matrix under the gates in force (none, or one vector):
         W + s · B diag(g) A, summed in fp32 and rounded once to the dtype of W."""
-        gate, weight = self.gates.value, self.base.weight
+        gate = self.gates.value
+        weight = self.base.weight
         if gate is not None and not gate.any():
             return weight
         A, B = self.factors()
         if gate is not None:
             A = A * repeat(gate.to(A), "R -> (R r) 1", r=self.r)
         heard = (self.gates.live + 1) * self.r  # rounds to come are zero
-        low = B[:, :heard].float(), A[:heard].float()
-        return torch.addmm(weight.float(), *low, alpha=self.scale).to(weight.dtype)
+        A, B = A[:heard].float(), B[:, :heard].float()
+        merged = torch.addmm(weight.float(), B, A, alpha=self.scale)
+        return merged.to(weight.dtype)
 
 
 Layers = dict[str, GatedLoRALinear]
@@ -131,9 +137,10 @@ def wrap(root: nn.Module, names: list[str], gates: Gates, r: int, alpha: float) 
     """Freeze `root` and replace its linear layers `names` (dotted paths); `r` is the rank of one
     round, alpha / r the scale of its product. Returns name → layer."""
     root.requires_grad_(False)
-    layers = {name: GatedLoRALinear(root.get_submodule(name), gates, r, alpha) for name in names}
-    for name, layer in layers.items():
-        root.set_submodule(name, layer)
+    layers = {}
+    for name in names:
+        layers[name] = GatedLoRALinear(root.get_submodule(name), gates, r, alpha)
+        root.set_submodule(name, layers[name])
     return layers
 
 
@@ -142,7 +149,8 @@ def open_round(layers: Layers, gates: Gates, seed: int) -> None:
     """A fresh Δ in the live slot: A Kaiming uniform (He et al. 2015, a = √5), B zero."""
     rng = torch.Generator().manual_seed(1009 * seed + gates.live)
     for layer in layers.values():
-        draw = nn.init.kaiming_uniform_(torch.empty(layer.live_A.shape), 5**0.5, generator=rng)
+        draw = torch.empty(layer.live_A.shape)
+        nn.init.kaiming_uniform_(draw, 5**0.5, generator=rng)
         layer.live_A.copy_(draw)
         layer.live_B.zero_()
 
@@ -150,8 +158,10 @@ def open_round(layers: Layers, gates: Gates, seed: int) -> None:
 @torch.no_grad()
 def live_delta(layers: Layers) -> dict[str, Tensor]:
     """What is saved of a round: '<layer>.A' (r, d_in) and '<layer>.B' (d_out, r), cast once."""
-    return {f"{name}.{factor}": x.clone() for name, layer in layers.items()
-            for factor, x in layer.delta().items()}
+    delta = {}
+    for name, layer in layers.items():
+        delta |= {f"{name}.{factor}": x.clone() for factor, x in layer.delta().items()}
+    return delta
 
 
 @torch.no_grad()
@@ -161,8 +171,9 @@ def fold(layers: Layers, gates: Gates, delta: dict[str, Tensor]) -> None:
 
     Raises KeyError when the layers of Δ are not those of this model.
     """
-    slots = {f"{name}.{factor}": x for name, layer in layers.items()
-             for factor, x in layer.slot(gates.live).items()}
+    slots = {}
+    for name, layer in layers.items():
+        slots |= {f"{name}.{factor}": x for factor, x in layer.slot(gates.live).items()}
     for name in slots.keys() | delta.keys():
         slots[name].copy_(delta[name])
     for layer in layers.values():

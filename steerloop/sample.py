@@ -17,6 +17,7 @@ from steerloop.barrier import token_losses
 from steerloop.config import Config
 from steerloop.kernels.caches import empty_cache
 from steerloop.kernels.decode import Rows, draws, generate, pick
+from steerloop.kernels.graphs import steps
 from steerloop.model import Model
 from steerloop.readouts.states import Vector
 from steerloop.runfolder.progress import Bar
@@ -25,7 +26,9 @@ from steerloop.steer import steered
 COLUMNS = ["prompt_id", "dose", "copy", "prompt", "prompt_ids"]
 
 
-def jobs(model: Model, prompts: list[str], doses: list[float], copy: int = 0) -> pl.DataFrame:
+def jobs(
+    model: Model, prompts: list[str], doses: list[float], copy: int = 0
+) -> pl.DataFrame:
     """The rows to sample: every prompt at every dose (units of the vector)."""
     rows = []
     for i, prompt in enumerate(prompts):
@@ -36,7 +39,12 @@ def jobs(model: Model, prompts: list[str], doses: list[float], copy: int = 0) ->
 
 @torch.no_grad()
 def sample(
-    model: Model, table: pl.DataFrame, vector: Vector, cfg: Config, key: str, stops: bool = True
+    model: Model,
+    table: pl.DataFrame,
+    vector: Vector,
+    cfg: Config,
+    key: str,
+    stops: bool = True,
 ) -> pl.DataFrame:
     """Adds `completion_ids` (end-of-turn token kept) and `text` to a table of `jobs`.
 
@@ -45,30 +53,40 @@ def sample(
     """
     choose = partial(pick, temperature=cfg.temperature, k=cfg.top_k, p=cfg.top_p)
     completions = []
-    with model.dense(), Bar(total=len(table), desc=key.rpartition("|")[2], unit="row") as bar:
+    stage = key.rpartition("|")[2]
+    with model.dense(), Bar(total=len(table), desc=stage, unit="row") as bar:
         for part in table.iter_slices(cfg.batch_rows):
             rows = in_flight(model, part, cfg, key)
             with steered(model, vector, rows):
-                completions += generate(model.steps(rows), rows, choose, model.stop_ids, stops,
-                                        bar.drew)
+                step = steps(model.trunk, model.head, rows, model.gates)
+                completions += generate(step, rows, choose, model.stop_ids, stops, bar.drew)
     texts = [model.to_text(ids) for ids in completions]
-    return table.with_columns(pl.Series("completion_ids", completions, pl.List(pl.Int64)),
-                              pl.Series("text", texts, pl.String))
+    return table.with_columns(
+        completion_ids=pl.Series(completions, dtype=pl.List(pl.Int64)),
+        text=pl.Series(texts, dtype=pl.String),
+    )
 
 
 def in_flight(model: Model, table: pl.DataFrame, cfg: Config, key: str) -> Rows:
     """One batch of jobs, nothing of it read yet, each row with its own draws in [0, 1)."""
-    names = [f"{cfg.seed}|{key}|{prompt}|{dose:.6g}|{copy}"
-             for prompt, dose, copy in table.select("prompt_id", "dose", "copy").rows()]
+    own = []
+    for prompt, dose, copy in table.select("prompt_id", "dose", "copy").rows():
+        name = f"{cfg.seed}|{key}|{prompt}|{dose:.6g}|{copy}"
+        own.append(draws(name, cfg.max_new_tokens))
     ids, mask = model.pad(table["prompt_ids"].to_list())
-    dose = torch.tensor(table["dose"].to_list(), device=model.device).float()
-    uniform = torch.stack([draws(x, cfg.max_new_tokens) for x in names]).to(model.device)
-    return Rows(torch.arange(len(table)), ids, mask, dose, uniform, empty_cache(model.hf))
+    doses = torch.tensor(table["dose"].to_list(), device=model.device)
+    return Rows(
+        torch.arange(len(table)), ids, mask, doses.float(), torch.stack(own).to(model.device),
+        empty_cache(model.hf),
+    )  # fmt: skip
 
 
 @torch.no_grad()
 def completion_losses(
-    model: Model, table: pl.DataFrame, cfg: Config, vector: Vector | None = None,
+    model: Model,
+    table: pl.DataFrame,
+    cfg: Config,
+    vector: Vector | None = None,
     ref: Tensor | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Per row, NLL and KL(model ‖ reference) of its completion tokens, each (n), nats, on the CPU.
@@ -79,9 +97,9 @@ def completion_losses(
     vector nor `ref` the KL is 0.
     """
     nlls, kls = [], []
-    total = -(-len(table) // cfg.batch_rows)
-    for batch in Bar(model.batches(table, cfg.batch_rows), "score", total):
-        with model.dense() if vector else nullcontext(), steered(model, vector or {}, batch):
+    for batch in Bar(model.batches(table, cfg.batch_rows), "score"):
+        phase = model.dense() if vector else nullcontext()
+        with phase, steered(model, vector or {}, batch):
             h = model.hidden(batch)
         with model.dense() if vector and ref is None else model.gates(ref):
             h_ref = None if not vector and ref is None else model.hidden(batch)

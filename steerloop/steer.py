@@ -28,13 +28,17 @@ def extract(model: Model, data: Data, cfg: Config) -> Vector:
     Context i speaks under pair i modulo their number, so that wordings average out.
     Raises UserError when the band selects no block of this model.
     """
-    blocks = band(cfg.steer_blocks, cfg.steer_band, len(model.decoder.layers), "steer")
-    poles = []
+    depth = len(model.decoder.layers)
+    blocks = band(cfg.steer_blocks, cfg.steer_band, depth, "steer")
+    means = []
     for pole in (0, 1):
-        personas = [data.pairs[i % len(data.pairs)][pole] for i in range(len(data.contexts))]
-        prompts = [model.render(x, s) for x, s in zip(data.contexts, personas, strict=True)]
-        poles.append(mean_states(model, prompts, blocks, cfg.batch_rows))
-    return {b: poles[0][b] - poles[1][b] for b in blocks}
+        prompts = []
+        for i, context in enumerate(data.contexts):
+            persona = data.pairs[i % len(data.pairs)][pole]
+            prompts.append(model.render(context, persona))
+        means.append(mean_states(model, prompts, blocks, cfg.batch_rows))
+    positive, negative = means
+    return {b: positive[b] - negative[b] for b in blocks}
 
 
 @contextmanager
@@ -52,5 +56,6 @@ def steered(model: Model, vector: Vector, rows: float | Rows | Batch) -> Iterato
         dose = rows if isinstance(rows, float) else rows.dose[:, None, None]
         return h + (dose * v).to(h.dtype)
 
-    with model.hooked({block: partial(add, v=v) for block, v in vector.items()}):
+    hooks = {block: partial(add, v=v) for block, v in vector.items()}
+    with model.hooked(hooks):
         yield

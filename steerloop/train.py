@@ -13,7 +13,6 @@ python -m steerloop.train --model gemma-3-1b-it    the real thing, one 24 GB GPU
 python -m steerloop.train --tiny                   smoke run with types checked, seconds
 """
 
-import sys
 from pathlib import Path
 
 import torch
@@ -33,8 +32,10 @@ from steerloop.readouts.probes import probes
 from steerloop.runfolder.recorder import NOTHING, Recorder
 from steerloop.texts.data import Data, read_data
 
-STAGES = (evaluate.evaluate, filter.calibrate, steer.extract, dose.dose, sample.sample,
-          filter.filter, dose.choose, heal.heal, drift)
+STAGES = (
+    evaluate.evaluate, filter.calibrate, steer.extract, dose.dose, sample.sample, filter.filter,
+    dose.choose, heal.heal, drift,
+)  # fmt: skip
 
 
 @torch.no_grad()
@@ -46,7 +47,7 @@ def loop(model: Model, data: Data, cfg: Config, run: Recorder = NOTHING) -> str:
     Raises UserError, naming the remedy, where a round cannot go on.
     """
     evaluate, calibrate, extract, dose, sample, filter, choose, heal, drift = run.keeps(*STAGES)
-    bounds = Bounds(cfg, report.measures(*evaluate(model, data, cfg)))
+    bounds = Bounds(cfg, evaluate(model, data, cfg))
     limit = calibrate(model, data, cfg)  # of perplexity, from the base's own completions
     for round in run.rounds(cfg.rounds):
         vector = extract(model, data, cfg)
@@ -64,7 +65,7 @@ def loop(model: Model, data: Data, cfg: Config, run: Recorder = NOTHING) -> str:
         _, delta = heal(model, kept, cfg, round)
         fold(model.layers, model.gates, delta)
         bounds.book(kappa, drift(model, kept, data, cfg, vector))
-        if not bounds.holds(report.measures(*evaluate(model, data, cfg))):
+        if not bounds.holds(evaluate(model, data, cfg)):
             return "below the floor"
     return ""
 
@@ -87,7 +88,7 @@ def train(cfg: Config) -> Path:
 
 def main(argv: list[str] | None = None) -> None:
     """Command line entry: one clear line and a non-zero exit status on bad input."""
-    command(parse, train, sys.argv[1:] if argv is None else argv)
+    command(parse, train, argv)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ is no match.
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 import polars as pl
 import torch
@@ -79,7 +80,7 @@ def rivals(run: Journal, loop: Loop) -> None:
         if not cfg.baselines:
             return
         run.measure("calibrated", vector, c_star)
-        prompted = run.measure("prompted", {}, who=model.told(data.pairs[0][0]))
+        prompted = run.measure("prompted", {}, who=replace(model, persona=data.pairs[0][0]))
 
     others = {"prompted": moved(prompted)}
     if cfg.barrier != "nll":

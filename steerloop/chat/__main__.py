@@ -33,7 +33,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m steerloop.chat", allow_abbrev=False, description=f"{__doc__}\n{HELP}",
         formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.set_defaults(tiny=False)
     parser.add_argument("run", type=Path, help="a run folder")
     parser.add_argument("--round", default="best", help="best, or a number as the tables count")
     parser.add_argument("--gates", default="1", help="one number, or one a round: 1,1,0.5")
@@ -141,7 +140,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Command line entry: one clear line and a non-zero exit status on bad input."""
-    command(parse, run, sys.argv[1:] if argv is None else argv)
+    command(parse, run, argv)
 
 
 if __name__ == "__main__":

@@ -5,17 +5,25 @@ import math
 import numpy as np
 import polars as pl
 
-from steerloop import UserError
+from steerloop import UserError, report
 from steerloop.config import Config
 
 FIRST = 1.1  # of the teacher's root KL: its curve is one of few prompts, and students overshoot
 FAR, TINY = math.log(1e6), 1e-12
 
 
-def floor_of(cfg: Config, base: dict[str, float]) -> float:
+Frames = list[pl.DataFrame]  # what `evaluate` returns
+
+
+def coherence(state: Frames) -> float:
+    """Of a measured state: a share."""
+    return report.measures(*state)["coherence"]
+
+
+def floor_of(cfg: Config, base: Frames) -> float:
     """The share of coherence below which a student is not taken on: absolute, but for a base that
     is low itself."""
-    return min(cfg.coh_floor, base["coherence"] - cfg.coh_drop)
+    return min(cfg.coh_floor, coherence(base) - cfg.coh_drop)
 
 
 class Bounds:
@@ -27,14 +35,14 @@ class Bounds:
     teacher's root: the most of any round so far, and FIRST before there is one. All KL in nats.
     """
 
-    def __init__(self, cfg: Config, base: dict[str, float]) -> None:
+    def __init__(self, cfg: Config, base: Frames) -> None:
         self.cfg, self.floor, self.spent = cfg, floor_of(cfg, base), 0.0
         self.shares: list[float] = []
         self.top, self.dose, self.kl = math.nan, np.empty(0), np.empty(0)  # both in logs
 
-    def holds(self, state: dict[str, float]) -> bool:
-        """Whether a student with these measures (coherence: a share) is above the floor."""
-        return state["coherence"] >= self.floor
+    def holds(self, state: Frames) -> bool:
+        """Whether a measured student is above the floor of coherence."""
+        return coherence(state) >= self.floor
 
     def teacher(self, kappa: float) -> float:
         """T of a round at κ, nats."""

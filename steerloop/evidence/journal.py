@@ -111,7 +111,7 @@ class Journal(Recorder):
         limit = self.folder.once(layout.LIMIT, stage, *args)
         self.folder.once(layout.PLANTED, planted, self.model, self.data, self.cfg, limit)
         self.folder.event("start", ppl_limit=limit,
-                          floor=floor_of(self.cfg, report.measures(*self.base)))
+                          floor=floor_of(self.cfg, self.base))
         return limit
 
     def on_extract(self, stage: Callable[..., Any], *args: Any) -> Any:

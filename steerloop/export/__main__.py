@@ -34,7 +34,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
     """Command line → options. Raises UserError for options that do not go together."""
     parser = Parser(prog="python -m steerloop.export", allow_abbrev=False, description=__doc__,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.set_defaults(tiny=False)
     parser.add_argument("run", nargs="?", type=Path, help="a run folder")
     parser.add_argument("--to", choices=KINDS, help="what to write")
     parser.add_argument("--round", default="", help="best, or a number as the tables count; "
@@ -97,7 +96,7 @@ def write(args: argparse.Namespace, student: Student, out: Path) -> Path:
 
 def main(argv: list[str] | None = None) -> None:
     """Command line entry: one clear line and a non-zero exit status on bad input."""
-    command(parse, run, sys.argv[1:] if argv is None else argv)
+    command(parse, run, argv)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import polars as pl
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -82,3 +83,23 @@ def like_lengths(rows: list[Row], size: int) -> Iterator[tuple[Ids, Ids, Tensor 
     for i in range(0, len(rows), size):
         prompts, completions, refs, _ = map(list, zip(*rows[i : i + size], strict=True))
         yield prompts, completions, None if refs[0] is None else torch.cat(refs)
+
+
+class Batching:
+    """Rows of ids → tensors on a device, padded with the first stop token. Of a model."""
+
+    stop_ids: list[int]
+    device: torch.device
+
+    def pad(self, rows: Ids) -> tuple[Int[Tensor, "b t"], Bool[Tensor, "b t"]]:
+        """Prompts → left-padded ids and mask: they end together, ready to be continued."""
+        return pad(rows, self.stop_ids[0], self.device, left=True)
+
+    def batch(self, prompts: Ids, completions: Ids, doses: list[float] | None = None) -> Batch:
+        """Prompts, completions and doses (units of the vector), right-padded."""
+        return collate(prompts, completions, doses, self.stop_ids[0], self.device)
+
+    def batches(self, table: pl.DataFrame, size: int) -> list[Batch]:
+        """The same of a table with prompt_ids, completion_ids and dose, `size` rows at a time."""
+        parts = table.select("prompt_ids", "completion_ids", "dose").iter_slices(size)
+        return [self.batch(*(column.to_list() for column in part)) for part in parts]

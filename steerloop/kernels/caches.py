@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
 # ids (b, t), mask (b, T) of cache and ids, the cache → hidden states (b, t, d)
-Trunk = Callable[[Tensor, Tensor, Cache], Tensor]
+Read = Callable[[Tensor, Tensor, Cache], Tensor]
 
 
 def empty_cache(hf: PreTrainedModel) -> DynamicCache:

@@ -11,7 +11,7 @@ Letters: b rows in flight, T tokens so far, v vocabulary.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 from weakref import WeakSet
 
 import torch
@@ -22,7 +22,8 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 
-from steerloop.kernels.caches import Trunk, cached, empty_cache
+from steerloop.kernels.caches import Read, cached, empty_cache
+from steerloop.kernels.trunk import Trunk
 
 PAYS = 16  # steps from which recording is repaid
 KNOWN = (DynamicLayer, DynamicSlidingWindowLayer)
@@ -33,7 +34,7 @@ Logits = Callable[[Tensor], Tensor]  # hidden states (b, d) → (b, v)
 class Eager:
     """Steps in the shapes of the rows."""
 
-    def __init__(self, trunk: Trunk, head: Logits) -> None:
+    def __init__(self, trunk: Read, head: Logits) -> None:
         self.trunk, self.head = trunk, head
 
     def __call__(self, rows: Any) -> Float[Tensor, "b v"]:
@@ -53,9 +54,9 @@ class Recorded(Eager):
     """The same from a graph. It is recorded when the prompts have been read, and again when half
     of the rows have gone; not for the last few steps."""
 
-    def __init__(self, trunk: Trunk, head: Logits, decoder: PreTrainedModel, rows: Any) -> None:
+    def __init__(self, trunk: Trunk, head: Logits, rows: Any) -> None:
         super().__init__(trunk, head)
-        self.decoder = decoder
+        self.decoder = trunk.decoder
         self.end = rows.mask.shape[1] + rows.draws.shape[1]  # tokens at most
         self.replay: Callable[[], Any] | None = None
         self.ids = self.mask = self.logits = rows.ids  # the buffers, once there are some
@@ -103,20 +104,25 @@ class Recorded(Eager):
             rows.cache = flowing(rows.cache, rows.mask.shape[1] - 1, self.decoder)
 
 
-def steps(
-    decoder: PreTrainedModel, trunk: Trunk, head: Logits, rows: Any, moving: object | None
-) -> Eager:
-    """The way to take the steps of rows that are to be decoded. `moving`: gates that the layers
-    read, which a graph could not follow."""
+@runtime_checkable
+class Fixable(Protocol):
+    """Gates: none, (R) or (b, R), which a graph cannot follow unless they are `fixed`."""
+
+    value: Tensor | None
+    fixed: bool
+
+
+def steps(trunk: Trunk, head: Logits, rows: Any, gates: Fixable) -> Eager:
+    """The way to take the steps of rows that are to be decoded, under these gates."""
     if not recordable(rows.ids.device):
         return Eager(trunk, head)
-    if moving is not None:
-        refuse(moving, "gates that are not merged into the weights (--decode dense does that)")
+    if gates.value is not None and not gates.fixed:
+        refuse(gates, "gates that are not merged into the weights (--decode dense does that)")
         return Eager(trunk, head)
     if any(type(x) not in KNOWN for x in rows.cache.layers):
-        refuse(decoder, "its cache has layers of another kind")
+        refuse(trunk.decoder, "its cache has layers of another kind")
         return Eager(trunk, head)
-    return Recorded(trunk, head, decoder, rows)
+    return Recorded(trunk, head, rows)
 
 
 def recordable(device: torch.device) -> bool:

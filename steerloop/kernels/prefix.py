@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import Cache
 
 from steerloop.kernels.batch import Ids
-from steerloop.kernels.caches import Trunk
+from steerloop.kernels.caches import Read
 from steerloop.kernels.decode import Rows
 
 Pad = Callable[[Ids], tuple[Tensor, Tensor]]  # prompts → ids and mask (b, t)
@@ -24,7 +24,7 @@ def common(a: list[int], b: list[int]) -> int:
     return sum(1 for _ in takewhile(lambda x: x[0] == x[1], zip(a, b, strict=False)))
 
 
-def paired(trunk: Trunk, pad: Pad, cache: Cache, prompts: Ids, m: int) -> Rows:
+def paired(trunk: Read, pad: Pad, cache: Cache, prompts: Ids, m: int) -> Rows:
     """Rows of b prompts, b even, all read but for their last token, with m draws of 0 each.
 
     Where the ends of all pairs are equally long, their common starts are read once a pair: ends of
@@ -47,7 +47,7 @@ def paired(trunk: Trunk, pad: Pad, cache: Cache, prompts: Ids, m: int) -> Rows:
     return Rows(torch.arange(len(ids)), ids[:, -1:], mask, zero, zero[:, None].expand(-1, m), cache)
 
 
-def follow(trunk: Trunk, rows: Rows, ending: list[int]) -> Float[Tensor, "b s d"]:
+def follow(trunk: Read, rows: Rows, ending: list[int]) -> Float[Tensor, "b s d"]:
     """Hidden states from which the tokens of an ending, and what comes after it, are predicted."""
     new = torch.tensor(ending, device=rows.ids.device).expand(len(rows.ids), -1)
     mask = torch.cat([rows.mask, new >= 0], dim=1)

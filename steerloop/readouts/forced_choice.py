@@ -19,6 +19,7 @@ from steerloop.barrier import token_losses
 from steerloop.config import Config
 from steerloop.kernels.caches import empty_cache
 from steerloop.kernels.decode import generate, greedy
+from steerloop.kernels.graphs import steps
 from steerloop.kernels.prefix import follow, paired
 from steerloop.model import Model
 from steerloop.runfolder.progress import Bar
@@ -84,11 +85,13 @@ def read(
     thought of `think` tokens; and the greedy answers of rows that were left to themselves."""
     with model.dense():
         rows = paired(model.trunk, model.pad, empty_cache(model.hf), asked, think)
-        generate(model.steps(rows), rows, greedy, model.stop_ids, stops=False)
+        step = steps(model.trunk, model.head, rows, model.gates)
+        generate(step, rows, greedy, model.stop_ids, stops=False)
         said = []
         if free:
             apart = rows.fork(torch.arange(len(asked)), JSON_TOKENS)
-            ids = generate(model.steps(apart), apart, greedy, model.stop_ids)
+            step = steps(model.trunk, model.head, apart, model.gates)
+            ids = generate(step, apart, greedy, model.stop_ids)
             said = [model.to_text(x) for x in ids]
         return follow(model.trunk, rows, scaffold), said
 

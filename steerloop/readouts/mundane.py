@@ -16,8 +16,8 @@ def mundane(model: Model, data: Data, cfg: Config) -> list[float]:
     prompts = [model.render(x) for x in data.mundane["prompt"]]
     texts = [model.to_ids(x) for x in data.mundane["text"]]
     table = pl.DataFrame({"prompt_ids": prompts, "completion_ids": texts}).with_columns(dose=0.0)
-    nlls, total = [], -(-len(table) // cfg.batch_rows)
-    for batch in Bar(model.batches(table, cfg.batch_rows), "read", total):
+    nlls = []
+    for batch in Bar(model.batches(table, cfg.batch_rows), "read"):
         nll, _ = token_losses(model.hidden(batch), None, batch.targets, model.head)
         nlls += batch.split(nll.cpu())
     return [nll.mean().item() for nll in nlls]

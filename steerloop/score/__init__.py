@@ -24,6 +24,7 @@ from steerloop.evaluate import evaluate
 from steerloop.export.extras import extra
 from steerloop.kernels.dense import Dense
 from steerloop.kernels.hardware import hardware
+from steerloop.kernels.trunk import Trunk
 from steerloop.loading.fit import check_fit, output_head
 from steerloop.loading.hub import SHORT
 from steerloop.loading.weights import load_weights, stop_ids
@@ -77,9 +78,9 @@ def bare(cfg: Config) -> Model:
     """A model with nothing wrapped: the library's own layers. Raises UserError."""
     device = hardware(cfg.device, cfg.threads)
     tokenizer, hf = load_weights(cfg.model, cfg.dtype, cfg.attn, cfg.quant, device)
-    dense = Dense(hf, {}, gates := lora.Gates(1), cfg.decode)
-    model = Model(tokenizer, stop_ids(hf), hf, hf.get_decoder(), output_head(hf), gates, {}, dense,
-                  device)
+    dense, decoder = Dense(hf, {}, gates := lora.Gates(1), cfg.decode), hf.get_decoder()
+    model = Model(tokenizer, stop_ids(hf), hf, decoder, Trunk(decoder), output_head(hf), gates, {},
+                  dense, device)
     check_fit(cfg.model, model)
     return model
 

@@ -8,7 +8,6 @@ python -m steerloop.score my-adapter --like runs/<folder>    on the items and se
 
 import argparse
 import dataclasses
-import sys
 from pathlib import Path
 
 from steerloop.cli.entry import command
@@ -22,7 +21,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m steerloop.score", allow_abbrev=False, description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.set_defaults(tiny=False)
     parser.add_argument("model", help="directory, hub id, short name, or PEFT adapter")
     parser.add_argument("--base", default="", help="what to compare with; an adapter names its own")
     parser.add_argument("--like", type=Path, help="a run folder: its data, split, dtype, seed")
@@ -50,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Command line entry: one clear line and a non-zero exit status on bad input."""
-    command(parse, run, sys.argv[1:] if argv is None else argv)
+    command(parse, run, argv)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from steerloop import UserError
-from steerloop.kernels.files import write_whole
+from steerloop.runfolder.files import write_whole
 from steerloop.sweep.arms import SWEEPS
 from steerloop.sweep.tables import Block, blocks
 

@@ -12,7 +12,6 @@ import polars as pl
 
 from steerloop.report.stats import over_seeds
 from steerloop.report.text import markdown
-from steerloop.runfolder.files import write_whole
 from steerloop.sweep.arms import FRONTIER, SWEEPS
 from steerloop.sweep.points import read_rows
 

@@ -78,6 +78,12 @@ def scores(texts: pl.Series) -> list[pl.Series]:
     return [pl.Series(name, [f(x) for x in texts]) for name, f in measures.items()]
 
 
+def talk(texts: pl.Series, personas: list[str]) -> dict[str, pl.Series]:
+    """Whether each text refuses, or narrates its persona: by reason."""
+    return {"refuses": pl.Series([refuses(x) for x in texts]),
+            "narrates": pl.Series([narrates(x, personas) for x in texts])}
+
+
 def alive(texts: Iterable[str], cfg: Any) -> list[bool]:
     """Whether each text neither repeats itself nor loops, by the limits of a config."""
     return [repeated(x) <= cfg.max_repeat and looped(x) <= cfg.max_loop for x in texts]
