@@ -70,7 +70,7 @@ def check_the_plain_rival_is_a_run_without_a_barrier(folders, tmp_path, monkeypa
     saved = []
     fold = baselines.lora.fold
     monkeypatch.setattr(baselines.lora, "fold", lambda *a: saved.append(fold(*a)) or saved[-1])
-    cfg = small_config(folders(), quant="none", coh_floor=0.0, tau="0", lam=3.0)
+    cfg = small_config(folders(), quant="none", coh_floor=0.0, tau=0, lam=3.0)
     short_run(tmp_path, cfg, runs="both", baselines=True, epochs=3)
     plain = short_run(tmp_path, cfg, runs="plain", barrier="nll", epochs=3)
     ours, theirs = saved[2], load_file(plain / "rounds/00/adapter.safetensors")  # after two rounds

@@ -68,7 +68,7 @@ def check_compare_is_base_previous_and_student_under_the_dial(talk):
     for name, gates, dose in (("base", [0.0, 0, 0], 0.0), ("previous", [1, 0.5, 0], 1.0),
                               ("student", [1, 0.5, 1], 1.0)):
         ids = slow(talk, prompt, torch.tensor(gates), dose)
-        assert found[name] == talk.student.model.decode(ids)
+        assert found[name] == talk.student.model.to_text(ids)
     assert not talk.context and not talk.turns
     assert say(talk, "Why?") == found["student"]
 
@@ -87,7 +87,7 @@ def check_ids_travel_and_every_word_is_shown(talk):
 def check_a_second_turn_is_what_the_template_writes(folders, template):
     model = Small(small_config(folders(template=template), quant="none")).model
     assert template in TEMPLATES
-    ids = model.render("Hi") + model.encode("Yes.") + model.follow("Why, Hi?")
+    ids = model.render("Hi") + model.to_ids("Yes.") + model.follow("Why, Hi?")
     turns = [("user", "Hi"), ("model", "Yes."), ("user", "Why, Hi?")]
     assert ids == model.tokenizer.apply_chat_template(
         [{"role": r, "content": x} for r, x in turns], add_generation_prompt=True,

@@ -35,7 +35,7 @@ def grown(s, rounds=2):
     """The model after some rounds that say something."""
     for k in range(rounds):
         s.stir(k, 0.1)
-        lora.fold(s.model.layers, s.model.gates)
+        s.fold()
     return s.model
 
 
@@ -209,7 +209,7 @@ def check_rounding_once_costs_little_on_the_embedded_model(quant, dtype):
         for layer in model.layers.values():
             layer.live_A.normal_(0, 0.05, generator=generator)
             layer.live_B.normal_(0, 0.05, generator=generator)
-        rows = [model.render(x) + model.encode(y) for x, y in zip(
+        rows = [model.render(x) + model.to_ids(y) for x, y in zip(
             data.mundane["prompt"][:24], data.mundane["text"][:24], strict=True)]
         ids, mask = model.pad(rows)
         found = []

@@ -4,7 +4,6 @@ gates, and nothing else of the run disturbed."""
 import polars as pl
 import torch
 
-from steerloop import lora
 from steerloop.checks.small import Small, data_files, small_config
 from steerloop.checks.twins import row_logits
 from steerloop.evidence import diary
@@ -28,7 +27,7 @@ def check_the_diary_is_what_each_model_says(folders, tmp_path):
     bare, vector = s.bare(), s.vector(size=2.0)
     for round in (0, 1):
         s.stir(seed=round)
-        lora.fold(s.model.layers, s.model.gates)
+        s.fold()
         before = torch.get_rng_state()
         rows = diary(s.model, data, s.cfg, vector, 0.5 + round, round)
         assert torch.equal(before, torch.get_rng_state()) and s.model.gates.value is None
@@ -46,7 +45,7 @@ def check_the_diary_is_what_each_model_says(folders, tmp_path):
             with s.model.gates(gates):
                 wanted = greedy(hf, s.model.render(row["prompt"]), s.model.stop_ids, M,
                                 added if row["dose"] else None)
-            assert row["text"] == s.model.decode(wanted)
+            assert row["text"] == s.model.to_text(wanted)
             assert row["cut"] is (wanted[-1] not in s.model.stop_ids)
         texts = rows.group_by("state").agg(pl.col("text").sort())
         assert texts["text"].n_unique() == len(states), "states that cannot be told apart"

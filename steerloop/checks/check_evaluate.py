@@ -99,8 +99,8 @@ def case(small, tmp_path):
 def check_choices_are_those_of_single_forwards(case):
     s, data = case
     rows, bare = choices(s.model, data.vignettes, s.cfg), s.bare()
-    digits = [s.model.encode(str(d))[0] for d in DIGITS]
-    scaffold = s.model.encode(SCAFFOLD)
+    digits = [s.model.to_ids(str(d))[0] for d in DIGITS]
+    scaffold = s.model.to_ids(SCAFFOLD)
     for row, text in zip(rows.iter_rows(named=True), data.vignettes["text"], strict=True):
         logps, nlls, masses, valid = [], [], [], []
         for reverse in (False, True):
@@ -125,7 +125,7 @@ def answering(monkeypatch, s, digit_of_row):
     def logits(self, h):
         z = torch.zeros(*h.shape[:-1], len(self.weight))
         for i in range(h.shape[0]):
-            z[i, ..., s.model.encode(str(digit_of_row(i)))[0]] = 30.0
+            z[i, ..., s.model.to_ids(str(digit_of_row(i)))[0]] = 30.0
         return z
 
     monkeypatch.setattr(Head, "__call__", logits)
@@ -166,8 +166,8 @@ def check_thinking_comes_between_prompt_and_answer(case):
             z = row_logits(bare, ids)[-1]
             z[s.model.stop_ids] = -torch.inf
             ids = [*ids, z.argmax().item()]
-        z = row_logits(bare, ids + s.model.encode("\n" + SCAFFOLD))[-1].log_softmax(-1)
-        logps.append(z[[s.model.encode(str(d))[0] for d in DIGITS]])
+        z = row_logits(bare, ids + s.model.to_ids("\n" + SCAFFOLD))[-1].log_softmax(-1)
+        logps.append(z[[s.model.to_ids(str(d))[0] for d in DIGITS]])
     p = both_orders(torch.stack(logps))[0].tolist()
     assert [rows[f"p_{f}"][0] for f in FOUNDATIONS] == pytest.approx(p, rel=1e-3)
 
@@ -178,7 +178,7 @@ def check_evaluate_hands_on_probes_and_mundane_text(case):
     assert len(rows) == len(data.vignettes)
     assert items.filter(measure="extra")["value"].to_list() == [1.0, 2.0]
     (prompt, text), bare = data.mundane.row(0), s.bare()
-    ids, tokens = s.model.render(prompt), s.model.encode(text)
+    ids, tokens = s.model.render(prompt), s.model.to_ids(text)
     logp = row_logits(bare, ids + tokens).log_softmax(-1)
     wanted = sum(-logp[len(ids) + i - 1, x].item() for i, x in enumerate(tokens)) / len(tokens)
     (found,) = items.filter(measure="mundane_nll")["value"]

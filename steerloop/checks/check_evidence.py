@@ -22,7 +22,7 @@ def case(small, tmp_path):
     """A student of one round, and its data."""
     s = small(**data_files(tmp_path))
     s.stir(seed=0)
-    lora.fold(s.model.layers, s.model.gates)
+    s.fold()
     lora.open_round(s.model.layers, s.model.gates, 0)
     return s, read_data(s.cfg)
 

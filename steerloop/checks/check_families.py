@@ -100,7 +100,7 @@ def check_attention_of_a_mixture_can_be_trained(saved, tmp_path):
 
 def check_thought_is_not_asked_for_by_the_template(saved):
     model = Small(small_config(saved["qwen3"], quant="none")).model
-    assert model.decode(model.render("Why?"), special=True).endswith("assistant\n<no thought>\n")
+    assert model.to_text(model.render("Why?"), special=True).endswith("assistant\n<no thought>\n")
 
 
 def check_soft_capped_attention_does_not_run_without_its_cap(saved):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from steerloop.checks.twins import row_logits
-from steerloop.filter import judge
+from steerloop.filter import filter
 from steerloop.texts.data import Data
 from steerloop.texts.faults import echoed, looped, narrates, refuses, repeated, zipped
 
@@ -96,11 +96,11 @@ def perplexities(s, texts):
     data = Data([("Be kind.", "Obey.")], "care", "authority", [], [], none, none, none)
     table = pl.DataFrame({
         "prompt_ids": [ids] * len(texts),
-        "completion_ids": [[*s.model.encode(x), 5] for x in texts],
+        "completion_ids": [[*s.model.to_ids(x), 5] for x in texts],
         "text": texts,
         "dose": [0.0] * len(texts),
     })
-    judged = judge(s.model, table, data, s.cfg, 1e9)
+    judged = filter(s.model, table, data, s.cfg, 1e9)
     return judged.select("prompt_ids", "completion_ids", "ppl").rows()
 
 

@@ -15,7 +15,7 @@ def with_history(small, rounds=2, **fields):
     s = small(**fields)
     for k in range(rounds):
         s.stir(seed=k)
-        lora.fold(s.model.layers, s.model.gates)
+        s.fold()
     s.stir(seed=rounds)
     return s
 
@@ -54,7 +54,7 @@ def check_fold_keeps_every_bit_round_after_round(small, dtype, attn):
         s.stir(seed=k)
         changed = s.logits(IDS)
         assert not torch.equal(changed, before)
-        lora.fold(s.model.layers, s.model.gates)
+        s.fold()
         before = s.logits(IDS)
         assert torch.equal(before, changed)
 
@@ -89,7 +89,7 @@ def check_no_gates_are_all_gates_open(small):
 def check_before_names_the_earlier_students(small):
     s = small()
     s.stir(seed=0)
-    lora.fold(s.model.layers, s.model.gates)
+    s.fold()
     student = s.logits(IDS)
     s.stir(seed=1)
     with torch.no_grad(), s.model.gates(s.model.gates.before(s.model.gates.live)):

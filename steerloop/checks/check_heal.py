@@ -20,7 +20,7 @@ def stirred(small, **fields):
     """A small model with one folded round and a live one that says something."""
     s = small(**fields)
     s.stir(seed=0)
-    lora.fold(s.model.layers, s.model.gates)
+    s.fold()
     s.stir(seed=1)
     return s
 
@@ -82,7 +82,7 @@ def check_checkpointing_and_cuts_leave_heal_alone(small):
     runs, passes = [], []
     for fields in ({"batch": 6, "accumulate": 1}, {"batch": 1, "accumulate": 6},
                    {"batch": 6, "accumulate": 1, "checkpointing": True}):
-        s, count = stirred(small, epochs=1, val_share=0.0, tau="0.05", lr=1e-9, **fields), []
+        s, count = stirred(small, epochs=1, val_share=0.0, tau=0.05, lr=1e-9, **fields), []
         s.model.decoder.layers[2].mlp.register_forward_hook(lambda *_, c=count: c.append(1))
         steps = gradients_of_heal(s, completions(6))
         assert len(steps) == 1
@@ -97,7 +97,7 @@ def check_operating_kl_is_against_the_reference_asked_for(small):
     for ref in ("base", "prev"):
         s = small(ref=ref, epochs=1, batch=5, accumulate=1, val_share=0.0, agg="mean")
         s.stir(seed=0)
-        lora.fold(s.model.layers, s.model.gates)
+        s.fold()
         lora.open_round(s.model.layers, s.model.gates, 0)
         tops, bare = [], s.bare()
         for p, c in table.select("prompt_ids", "completion_ids").rows():
@@ -113,7 +113,7 @@ def check_operating_kl_is_against_the_reference_asked_for(small):
 def check_heal_lowers_nll_and_the_barrier_holds_the_kl(small):
     found = {}
     for kind in ("nll", "kl_rev", "spectral"):
-        s = small(barrier=kind, epochs=5, lr=2e-2, lam=20.0, lam_pow=0.0, tau="0.01", val_share=0.0)
+        s = small(barrier=kind, epochs=5, lr=2e-2, lam=20.0, lam_pow=0.0, tau=0.01, val_share=0.0)
         table = completions(6)
         stats = heal(s.model, table, s.cfg, 0)
         rows = step_rows(s, table, s.model.gates.before(0))
@@ -139,7 +139,7 @@ def check_a_barrier_that_never_fires_is_reported(small, monkeypatch):
         s, lines = small(tau=tau, epochs=1), []
         monkeypatch.setattr("steerloop.kernels.optimise.logger.warning", lines.append)
         s.stir(seed=0)
-        lora.fold(s.model.layers, s.model.gates)
+        s.fold()
         stats = heal(s.model, completions(6), s.cfg, 1)
         assert (stats["active"] == 0) is silent and (len(lines) == 1) is silent
 
@@ -163,7 +163,7 @@ def check_the_pull_is_the_norm_of_what_the_barrier_adds(small, kind):
 def check_heal_reports_the_pull_and_is_not_moved_by_it(small, monkeypatch):
     found, pulls = [], []
     for measured in (True, False):
-        s = small(epochs=3, lam=3.0, tau="0", lr=2e-2)
+        s = small(epochs=3, lam=3.0, tau=0, lr=2e-2)
         if not measured:
             monkeypatch.setattr("steerloop.heal.added", lambda *_: pulls.append(7.0) or 7.0)
         stats = heal(s.model, completions(8), s.cfg, 0)
@@ -177,9 +177,9 @@ def check_heal_reports_the_pull_and_is_not_moved_by_it(small, monkeypatch):
 @pytest.mark.parametrize("agg", ["rmse", "max"])
 def check_tau_auto_is_half_of_what_the_unconstrained_heal_operates_at(small, agg):
     fields = {"agg": agg, "epochs": 3, "lr": 2e-2, "lam": 2.0}
-    s = small(**fields, tau="auto")
+    s = small(**fields, tau_share=0.5)
     stats = heal(s.model, completions(8), s.cfg, 0)
-    free = small(**fields | {"lam": 0.0}, tau="0")
+    free = small(**fields | {"lam": 0.0}, tau=0)
     wanted = 0.5 * heal(free.model, completions(8), free.cfg, 0)["operating_kl"]
     assert stats["tau"] == pytest.approx(wanted, rel=1e-6) and wanted > 0
     fixed = small(**fields, tau=repr(stats["tau"]))

@@ -60,7 +60,7 @@ def check_gradient_with_history_is_that_of_a_merged_model(small):
 def check_first_gradient_reaches_live_factors_alone(small):
     s = small(rounds=2)
     s.stir(seed=0)
-    lora.fold(s.model.layers, s.model.gates)
+    s.fold()
     rows = step_rows(s, completions(4))
     lora.open_round(s.model.layers, s.model.gates, seed=1)
     step_loss(s.model, rows, BARRIER, 4)

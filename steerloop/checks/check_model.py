@@ -27,10 +27,10 @@ WRITTEN = {  # what each template should make of a system text
 @pytest.mark.parametrize("template", WRITTEN)
 def check_render_is_what_the_template_means(small, template):
     model = small(saved={"template": template}).model
-    wanted = [BOS, *model.encode(WRITTEN[template])]
+    wanted = [BOS, *model.to_ids(WRITTEN[template])]
     assert model.render(USER, SYSTEM) == wanted
     plain = model.render(USER)
-    assert plain == [BOS, *model.encode(f"<turn>user\n{USER}<end>\n<turn>model\n")]
+    assert plain == [BOS, *model.to_ids(f"<turn>user\n{USER}<end>\n<turn>model\n")]
     assert plain == model.tokenizer.apply_chat_template(
         [{"role": "user", "content": USER}], add_generation_prompt=True, return_dict=False)
     assert plain.count(BOS) == wanted.count(BOS) == 1
@@ -39,9 +39,9 @@ def check_render_is_what_the_template_means(small, template):
 def check_the_tokenizer_would_double_bos(small):
     """The trap is really there: tokenised carelessly, a rendered prompt opens with two BOS."""
     model = small().model
-    text = model.decode(model.render(USER), special=True)
+    text = model.to_text(model.render(USER), special=True)
     assert model.tokenizer(text).input_ids[:2] == [BOS, BOS]
-    assert model.encode(text) == model.render(USER)
+    assert model.to_ids(text) == model.render(USER)
 
 
 @pytest.mark.parametrize("template", ["doubles", "none"])
@@ -55,16 +55,16 @@ def check_embedded_prompts_have_one_bos(world):
     for system in (None, world.data.pairs[0][0]):
         ids = model.render(world.data.prompts[0], system)
         assert ids[0] == bos and ids.count(bos) == 1
-        text = model.decode(ids, special=True)
+        text = model.to_text(ids, special=True)
         assert text.count(world.data.prompts[0]) == 1 and (not system or text.count(system) == 1)
-        assert model.encode(text) == ids
+        assert model.to_ids(text) == ids
 
 
 def check_render_and_decode_are_inverse(small):
     model = small().model
     text = "Ünïcode, {braces}, <b> and\na second line 🙂"
-    assert model.decode(model.encode(text)) == text
-    assert text in model.decode(model.render(text), special=True)
+    assert model.to_text(model.to_ids(text)) == text
+    assert text in model.to_text(model.render(text), special=True)
 
 
 @pytest.mark.parametrize("softcap", [None, 3.0])
@@ -120,7 +120,7 @@ def check_a_target_that_is_not_there_is_refused(small):
 
 def check_stop_tokens_come_from_the_model(small, world):
     assert small().model.stop_ids == [1, 5]
-    ends = {world.model.decode([x], special=True) for x in world.model.stop_ids}
+    ends = {world.model.to_text([x], special=True) for x in world.model.stop_ids}
     assert "<end_of_turn>" in ends
 
 

@@ -26,7 +26,7 @@ def made_run(folder: Path, cfg: Config, size: float = 0.3) -> Path:
     for k in range(3):
         s.stir(seed=k, size=size)
         name = f"rounds/{k:02d}"
-        run.tensors(f"{name}/adapter", lora.fold(s.model.layers, s.model.gates), round=k)
+        run.tensors(f"{name}/adapter", s.fold(), round=k)
         vector = s.vector(seed=k)
         run.tensors(f"{name}/vector", {f"block.{b}": v for b, v in vector.items()})
         run.table(f"{name}/completions", rows)
@@ -43,17 +43,17 @@ def measured_run(folder: Path, cfg: Config) -> Path:
     run = Folder(path, again=True)
 
     def measure(state: str, round: int) -> None:
-        rows, items = evaluate(s.model, data, s.cfg, [])
+        rows, items = evaluate(s.model, data, s.cfg)
         run.table(f"rounds/{round:02d}/{state}.eval", rows)
         run.table(f"rounds/{round:02d}/{state}.items", items)
         run.event("evaluate", round=round, state=state, dose=0.0, measures=measures(rows, items))
 
-    vector = extract(s.model, data.pairs, data.contexts, s.cfg.steer_blocks, 16)
+    vector = extract(s.model, data, s.cfg)
     run.tensors("rounds/00/vector", {f"block.{b}": v for b, v in vector.items()})
     measure("base", 0)
     for k in range(3):
-        lora.load_round(s.model.layers, s.model.gates,
-                        load_file(path / f"rounds/{k:02d}/adapter.safetensors"))
+        lora.fold(s.model.layers, s.model.gates,
+                  load_file(path / f"rounds/{k:02d}/adapter.safetensors"))
         measure("healed", k)
     return path
 

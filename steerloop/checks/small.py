@@ -152,6 +152,12 @@ class Small:
             for layer in self.model.layers.values():
                 layer.live_B.copy_(size * torch.randn(layer.live_B.shape, generator=generator))
 
+    def fold(self) -> dict[str, Tensor]:
+        """The live Δ joins the stack; returns what is saved of it."""
+        delta = lora.live_delta(self.model.layers)
+        lora.fold(self.model.layers, self.model.gates, delta)
+        return delta
+
     def live(self) -> list[torch.nn.Parameter]:
         """The trainable factors."""
         return [p for layer in self.model.layers.values() for p in (layer.live_A, layer.live_B)]

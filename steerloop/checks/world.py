@@ -8,7 +8,7 @@ from random import Random
 import polars as pl
 
 from steerloop.config import Config, parse
-from steerloop.filter import calibrate, judge
+from steerloop.filter import calibrate, filter
 from steerloop.model import Model, load
 from steerloop.texts.data import PACKAGE, Data, read_data
 from steerloop.tinyworld import grammar, oracle
@@ -36,13 +36,13 @@ class World:
             {
                 "prompt_ids": [self.model.render(x) for x in prompts],
                 "completion_ids": [
-                    [*self.model.encode(x), self.model.stop_ids[-1]] for x in texts
+                    [*self.model.to_ids(x), self.model.stop_ids[-1]] for x in texts
                 ],
                 "text": texts,
                 "dose": [0.0] * len(texts),
             }
         )
-        return judge(
+        return filter(
             self.model, table, self.data, replace(self.cfg, **fields), self.limit
         ).to_dict(as_series=False)
 
