@@ -1,6 +1,7 @@
 """`steerloop COMMAND` is `python -m steerloop.COMMAND`, and a wrong command is one line."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 import tomllib
@@ -65,10 +66,8 @@ def git(folder, *argv):
 def check_vendor_brings_what_is_there_up_to_date(tmp_path, monkeypatch):
     """The hub is a folder here. Twice: cloned, and moved on to a newer commit."""
     copy(ROOT / "justfile", tmp_path)
-    names = [x for line in (ROOT / "justfile").read_text().splitlines()
-             for x in line.split() if line.startswith("        ") and x.count("/") == 1
-             and x.partition("/")[0] in ("wassname", "vgel", "karpathy")]
-    names += ["wassname/tinymfv", "wassname/steer-heal-love", "wassname/steering-lite"]
+    text = (ROOT / "justfile").read_text()
+    names = re.findall(r"\b(?:wassname|vgel|karpathy)/[\w-]+", text)
     for key, value in {"COUNT": "1", "KEY_0": f"url.file://{tmp_path}/hub/.insteadOf",
                        "VALUE_0": "https://github.com/"}.items():
         monkeypatch.setenv(f"GIT_CONFIG_{key}", value)
