@@ -12,10 +12,10 @@ import numpy as np
 import polars as pl
 
 from steerloop.report.ledger import LEGAL
+from steerloop.report.rivals import MARGIN, PPL, WIDER
 from steerloop.report.run import axis_of, last_healed, states
 from steerloop.report.stats import difference, estimate, profile
 from steerloop.report.text import interval, markdown
-from steerloop.report.verdicts import MARGIN, PPL, WIDER
 from steerloop.runfolder import layout
 from steerloop.runfolder.files import read_config
 from steerloop.texts.foundations import FOUNDATIONS
@@ -99,7 +99,7 @@ def gained(ours: Tables, theirs: Tables, seed: int, resamples: int) -> dict[str,
     return found
 
 
-def verdict(down: str, shift: list[float], gain: dict[str, list[float]]) -> str:
+def in_words(down: str, shift: list[float], gain: dict[str, list[float]]) -> str:
     """Deltas → words: how far, at what cost, and what that makes of it."""
     size = f"{abs(shift[0]):.2f} nats"
     far = (f"moves {down} further down by {size}" if shift[2] < 0 else
@@ -158,7 +158,7 @@ def compare_runs(runs: list[Path]) -> str:
         deltas += [{"measure": f"{k}, better by",
                     f"{row['']} − A": "{:+.3f} [{:+.3f}, {:+.3f}]".format(*x)}
                    for k, x in gain.items()]
-        said = verdict(axis[0], shifts[axis[0]], gain)
+        said = in_words(axis[0], shifts[axis[0]], gain)
         parts += [f"{row['']} against A is {said}" if said.startswith(("ahead", "behind", "a "))
                   else f"{row['']} against A: {said}", markdown(deltas)]
         parts += [f"note: {x}" for x in notes(run, first, t, held[0])]

@@ -1,4 +1,4 @@
-"""The numbers of gates.md, each with its 95 % interval and the rows behind it.
+"""The numbers of verdicts.md, each with its 95 % interval and the rows behind it.
 
 Shares have Wilson's interval. What is averaged over vignettes has that of the studentised bootstrap
 (`stats.estimate`): all states of a run are resampled alike, so that each vignette is compared with

@@ -9,7 +9,7 @@ import polars as pl
 from steerloop.report.stats import over_seeds
 from steerloop.report.text import interval, markdown
 from steerloop.runfolder.files import read_summary, write_whole
-from steerloop.runfolder.layout import LEDGER, summaries, upgraded
+from steerloop.runfolder.layout import LEDGER, summaries
 
 LEGAL = ("opening_mass", "sentence_validity")
 ARM = (  # what tells runs apart, beside their axis
@@ -20,14 +20,14 @@ ARM = (  # what tells runs apart, beside their axis
 
 def ledger(root: Path) -> pl.DataFrame:
     """One row per finished run under `root`: its settings, the measures of its last healed round,
-    its best round, the verdicts of its gates. `arm` is all settings but the seed, as text."""
+    its best round, its verdicts. `arm` is all settings but the seed, as text."""
     rows = []
     for path in summaries(root):
         summary = read_summary(path.parent)
         if not summary["ended"]:  # written by `report` of a run that was cut short
             continue
         last = summary["healed"][-1]
-        chosen, settings = upgraded(summary["arm"]), {"axis": " → ".join(summary["axis"])}
+        chosen, settings = summary["arm"], {"axis": " → ".join(summary["axis"])}
         settings |= {k: str(chosen[k]) if isinstance(chosen[k], list) else chosen[k]
                      for k in ARM if k in chosen}
         arm = json.dumps({k: v for k, v in settings.items() if k != "seed"})
@@ -36,8 +36,8 @@ def ledger(root: Path) -> pl.DataFrame:
         for name, f in zip(("down", "up"), summary["axis"], strict=True):
             row[name], row[f"{name}_low"], row[f"{name}_high"] = last["shift"][f]["nats"]
         ratio = last["measures"]["ppl_mundane"] / summary["base"]["ppl_mundane"]
-        gates = {g["gate"].split(":")[0]: g["verdict"] for g in summary.get("gates", [])}
-        rows.append(row | last["measures"] | {"ppl_ratio": ratio} | gates)
+        said = {x["question"].split(":")[0]: x["verdict"] for x in summary.get("verdicts", [])}
+        rows.append(row | last["measures"] | {"ppl_ratio": ratio} | said)
     return pl.DataFrame(rows, infer_schema_length=None)
 
 

@@ -77,10 +77,11 @@ def header(run: Path, found: list[dict[str, Any]], live: bool) -> str:
     state = f"{rounds} of {cfg['rounds']} rounds" + (
         ": running, this page follows it" if live else "")
     links = "".join(f'<a href="{x}">{x}</a>' for x in (
-        layout.MAP, layout.REPORT, layout.DIARY, layout.GATES))
+        layout.MAP, layout.REPORT, layout.DIARY, layout.verdicts(run).name))
     chips = "".join(
-        f'<span class="chip">{escape(x["gate"].split(":")[0])} <b class="{escape(x["verdict"])}">'
-        f'{escape(x["verdict"])}</b></span>' for x in judged(run))
+        f'<span class="chip">{escape(x["question"].split(":")[0])} '
+        f'<b class="{escape(x["verdict"])}">{escape(x["verdict"])}</b></span>'
+        for x in judged(run))
     return (f"<header><h1>{escape(run.name)}</h1>"
             f'<div class="quiet">{escape(arm)} · {escape(state)}</div><nav>{links}</nav>'
             f'<p class="lead">{escape(told(found, axis_of(run)))}</p>'
@@ -88,12 +89,12 @@ def header(run: Path, found: list[dict[str, Any]], live: bool) -> str:
 
 
 def judged(run: Path) -> list[dict[str, str]]:
-    """Gate and verdict as gates.md has them; none before the first round is through."""
-    path = run / layout.GATES
+    """Question and verdict as verdicts.md has them; none before the first round is through."""
+    path = layout.verdicts(run)
     lines = path.read_text().splitlines() if path.is_file() else []
     cells = [[x.strip() for x in line.strip("|").split("|")] for line in lines
              if line.startswith(("| U", "| Dose"))]
-    return [{"gate": x[0], "verdict": x[1]} for x in cells]
+    return [{"question": x[0], "verdict": x[1]} for x in cells]
 
 
 def charts(run: Path, found: list[dict[str, Any]]) -> str:
@@ -115,11 +116,11 @@ in the same blocks.</figcaption></figure>
 
 def report(run: Path, found: list[dict[str, Any]]) -> str:
     """All of report.html below the figures."""
-    gates = run / layout.GATES
-    text = gates.read_text() if gates.is_file() else "No round has been judged yet."
+    path = layout.verdicts(run)
+    lines = path.read_text().splitlines() if path.is_file() else ["No round has been judged yet."]
     parts = {
         "Every measured state": table(rows_of(found, axis_of(run))),
-        "Gates": from_markdown("\n".join(x for x in text.splitlines() if not x.startswith("# "))),
+        "Verdicts": from_markdown("\n".join(x for x in lines if not x.startswith("# "))),
         "The same prompts, side by side": answers(run),
         "Kept and dropped": examples(run),
         "Settings and versions": settings(run),
@@ -171,7 +172,7 @@ def examples(run: Path) -> str:
             f"<details{' open' if round == max(paths) else ''}><summary>round "
             f"{round + 1}: {len(kept)} of {len(rows)} kept"
             f"{escape(f'; dropped: {reasons}' if reasons else '')}</summary>"
-            + table([{"verdict": x.pop("drop_reason") or "kept"} | x for x in shown.to_dicts()])
+            + table([{"filter": x.pop("drop_reason") or "kept"} | x for x in shown.to_dicts()])
             + "</details>")
     return "".join(parts) or '<p class="quiet">none yet</p>'
 

@@ -8,9 +8,9 @@ import numpy as np
 import polars as pl
 
 from steerloop import UserError
+from steerloop.report.rivals import PPL, Gain, outcomes, shown
 from steerloop.report.stats import compare, difference
 from steerloop.report.text import interval, markdown
-from steerloop.report.verdicts import PPL, Gain, shown, verdicts
 from steerloop.runfolder import layout
 from steerloop.runfolder.events import read_events as events
 from steerloop.runfolder.files import read_config, read_document, read_summary
@@ -98,11 +98,11 @@ def round_table(run: Path, round: int, found: list[dict[str, Any]]) -> str:
 
 def run_table(run: Path) -> str:
     """Every measured state of a run, in order, the student against its rivals, and of a finished
-    run the verdicts of its gates."""
+    run its verdicts."""
     found = states(run)
     parts = [markdown(rows_of(found, axis_of(run))), rivals_table(run)]
     if summary := read_summary(run):
-        parts += [markdown(summary.get("gates", [])), *summary.get("named", [])]
+        parts += [markdown(summary.get("verdicts", [])), *summary.get("named", [])]
     return "\n\n".join(parts)
 
 
@@ -144,8 +144,8 @@ def gains(run: Path, found: list[dict[str, Any]]) -> Gain:
 
 
 def beaten(run: Path, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The student of the last round against its rivals (see `verdicts`)."""
-    return verdicts(last_round(found), found[0]["measures"], axis_of(run)[0], gains(run, found))
+    """The student of the last round against its rivals (see `outcomes`)."""
+    return outcomes(last_round(found), found[0]["measures"], axis_of(run)[0], gains(run, found))
 
 
 def rivals_table(run: Path) -> str:
