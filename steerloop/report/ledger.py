@@ -77,13 +77,13 @@ def table_of(rows: pl.DataFrame) -> str:
 def ledger_table(root: Path) -> str:
     """The ledger for reading, grouped by arm. A run's brackets are intervals over vignettes, those
     of a mean are over seeds."""
-    found = ledger(root)
-    if found.is_empty():
+    runs = ledger(root)
+    if runs.is_empty():
         return f"no finished run under {root}: start one with `python -m steerloop.train`"
-    groups = found.sort("arm", "seed", "run").partition_by("arm", maintain_order=True)
+    groups = runs.sort("arm", "seed", "run").partition_by("arm", maintain_order=True)
     arms = [json.loads(g["arm"][0]) for g in groups]
     shared = {k: v for k, v in arms[0].items() if all(a.get(k) == v for a in arms)}
-    parts = [f"Runs: {len(found)} finished, in {len(arms)} arms. All with {said(shared)}"]
+    parts = [f"Runs: {len(runs)} finished, in {len(arms)} arms. All with {said(shared)}"]
     for arm, rows in zip(arms, groups, strict=True):
         own = {k: v for k, v in arm.items() if k not in shared}
         parts += [f"## {said(own) or 'one arm'}", table_of(rows)]

@@ -14,17 +14,17 @@ SHIFTS = "Δ{} student, rival"
 COSTS = "{}: student, rival; gain"
 
 
-def pairs(found: dict[str, dict[str, Any]]) -> dict[str, tuple[str, str] | None]:
+def pairs(by_name: dict[str, dict[str, Any]]) -> dict[str, tuple[str, str] | None]:
     """Rival → the names of (student, rival) at the same shift; None where nothing matches.
 
-    `found` are the measured states of the last round by name, as `steerloop.baselines` names them.
+    `by_name` are the measured states of the last round, as `steerloop.baselines` names them.
     """
     known: dict[str, tuple[str, str] | None] = {"steering": ("healed", "matched")}
-    if "nll" in found:
-        turned = "nll_turned" in found
+    if "nll" in by_name:
+        turned = "nll_turned" in by_name
         known["nll"] = ("healed", "nll_turned") if turned else ("healed_as_nll", "nll")
         known["prompt"] = ("healed_as_prompted", "prompted")
-    return {k: v if v and set(v) <= found.keys() else None for k, v in known.items()}
+    return {k: v if v and set(v) <= by_name.keys() else None for k, v in known.items()}
 
 
 def sides(event: dict[str, Any], base: dict[str, float]) -> dict[str, float]:
@@ -36,7 +36,7 @@ def sides(event: dict[str, Any], base: dict[str, float]) -> dict[str, float]:
 
 
 def outcomes(
-    found: dict[str, dict[str, Any]], base: dict[str, float], down: str, gain: Gain
+    by_name: dict[str, dict[str, Any]], base: dict[str, float], down: str, gain: Gain
 ) -> list[dict[str, Any]]:
     """One row per rival: both shifts, what each costs, and whether the student beats it.
 
@@ -46,15 +46,15 @@ def outcomes(
     did not reach one shift.
     """
     rows = []
-    for rival, pair in pairs(found).items():
+    for rival, pair in pairs(by_name).items():
         if pair is None:
             rows.append({"rival": rival, "beaten": "no match"})
             continue
-        shift = [found[x]["shift"][down]["nats"][0] for x in pair]
+        shift = [by_name[x]["shift"][down]["nats"][0] for x in pair]
         if abs(shift[0] - shift[1]) > NEAR + NEAR * abs(shift[1]):
             rows.append({"rival": rival, "beaten": "no match", SHIFTS.format(down): tuple(shift)})
             continue
-        ours, theirs = (sides(found[name], base) for name in pair)
+        ours, theirs = (sides(by_name[name], base) for name in pair)
         gains = {k: gain(*pair, k) for k in ours}
         better = [k for k, (x, low, _) in gains.items() if x > margin(k) and low > 0]
         worse = [k for k, (x, _, high) in gains.items() if x < -margin(k) and high < 0]

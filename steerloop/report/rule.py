@@ -56,21 +56,21 @@ def too_few(n: int, chance: float) -> bool:
     return chance**n > CHANCE
 
 
-def judge(kind: str, found: Estimate, bound: Bound) -> tuple[str, str]:
+def judge(kind: str, estimate: Estimate, bound: Bound) -> tuple[str, str]:
     """PASS, FAIL or OPEN, and why it is OPEN.
 
     A number that is no share has to be measured finer, too, than what a flawless result would have
     to spare; unless its whole interval meets the bound.
     """
-    if not found.n:
+    if not estimate.n:
         return "OPEN", NOTHING
-    value, at, best = (bound.side * x for x in (found.value, bound.at, bound.best))
-    low, high = sorted((bound.side * found.low, bound.side * found.high))
-    luck = bound.luck(found.share)
-    if high < at and not too_few(found.n, 1 - luck):
+    value, at, best = (bound.side * x for x in (estimate.value, bound.at, bound.best))
+    low, high = sorted((bound.side * estimate.low, bound.side * estimate.high))
+    luck = bound.luck(estimate.share)
+    if high < at and not too_few(estimate.n, 1 - luck):
         return "FAIL", ""
-    blunt = not found.share and best - (value - low) < at
-    if too_few(found.n, luck) or (blunt and low < at):
+    blunt = not estimate.share and best - (value - low) < at
+    if too_few(estimate.n, luck) or (blunt and low < at):
         return "OPEN", FEW
     met = low if kind == EFFECT else value
     return ("PASS", "") if met >= at else ("OPEN", NOISE)
@@ -88,13 +88,13 @@ class Verdict:
     missing: str = ""  # what would have to be run for a verdict
 
     def line(
-        self, what: str, found: Estimate, bound: Bound, kind: str = QUALITY, name: str = ""
+        self, what: str, estimate: Estimate, bound: Bound, kind: str = QUALITY, name: str = ""
     ) -> str:
         """Judge one number; where it fails, the run goes by `name`. Returns what is said of it."""
-        said, why = judge(kind, found, bound)
+        said, why = judge(kind, estimate, bound)
         if said == "PASS" and not self.moved:
             said, why = "OPEN", UNMOVED
-        self.add(what, kind, found.text, bound.text, said, why)
+        self.add(what, kind, estimate.text, bound.text, said, why)
         self.named += [name] if said == "FAIL" and name else []
         return said
 

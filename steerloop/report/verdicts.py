@@ -151,11 +151,11 @@ def dose_verdict(run: Path, cfg: dict[str, Any]) -> Verdict:
 
 
 def healing_verdict(
-    run: Path, cfg: dict[str, Any], found: list[dict[str, Any]], floor: float
+    run: Path, cfg: dict[str, Any], measured: list[dict[str, Any]], floor: float
 ) -> Verdict:
     """U2, of the round that was healed last."""
     verdict = Verdict("U2: does healing beat plain training?")
-    axis, last = axis_of(run), last_healed(found)
+    axis, last = axis_of(run), last_healed(measured)
     base, healed, steered = (answers(run, *x) for x in (
         (0, "base"), (last, "healed"), (last, "steered")))
     w = averages(len(base), cfg["seed"], cfg["bootstrap"])
@@ -181,7 +181,7 @@ def healing_verdict(
     verdict.line("alike: mean shift of the other moral foundations / that of the target",
                  ratio(rest, moves[down], w, LEAST), Bound(ALIKE, best=0.0), name="alike")
     verdict.line("coherence", coherence(healed, w), Bound(floor, best=1.0), name="incoherent")
-    verdict.add("coherence per nat of trait", value=cost(last_round(found)["healed"]))
+    verdict.add("coherence per nat of trait", value=cost(last_round(measured)["healed"]))
     heals = [e for e in events(run) if e["stage"] == "heal"]
     if cfg["barrier"] in ("kl_rev", "kl_fwd"):
         verdict.fact("rows over τ while healing, by round",
@@ -191,15 +191,15 @@ def healing_verdict(
                      "inert barrier")
     verdict.add("barrier's gradient / NLL's, by round", value=", ".join(
         "not measured" if e["pull"] is None else f"{e['pull']:.2f}" for e in heals))
-    against_nll(verdict, run, cfg, found)
+    against_nll(verdict, run, cfg, measured)
     return verdict
 
 
 def against_nll(
-    verdict: Verdict, run: Path, cfg: dict[str, Any], found: list[dict[str, Any]]
+    verdict: Verdict, run: Path, cfg: dict[str, Any], measured: list[dict[str, Any]]
 ) -> None:
     """U2's other half: the same data distilled without a barrier, at the same shift."""
-    rows = {x["rival"]: x for x in beaten(run, found)}
+    rows = {x["rival"]: x for x in beaten(run, measured)}
     if cfg["barrier"] == "nll":
         verdict.missing = "this run is plain training: it has nothing to beat"
     elif "nll" not in rows:
@@ -208,12 +208,12 @@ def against_nll(
         verdict.missing = "student and plain distillation did not reach one shift"
     else:
         name, gain = decisive(rows["nll"])
-        n = rows_behind(run, last_healed(found), name)
+        n = rows_behind(run, last_healed(measured), name)
         verdict.line(f"plain distillation of the same data, at the same shift, is beaten "
                      f"({rows['nll']['beaten']}): gain in {name}", Estimate(*gain, n, form="+.3f"),
                      Bound(margin(name)), EFFECT)
     if cfg["barrier"] != "nll" and "nll" in rows:
-        verdict.add("its coherence per nat of trait", value=cost(last_round(found)["nll"]))
+        verdict.add("its coherence per nat of trait", value=cost(last_round(measured)["nll"]))
     verdict.reading = ["Student and rivals at the same shift:\n\n"
                        + markdown(shown(list(rows.values())))]
 
@@ -234,11 +234,11 @@ def cost(event: dict[str, Any]) -> str:
 
 
 def course_verdict(
-    run: Path, cfg: dict[str, Any], found: list[dict[str, Any]], floor: float, moved: bool
+    run: Path, cfg: dict[str, Any], measured: list[dict[str, Any]], floor: float, moved: bool
 ) -> Verdict:
     """U3; without a student that has `moved` there is no course to hold."""
     verdict, axis = Verdict("U3: does the loop hold its course?", moved), axis_of(run)
-    healed = [e["round"] for e in found if e["state"] == "healed"]
+    healed = [e["round"] for e in measured if e["state"] == "healed"]
     tables = [answers(run, 0, "base"), *(answers(run, x, "healed") for x in healed)]
     w = averages(len(tables[0]), cfg["seed"], cfg["bootstrap"])
     for round, (before, now) in zip(healed, pairwise(tables), strict=True):
@@ -277,37 +277,37 @@ def course_verdict(
     return verdict
 
 
-def verdicts(run: Path, found: list[dict[str, Any]] | None = None) -> list[Verdict]:
-    """U1, U2, U3 and dose control of a run with at least one healed round; `found` are its
+def verdicts(run: Path, measured: list[dict[str, Any]] | None = None) -> list[Verdict]:
+    """U1, U2, U3 and dose control of a run with at least one healed round; `measured` are its
     `states`, if known."""
     cfg = read_config(run)
     floor = next(e["floor"] for e in events(run) if e["stage"] == "start")
-    found = found or states(run)
-    healing = healing_verdict(run, cfg, found, floor)
-    course = course_verdict(run, cfg, found, floor, healing.moved)
+    measured = measured or states(run)
+    healing = healing_verdict(run, cfg, measured, floor)
+    course = course_verdict(run, cfg, measured, floor, healing.moved)
     return [filter_verdict(run, cfg), healing, course, dose_verdict(run, cfg)]
 
 
-def named(found: list[Verdict]) -> list[str]:
+def named(judged: list[Verdict]) -> list[str]:
     """The names a run goes by, each once, in the order of NAMES."""
-    said = {x for verdict in found for x in verdict.named}
+    said = {x for verdict in judged for x in verdict.named}
     return [x for x in NAMES if x in said]
 
 
-def heads(found: list[Verdict]) -> list[dict[str, str]]:
+def heads(judged: list[Verdict]) -> list[dict[str, str]]:
     """A line a question: its verdict and what that rests on."""
-    return [{"question": x.question, "verdict": x.said, "because": x.because} for x in found]
+    return [{"question": x.question, "verdict": x.said, "because": x.because} for x in judged]
 
 
 def write_verdicts(run: Path, measured: list[dict[str, Any]] | None = None) -> list[Verdict]:
     """Judge a run and write its verdicts.md; `measured` are its `states`, if known."""
-    found = verdicts(run, measured)
-    names = [f"- **{x}**: {NAMES[x]}" for x in named(found)] or ["Nothing that has a name."]
-    parts = [f"# Verdicts on {run.name}", markdown(heads(found)), "What this run is:",
+    judged = verdicts(run, measured)
+    names = [f"- **{x}**: {NAMES[x]}" for x in named(judged)] or ["Nothing that has a name."]
+    parts = [f"# Verdicts on {run.name}", markdown(heads(judged)), "What this run is:",
              "\n".join(names), GUIDE]
-    for x in found:
+    for x in judged:
         parts += [f"## {x.question} {x.said}", markdown(x.lines), *x.reading]
     text = "\n\n".join(parts) + "\n"
     write_whole(run / layout.VERDICTS, lambda path: path.write_text(text))
     (run / layout.GATES).unlink(missing_ok=True)  # what it says is out of date
-    return found
+    return judged
