@@ -2,7 +2,7 @@
 from beside, stage by stage.
 
 A stage whose result is in the folder is read, not run again; so a run that was cut off goes on by
-being run again. Around the stages stand the events, the evidence that gates.md rests on (planted
+being run again. Around the stages stand the events, the evidence that verdicts.md rests on (planted
 completions, the steered model, the student's drift), the diary, one whole example of what each
 stage puts into the model, and after each round the pages.
 """
