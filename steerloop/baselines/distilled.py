@@ -12,7 +12,7 @@ from steerloop.config import Config
 from steerloop.evidence.journal import Journal
 from steerloop.model import Model, load
 from steerloop.runfolder import layout
-from steerloop.runfolder.layout import of_round, work
+from steerloop.runfolder.layout import of_rival, of_round, work
 from steerloop.runfolder.recorder import Recorder
 from steerloop.texts.data import Data
 
@@ -54,7 +54,7 @@ class Rival(Recorder):
 
     def heal(self, stage: Callable[..., Any], *args: Any) -> Any:
         """As the run keeps its own, under names of its own."""
-        names = [of_round(self.round, f"nll.{x}") for x in (layout.HEAL, layout.ADAPTER)]
+        names = [of_rival(self.round, x) for x in (layout.HEAL, layout.ADAPTER)]
         stats, delta = self.run.folder.once(names, stage, *args, self)
         self.run.folder.event("heal_nll", round=self.round, **stats)
         self.run.folder.done(work(self.round))

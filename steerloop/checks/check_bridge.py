@@ -2,7 +2,9 @@
 model as it stands, through `generate` and forward."""
 
 import sys
-from types import SimpleNamespace
+from dataclasses import replace
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 import polars as pl
 import pytest
@@ -10,7 +12,7 @@ import torch
 
 from steerloop import train
 from steerloop.checks.small import token_batch
-from steerloop.readouts.probes import resolve
+from steerloop.readouts.probes import probes
 from steerloop.steer import steered
 from steerloop.texts.foundations import FOUNDATIONS
 
@@ -18,7 +20,7 @@ NAMES = ["Care", "Fairness", "Loyalty", "Authority", "Sanctity", "Liberty", "Soc
 
 
 @pytest.fixture
-def public(monkeypatch, tmp_path):
+def public(monkeypatch):
     """A stand-in for the package, with its call and its answer's shape → what it was given."""
     asked = {}
 
@@ -32,16 +34,13 @@ def public(monkeypatch, tmp_path):
         return {"profile": profile, "mean_pmass_allowed": 0.9, "mean_nll_prefill": 0.0,
                 "top1_acc": 0.5, "per_row": []}
 
-    (tmp_path / "moralmaps.py").touch()
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setitem(sys.modules, "moralmaps", SimpleNamespace(evaluate=evaluate, __spec__=1))
-    monkeypatch.delitem(sys.modules, "steerloop.bridge", raising=False)
-    yield asked
-    sys.modules.pop("steerloop.bridge", None)
+    package = ModuleType("moralmaps")
+    package.evaluate, package.__spec__ = evaluate, ModuleSpec("moralmaps", None)
+    monkeypatch.setitem(sys.modules, "moralmaps", package)
+    return asked
 
 
-def check_its_absence_is_one_clear_line(monkeypatch):
-    monkeypatch.delitem(sys.modules, "steerloop.bridge", raising=False)
+def check_its_absence_is_one_clear_line():
     with pytest.raises(SystemExit) as stopped:
         train.main(["--eval", "moralmaps", "--device", "cpu"])
     assert "just vendor --install" in stopped.value.code and "\n" not in stopped.value.code
@@ -49,7 +48,7 @@ def check_its_absence_is_one_clear_line(monkeypatch):
 
 def check_it_sees_the_model_in_its_state(small, public):
     s = small(think_tokens=5)
-    measure = resolve("steerloop.bridge:moralmaps")
+    (measure,) = probes(replace(s.cfg, eval="moralmaps"))
     bare = measure(s.model, s.cfg)
     assert public["max_think_tokens"] == 5 and public["name"] == "classic"
     assert public["conditions"] == ("other_violate",) and public["n_vignettes"] is None

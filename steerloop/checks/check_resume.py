@@ -17,16 +17,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from steerloop import UserError, record
+from steerloop import UserError
 from steerloop.checks.cut import cut_off
 from steerloop.checks.small import short_config, small_config
 from steerloop.cli.entry import command
 from steerloop.cli.parsing import parse
 from steerloop.export.bundle import write_bundle
 from steerloop.export.student import open_student
-from steerloop.kernels import identity
 from steerloop.report import finish
 from steerloop.report.__main__ import main as report
+from steerloop.runfolder import identity, opening
 from steerloop.runfolder.folder import Folder
 from steerloop.train import Config, train
 
@@ -225,7 +225,7 @@ def check_a_clock_that_goes_back_changes_nothing(cfg, whole, tmp_path, monkeypat
 
     (tmp_path / "first").mkdir()
     run, *_ = cut_off(cfg, tmp_path / "first", writes(whole) // 2)
-    monkeypatch.setattr(record, "datetime", Before)
+    monkeypatch.setattr(opening, "datetime", Before)
     seconds = itertools.count(10**9, -7)
     monkeypatch.setattr(time, "time", lambda: float(next(seconds)))
     assert same(resumed(run, cfg), whole)

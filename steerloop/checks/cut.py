@@ -22,7 +22,7 @@ def work(cfg: Any, said: Path, at: int, how: int, seconds: float) -> None:
     import torch
 
     from steerloop.cli.entry import command
-    from steerloop.kernels import files
+    from steerloop.runfolder import files
     from steerloop.train import train
 
     torch.set_num_threads(1)

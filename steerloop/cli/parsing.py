@@ -11,6 +11,7 @@ from transformers import HfArgumentParser
 
 from steerloop import UserError
 from steerloop.cli.knobs import RANGE
+from steerloop.runfolder.layout import CONFIG, upgraded
 
 PRESETS = Path(__file__).parents[1] / "presets"
 T = TypeVar("T")
@@ -39,7 +40,7 @@ class Parser(HfArgumentParser):
 def stored(run: Path) -> dict[str, Any]:
     """The config of a run folder. Raises UserError where there is none."""
     try:
-        return json.loads((run / "config.json").read_text())["config"]
+        return upgraded(json.loads((run / CONFIG).read_text())["config"])
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise UserError(f"--resume {run}: no run folder ({str(e).splitlines()[0]})") from e
 

@@ -25,7 +25,7 @@ from steerloop.kernels.spectral import cosine
 from steerloop.model import Model
 from steerloop.readouts.states import Vector
 from steerloop.runfolder import layout
-from steerloop.runfolder.layout import of_round, of_state, work
+from steerloop.runfolder.layout import batch, of_round, of_state, work
 from steerloop.runfolder.opening import open_run
 from steerloop.runfolder.progress import Rounds
 from steerloop.runfolder.recorder import Recorder
@@ -132,12 +132,12 @@ class Journal(Recorder):
             known = known.filter(pl.col("copy") == copy).drop("row", "train")
             same = ["prompt_id", "dose", "copy"]
             if not known.select(same).equals(table.select(same)):
-                raise UserError(f"{self.path / chosen}.parquet has other rows than this run "
-                                "samples; if this machine is as it was, start a new run")
+                raise UserError(f"{layout.completions(self.path, self.round)} has other rows than "
+                                "this run samples; if this machine is as it was, start a new run")
             return known
-        batch = f"{work(self.round)}/batch-{len(self.drawn)}"
-        if self.folder.has([batch]):
-            return self.folder.once(batch, stage, model, table, *args)
+        name = batch(self.round, len(self.drawn))
+        if self.folder.has([name]):
+            return self.folder.once(name, stage, model, table, *args)
         with self.progress.stage(self.round, layout.COMPLETIONS, over=False):
             return stage(model, table, *args)
 
@@ -145,9 +145,9 @@ class Journal(Recorder):
                   ) -> Any:
         """Kept batch by batch; of the walk, what share passed is said."""
         if JUDGED not in table.columns:
-            batch = f"{work(self.round)}/batch-{len(self.drawn)}"
+            name = batch(self.round, len(self.drawn))
             with self.progress.stage(self.round, layout.COMPLETIONS, over=False):
-                table = self.folder.once(batch, stage, model, table, *args)
+                table = self.folder.once(name, stage, model, table, *args)
             share, kappa = table["keep"].mean(), table["kappa"][0]
             logger.info(f"at {kappa:.2f} of c*: {share:.0%} of {len(table)} pass the filter")
         self.drawn.append(table)

@@ -27,6 +27,8 @@ from steerloop.export.vectors import (
     write_vector,
 )
 
+GGUF, SAFE = "vector.gguf", "vector.safetensors"  # a vector in its folder
+
 
 def whole(out: Path, write: Callable[[Path], None]) -> Path:
     """`write` fills a folder beside `out`, which takes the name when all is well; on any failure it
@@ -111,18 +113,18 @@ def export_vector(
     def write(part: Path) -> None:
         vector = baked(student, dose)
         if gguf:
-            path, kind = part / "vector.gguf", student.model.hf.config.get_text_config().model_type
-            write_gguf(vector, path, kind)
+            path = part / GGUF
+            write_gguf(vector, path, student.model.hf.config.get_text_config().model_type)
             loaded = load_gguf(path)
         else:
-            path = part / "vector.safetensors"
+            path = part / SAFE
             write_vector(vector, path, note(student, dose))
             loaded = load_vector(path)
         parity = check_vector(student, vector, loaded, limit)
         blocks = sorted(vector)
         logger.info(f"round {student.rounds}, blocks {blocks[0]} to {blocks[-1]}; scale 1 is "
                     f"{dose:g} x c*" + (
-                        f"; llama.cpp: --control-vector-scaled {out}/vector.gguf 1 "
+                        f"; llama.cpp: --control-vector-scaled {out / GGUF} 1 "
                         f"--control-vector-layer-range {blocks[0]} {blocks[-1]}" if gguf else ""))
         logger.info(f"read back: {parity}")
         demand(parity, "the file does not hold what was written")

@@ -18,6 +18,7 @@ from steerloop import UserError, export
 from steerloop.cli.entry import command
 from steerloop.export.bundle import verify, write_bundle
 from steerloop.export.student import Student, open_student, rounds_of
+from steerloop.runfolder import layout
 
 KINDS = ["peft", "merged", "gguf-vector", "vector", "bundle"]
 
@@ -39,7 +40,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--round", default="", help="best, or a number as the tables count; "
                         "default: best, of vectors 1 (that of the untouched base)")
     parser.add_argument("--gates", default="1", help="one number, or one a round: 1,1,0.5")
-    parser.add_argument("--out", type=Path, help="default: a folder in RUN/exports")
+    parser.add_argument("--out", type=Path, help=f"default: a folder in RUN/{layout.EXPORTS}")
     parser.add_argument("--rank", type=int, default=0, help="peft: truncate by SVD; 0: exact")
     parser.add_argument("--key-prefix", default="", help="peft: where the blocks are in the class "
                         "that will load it (default: found out)")
@@ -64,7 +65,8 @@ def target(args: argparse.Namespace, rounds: int) -> Path:
     """Where an export goes: --out, or a folder that says what it is."""
     gates = "" if args.gates == "1" else "-g" + args.gates.replace(" ", ",")
     rank = f"-rank{args.rank}" if args.rank else ""
-    return args.out or args.run / f"exports/{args.to}-round{rounds}{gates}{rank}"
+    return args.out or (
+        args.run / layout.EXPORTS / f"{args.to}-round{rounds}{gates}{rank}")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -75,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
         verify(args.verify, args.device)
         return
     if args.to == "bundle":
-        print(write_bundle(args.run, args.out or args.run / "exports/bundle.tar.gz"))
+        print(write_bundle(args.run, args.out or args.run / layout.EXPORTS / layout.BUNDLE))
         return
     round = args.round or ("1" if "vector" in args.to else "best")
     out = target(args, rounds_of(args.run, round))

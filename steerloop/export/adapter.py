@@ -28,6 +28,7 @@ from steerloop.export.student import Student
 from steerloop.loading.hub import SHORT, locate
 from steerloop.lora import GatedLoRALinear
 
+SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as PEFT names them
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's max_lora_rank may be
 
 Factors = tuple[Float[Tensor, "_ d_in"], Float[Tensor, "d_out _"]]  # A and B, equally many
@@ -94,8 +95,8 @@ def write_adapter(student: Student, out: Path, rank: int = 0, prefix: str = "") 
         A, B = pad(pair, written)
         tensors[f"base_model.model.{theirs}.lora_A.weight"] = A.cpu().contiguous()
         tensors[f"base_model.model.{theirs}.lora_B.weight"] = B.cpu().contiguous()
-    save_file(tensors, out / "adapter_model.safetensors", {"format": "pt"})
-    (out / "adapter_config.json").write_text(
+    save_file(tensors, out / WEIGHTS, {"format": "pt"})
+    (out / SETTINGS).write_text(
         json.dumps(adapter_config(student, list(names.values()), written), indent=2))
     error = (lost / total) ** 0.5 if total else 0.0
     return {"cls": cls, "rank": rank or full, "written": written, "error": error}

@@ -30,9 +30,9 @@ from steerloop import UserError, report
 from steerloop.config import Config
 from steerloop.export.student import (
     Student,
+    config_of,
     finished_rounds,
     open_student,
-    read_config,
     read_vector,
     records,
 )
@@ -40,7 +40,8 @@ from steerloop.kernels.spectral import cosine
 from steerloop.loading.hub import locate
 from steerloop.readouts.forced_choice import choices
 from steerloop.report.text import markdown
-from steerloop.runfolder.files import sha256, write_whole
+from steerloop.runfolder import layout
+from steerloop.runfolder.files import read_document, sha256, write_whole
 from steerloop.runfolder.files import verify as verify_run
 from steerloop.runfolder.identity import code_version, data_files
 from steerloop.steer import extract
@@ -50,7 +51,6 @@ from steerloop.texts.foundations import FOUNDATIONS
 MANIFEST = "bundle.json"
 PACKAGES = ("torch", "transformers", "polars", "numpy", "safetensors")
 NEAR = {"float32": 1e-3, "bfloat16": 5e-2}  # probability, and 1 - cosine of the vector
-KEPT = ("*.json", "*.jsonl", "*.md", "*.txt", "*.parquet", "rounds/*/*")
 
 
 class Found(NamedTuple):
@@ -75,20 +75,20 @@ def model_hashes(model: str) -> dict[str, str]:
 def write_bundle(run: Path, out: Path) -> Path:
     """Pack a run into `out` (.tar.gz); the same run gives the same bytes. Raises UserError for a
     run without a finished round, with a damaged file, or whose data are gone."""
-    cfg = read_config(run)
+    cfg = config_of(run)
     if not finished_rounds(run):
         raise UserError(f"{run} has no finished round to share")
     data = data_files(cfg)
     if gone := [str(x) for x in data.values() if not x.is_file()]:
         raise UserError(f"{run} was made with {gone[0]}, which is not there any more")
     verify_run(run)
-    files = {str(x.relative_to(run)): x for kind in KEPT for x in sorted(run.glob(kind))
+    files = {str(x.relative_to(run)): x for kind in layout.SHARED for x in sorted(run.glob(kind))
              if x.is_file()}
     files |= {f"data/{k}{x.suffix}": x for k, x in data.items()}
     manifest = {
         "schema": 1, "run": run.name, "model": cfg.model, "seed": cfg.seed,
         "weights": model_hashes(cfg.model), "versions": here(),
-        "made_with": json.loads((run / "config.json").read_text()).get("code", ""),
+        "made_with": read_document(run).get("code", ""),
         "files": {name: sha256(x) for name, x in sorted(files.items())},
     }
 
@@ -155,9 +155,9 @@ def check_tables(folder: Path) -> Found:
     """Do the recorded measures follow from the saved rows?"""
     worst, count = 0.0, 0
     for event in records(folder, "evaluate"):
-        stem = folder / f"rounds/{int(event['round']):02d}/{event['state']}"
-        again = report.measures(*(pl.read_parquet(f"{stem}.{x}.parquet")
-                                  for x in ("eval", "items")))
+        at = folder, int(event["round"]), event["state"]
+        again = report.measures(pl.read_parquet(layout.rows(*at)),
+                                pl.read_parquet(layout.items(*at)))
         worst = max([worst, *(abs(again.get(k, float("inf")) - v)
                               for k, v in event["measures"].items())])
         count += 1
@@ -178,7 +178,7 @@ def check_answers(student: Student, data: Data) -> list[Found]:
     columns = [f"p_{f}" for f in FOUNDATIONS]
     for state, gates, round in (("base", 0 * student.gates, 0),
                                 ("healed", student.gates, student.rounds - 1)):
-        saved = pl.read_parquet(student.run / f"rounds/{round:02d}/{state}.eval.parquet")
+        saved = pl.read_parquet(layout.rows(student.run, round, state))
         with model.gates(gates):
             now = choices(model, data.vignettes, cfg, free=False)
         pair = [x.sort("vignette").select(columns).to_numpy() for x in (saved, now)]
@@ -195,7 +195,7 @@ def check_extraction(student: Student, data: Data) -> Found:
     model, cfg = student.model, student.cfg
     saved = read_vector(student.run, 1, model.device)
     with model.gates(model.gates.before(0)):
-        now = extract(model, data.pairs, data.contexts, sorted(saved), cfg.batch_rows)
+        now = extract(model, data, dataclasses.replace(cfg, steer_blocks=sorted(saved)))
     gap = 1 - cosine(saved, now)
     return Found("vector of round 1", gap < NEAR[cfg.dtype], f"1 - cosine {gap:.1e}")
 
@@ -209,7 +209,7 @@ def compare_bundle(bundle: Path, device: str = "") -> list[Found]:
         files = check_files(folder, manifest)
         if not files.same:
             return [files]
-        cfg = read_config(folder)
+        cfg = config_of(folder)
         found = [files, check_versions(manifest), check_data(folder, cfg), check_tables(folder),
                  check_model(manifest, cfg)]
         student = open_student(folder, str(finished_rounds(folder)), "1", device)

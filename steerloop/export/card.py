@@ -1,11 +1,10 @@
 """The README.md of an export: where it comes from, what was measured, how to load it."""
 
-import json
 from pathlib import Path
 
 from steerloop.export.adapter import base_name
 from steerloop.export.student import Student
-from steerloop.runfolder import layout
+from steerloop.runfolder.files import read_summary
 
 LOAD = {
     "peft": """    from peft import PeftModel
@@ -34,10 +33,9 @@ def front_matter(base: str, kind: str) -> str:
 
 def measured(student: Student) -> str:
     """Base against this round, from summary.json, where the whole round is exported as trained."""
-    path, k = student.run / layout.SUMMARY, student.rounds - 1
-    if not path.is_file() or not (student.gates[: student.rounds] == 1).all():
+    summary, k = read_summary(student.run), student.rounds - 1
+    if not summary or not (student.gates[: student.rounds] == 1).all():
         return "Not measured under these gates: `python -m steerloop.score` does it."
-    summary = json.loads(path.read_text())
     event = next((x for x in summary["healed"] if x["round"] == k), None)
     if event is None:
         return "Not measured: the run has no evaluation of this round."

@@ -1,6 +1,5 @@
 """A finished (or interrupted) run folder → its student in memory, at a round and under gates."""
 
-import json
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from steerloop.model import Model, load
 from steerloop.readouts.states import Vector
 from steerloop.runfolder import layout
 from steerloop.runfolder.events import read_events
-from steerloop.runfolder.files import read_config, verify
+from steerloop.runfolder.files import read_config, read_summary, verify
 
 
 @dataclass
@@ -57,10 +56,10 @@ def rounds_of(run: Path, wanted: str) -> int:
         raise UserError(f"{run} has no finished round: let `python -m steerloop.train` get further")
     if wanted == "best":
         try:
-            best = json.loads((run / layout.SUMMARY).read_text())["best_round"]
-        except (OSError, ValueError, KeyError) as e:
-            raise UserError(f"{run} has no summary.json that names the best round: write it with "
-                            f"`python -m steerloop.report {run}`, or take --round 1 to {there}"
+            best = read_summary(run)["best_round"]
+        except (UserError, KeyError) as e:
+            raise UserError(f"{run} has no {layout.SUMMARY} that names the best round: write it "
+                            f"with `python -m steerloop.report {run}`, or take --round 1 to {there}"
                             ) from e
         if best is None:
             raise UserError(f"{run}: no round stayed above the coherence floor, so none is the "

@@ -13,6 +13,7 @@ from steerloop.report import finish, ledger_table, run_table
 from steerloop.report.compare import NAMES, compare_runs
 from steerloop.report.pages import write_pages
 from steerloop.report.run import events, scored_elsewhere
+from steerloop.runfolder import layout
 from steerloop.runfolder.files import ending, verify
 
 SINGLE, WITH = "--single-file", "--with"
@@ -20,7 +21,7 @@ SINGLE, WITH = "--single-file", "--with"
 
 def healed(run: Path) -> bool:
     """Whether a run came far enough to be judged."""
-    return (run / "planted.parquet").is_file() and any(
+    return layout.planted(run).is_file() and any(
         e.get("state") == "healed" for e in events(run))
 
 
@@ -51,8 +52,8 @@ def main(argv: list[str]) -> None:
         if len(runs) > len(NAMES):
             raise UserError(f"{len(runs)} runs: {len(NAMES)} can be compared at a time")
         for run in runs + scores:
-            if not (run / "events.jsonl").is_file():
-                raise UserError(f"{run} is not a run folder (no events.jsonl in it)")
+            if not (run / layout.EVENTS).is_file():
+                raise UserError(f"{run} is not a run folder (no {layout.EVENTS} in it)")
         for run in runs:
             if len(runs) > 1 and not healed(run):
                 raise UserError(f"{run} has no healed round: it cannot be compared")
@@ -60,7 +61,7 @@ def main(argv: list[str]) -> None:
         if len(runs) > 1:
             print(compare_runs(runs))
         else:
-            print(f"{runs[0]}\n{run_table(runs[0])}\n\npages: {runs[0] / 'report.html'}")
+            print(f"{runs[0]}\n{run_table(runs[0])}\n\npages: {runs[0] / layout.REPORT}")
     except UserError as e:
         sys.exit(f"error: {e}")
 

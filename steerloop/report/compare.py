@@ -5,7 +5,6 @@ of both sides, so that runs on different models can be compared too; a note says
 not possible and where the bases differ.
 """
 
-import json
 import math
 from pathlib import Path
 
@@ -17,6 +16,8 @@ from steerloop.report.run import axis_of, last_healed, states
 from steerloop.report.stats import difference, estimate, profile
 from steerloop.report.text import interval, markdown
 from steerloop.report.verdicts import MARGIN, PPL, WIDER
+from steerloop.runfolder import layout
+from steerloop.runfolder.files import read_config
 from steerloop.texts.foundations import FOUNDATIONS
 
 NAMES = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # of runs, in the order given
@@ -27,10 +28,12 @@ GRADED = (PPL, "opening_mass")  # means of numbers, unlike shares of yes and no
 def tables(run: Path) -> Tables:
     """Answers and items of the base and of the student after the last healed round, in the order of
     their vignettes and items."""
-    stem = f"rounds/{last_healed(states(run)):02d}/healed"
-    keys = {"eval": ["vignette"], "items": ["measure", "item"]}
-    return {f"{name} {kind}": pl.read_parquet(run / f"{path}.{kind}.parquet").sort(keys[kind])
-            for name, path in (("base", "rounds/00/base"), ("now", stem)) for kind in keys}
+    last, tables = last_healed(states(run)), {}
+    for name, at in (("base", (0, "base")), ("now", (last, "healed"))):
+        rows, items = (pl.read_parquet(path(run, *at)) for path in (layout.rows, layout.items))
+        tables |= {f"{name} eval": rows.sort("vignette"),
+                   f"{name} items": items.sort("measure", "item")}
+    return tables
 
 
 def alike(a: pl.DataFrame, b: pl.DataFrame, *keys: str) -> bool:
@@ -133,7 +136,7 @@ def notes(ours: Path, theirs: Path, a: Tables, b: Tables) -> list[str]:
 def compare_runs(runs: list[Path]) -> str:
     """Every run as a row, the settings that differ, and each one against the first."""
     first, held = runs[0], [tables(run) for run in runs]
-    cfgs = [json.loads((run / "config.json").read_text())["config"] for run in runs]
+    cfgs = [read_config(run) for run in runs]
     axis, rows, parts = axis_of(first), [], []
     differ = [k for k in cfgs[0] if k != "runs" and any(c.get(k) != cfgs[0][k] for c in cfgs)]
     for name, run, cfg in zip(NAMES, runs, cfgs, strict=False):

@@ -9,6 +9,7 @@ import polars as pl
 
 from steerloop.report.run import axis_of, last_by_round
 from steerloop.report.text import interval
+from steerloop.runfolder import layout
 from steerloop.runfolder.files import write_whole
 
 WIDTH = 96  # columns of an answer
@@ -18,8 +19,8 @@ CUT = " […]"  # an answer that the length limit ended
 def read_diary(run: Path) -> pl.DataFrame:
     """Every answer so far: the columns of `steerloop.evidence.diary`, `round` counted from 0. Empty
     for a run without any."""
-    tables = [pl.read_parquet(x).with_columns(round=pl.lit(int(x.parent.name)))
-              for x in sorted(run.glob("rounds/*/diary.parquet"))]
+    tables = [pl.read_parquet(path).with_columns(round=pl.lit(round))
+              for round, path in layout.of_all_rounds(run, layout.ANSWERS).items()]
     return pl.concat(tables) if tables else pl.DataFrame(schema={"prompt_id": pl.Int64})
 
 
@@ -71,4 +72,4 @@ def write_diary(run: Path, found: list[dict[str, Any]]) -> None:
                     dose = f" (dose {row['dose']:.2f}{kappa})" if state == "steered" else ""
                     parts += [f"**{state}**{dose}", quote(said(row))]
     text = "\n\n".join(parts) + "\n"
-    write_whole(run / "diary.md", lambda path: path.write_text(text))
+    write_whole(run / layout.DIARY, lambda path: path.write_text(text))

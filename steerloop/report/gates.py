@@ -11,7 +11,6 @@ hard the vector was applied, not whether the filter can tell good from bad. One 
 lines (`report/rule.py`).
 """
 
-import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,8 @@ from steerloop.report.run import axis_of, beaten, events, last_healed, last_roun
 from steerloop.report.stats import LEAST, averages, profile
 from steerloop.report.text import markdown
 from steerloop.report.verdicts import PPL, decisive, margin, shown
-from steerloop.runfolder.files import write_whole
+from steerloop.runfolder import layout
+from steerloop.runfolder.files import read_config, write_whole
 from steerloop.texts.foundations import FOUNDATIONS
 
 PLANTED, OWN, LABELLED = 0.9, 0.9, 0.8  # U1: least shares: of each planted kind, base's, labelled
@@ -69,14 +69,14 @@ A gate fails by any of its lines, is OPEN by any that is open or missing, and pa
 
 def answers(run: Path, round: int, state: str) -> pl.DataFrame:
     """The evaluated vignettes of a state, in their order."""
-    return pl.read_parquet(run / f"rounds/{round:02d}/{state}.eval.parquet").sort("vignette")
+    return pl.read_parquet(layout.rows(run, round, state)).sort("vignette")
 
 
 def sampled(run: Path) -> pl.DataFrame:
     """All judged completions, with their `round`, counted from 1."""
-    return pl.concat([pl.read_parquet(path).with_columns(round=pl.lit(int(path.parent.name) + 1))
-                      for path in sorted(run.glob("rounds/*/completions.parquet"))],
-                     how="diagonal_relaxed")
+    paths = layout.of_all_rounds(run, layout.COMPLETIONS)
+    return pl.concat([pl.read_parquet(path).with_columns(round=pl.lit(round + 1))
+                      for round, path in paths.items()], how="diagonal_relaxed")
 
 
 def reasons() -> pl.Expr:
@@ -97,7 +97,7 @@ def quoted(rows: pl.DataFrame, *columns: str) -> str:
 def filter_gate(run: Path, cfg: dict[str, Any]) -> Gate:
     """U1."""
     gate = Gate("U1: can the filter separate?")
-    audit = pl.read_parquet(run / "planted.parquet")
+    audit = pl.read_parquet(layout.planted(run))
     faults, known = audit.filter(source="planted"), Bound(PLANTED, best=1.0)
     for (kind,), rows in faults.group_by("kind", maintain_order=True):
         gate.line(f"planted, {kind}: dropped", share(~rows["keep"]), known)
@@ -216,7 +216,7 @@ def rows_behind(run: Path, round: int, name: str) -> int:
     """How many vignettes or items a measure of the student comes from."""
     if name == "coherence":
         return len(answers(run, round, "healed"))
-    items = pl.read_parquet(run / f"rounds/{round:02d}/healed.items.parquet")
+    items = pl.read_parquet(layout.items(run, round, "healed"))
     return len(items.filter(measure="mundane_nll" if name == PPL else name))
 
 
@@ -274,7 +274,7 @@ def course_gate(
 def gates(run: Path, found: list[dict[str, Any]] | None = None) -> list[Gate]:
     """U1, U2, U3 and dose control of a run with at least one healed round; `found` are its
     `states`, if known."""
-    cfg = json.loads((run / "config.json").read_text())["config"]
+    cfg = read_config(run)
     floor = next(e["floor"] for e in events(run) if e["stage"] == "start")
     found = found or states(run)
     healing = heal_gate(run, cfg, found, floor)
@@ -302,5 +302,5 @@ def write_gates(run: Path, measured: list[dict[str, Any]] | None = None) -> list
     for gate in found:
         parts += [f"## {gate.title} {gate.verdict}", markdown(gate.lines), *gate.reading]
     text = "\n\n".join(parts) + "\n"
-    write_whole(run / "gates.md", lambda path: path.write_text(text))
+    write_whole(run / layout.GATES, lambda path: path.write_text(text))
     return found

@@ -8,22 +8,28 @@ import polars as pl
 
 from steerloop.report.stats import over_seeds
 from steerloop.report.text import interval, markdown
-from steerloop.runfolder.files import write_whole
+from steerloop.runfolder.files import read_summary, write_whole
+from steerloop.runfolder.layout import LEDGER, summaries, upgraded
 
 LEGAL = ("opening_mass", "sentence_validity")
+ARM = (  # what tells runs apart, beside their axis
+    "model", "barrier", "agg", "ref", "lam", "lam_pow", "tau", "tau_share", "kl_budget", "lr",
+    "epochs", "filter", "multiples", "rounds", "seed", "split",
+)  # fmt: skip
 
 
 def ledger(root: Path) -> pl.DataFrame:
     """One row per finished run under `root`: its settings, the measures of its last healed round,
     its best round, the verdicts of its gates. `arm` is all settings but the seed, as text."""
     rows = []
-    for path in sorted(root.glob("*/summary.json")):
-        summary = json.loads(path.read_text())
+    for path in summaries(root):
+        summary = read_summary(path.parent)
         if not summary["ended"]:  # written by `report` of a run that was cut short
             continue
         last = summary["healed"][-1]
-        settings = {"axis": " → ".join(summary["axis"])}
-        settings |= {k: str(v) if isinstance(v, list) else v for k, v in summary["arm"].items()}
+        chosen, settings = upgraded(summary["arm"]), {"axis": " → ".join(summary["axis"])}
+        settings |= {k: str(chosen[k]) if isinstance(chosen[k], list) else chosen[k]
+                     for k in ARM if k in chosen}
         arm = json.dumps({k: v for k, v in settings.items() if k != "seed"})
         row = {"run": summary["run"], **settings, "arm": arm,
                "healed_rounds": len(summary["healed"]), "best_round": summary["best_round"]}
@@ -36,9 +42,9 @@ def ledger(root: Path) -> pl.DataFrame:
 
 
 def update_ledger(root: Path) -> None:
-    """Rewrite `root`/ledger.parquet. Built anew each time from all summaries, so that runs which
+    """Rewrite the ledger under `root`. Built anew each time from all summaries, so that runs which
     finish together cannot lose each other's row."""
-    write_whole(root / "ledger.parquet", ledger(root).write_parquet)
+    write_whole(root / LEDGER, ledger(root).write_parquet)
 
 
 def said(settings: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from plotly.offline import get_plotlyjs, get_plotlyjs_version
 
 from steerloop.runfolder.files import write_whole
+from steerloop.runfolder.layout import SCRIPT
 
 HERE = Path(__file__).parent
 REFRESH = 20  # seconds between two looks at a run that goes on
@@ -90,7 +91,7 @@ def bold(text: str) -> str:
 
 def shared_script(root: Path) -> str:
     """Name of plotly's script under a runs folder, written there once."""
-    path = root / f"plotly-{get_plotlyjs_version()}.min.js"
+    path = root / SCRIPT.format(get_plotlyjs_version())
     if not path.is_file():
         write_whole(path, lambda part: part.write_text(get_plotlyjs()))
     return path.name

@@ -14,7 +14,8 @@ from steerloop.report.figures import STEPS, map_figure, rounds_figure, went
 from steerloop.report.markup import from_markdown, page, shared_script, table
 from steerloop.report.run import axis_of, events, last_by_round, rows_of, states
 from steerloop.report.text import interval
-from steerloop.runfolder.files import write_whole
+from steerloop.runfolder import layout
+from steerloop.runfolder.files import read_config, read_document, write_whole
 
 KEPT, DROPPED = 4, 3  # examples of a round: kept ones, and dropped ones for each reason
 SCORES = ("dose", "ppl", "repeat", "echo", "loop", "zip")
@@ -35,22 +36,17 @@ def write_pages(
     write_diary(run, found)
     head, found = header(run, found, live), [*found, *beside]
     shapes = figures(run, found)
-    for name, body in (("map", head + charts(run, found)),
-                       ("report", head + charts(run, found) + report(run, found))):
-        text = page(f"{name}: {run.name}", body, shapes, script, live)
-        write_whole(run / f"{name}.html", lambda path, text=text: path.write_text(text))
-
-
-def config(run: Path) -> dict[str, Any]:
-    """config.json."""
-    return json.loads((run / "config.json").read_text())
+    for name, body in ((layout.MAP, head + charts(run, found)),
+                       (layout.REPORT, head + charts(run, found) + report(run, found))):
+        text = page(f"{Path(name).stem}: {run.name}", body, shapes, script, live)
+        write_whole(run / name, lambda path, text=text: path.write_text(text))
 
 
 def figures(run: Path, found: list[dict[str, Any]]) -> dict[str, Any]:
     """Both figures by the id of their place."""
     floor = next((e["floor"] for e in events(run) if e["stage"] == "start"), 0.0)
     samples, heals, drifts = (last_by_round(run, x) for x in ("sample", "heal", "drift"))
-    budget = config(run)["config"]["kl_budget"]
+    budget = read_config(run)["kl_budget"]
     rounds = {r: went(samples[r], heals.get(r, {}), drifts.get(r, {})) for r in samples}
     return {"map": map_figure(found, axis_of(run), rounds),
             "rounds": rounds_figure(found, samples, drifts, floor, budget)}
@@ -73,14 +69,15 @@ def told(found: list[dict[str, Any]], axis: list[str]) -> str:
 
 def header(run: Path, found: list[dict[str, Any]], live: bool) -> str:
     """Name, state and outcome of a run, and where its pages are."""
-    known, rounds = config(run), sum(e["state"] == "healed" for e in found)
-    cfg = known["config"]
+    cfg, rounds = read_config(run), sum(e["state"] == "healed" for e in found)
+    share = cfg["tau_share"]
+    tau = f"{share:g} of the operating KL" if share else f"{cfg['tau']:g}"
     arm = (f"{Path(cfg['model']).name} · {cfg['barrier']} to {cfg['ref']} · λ {cfg['lam']:g} · "
-           f"τ {cfg['tau']} · seed {cfg['seed']}")
+           f"τ {tau} · seed {cfg['seed']}")
     state = f"{rounds} of {cfg['rounds']} rounds" + (
         ": running, this page follows it" if live else "")
     links = "".join(f'<a href="{x}">{x}</a>' for x in (
-        "map.html", "report.html", "diary.md", "gates.md"))
+        layout.MAP, layout.REPORT, layout.DIARY, layout.GATES))
     chips = "".join(
         f'<span class="chip">{escape(x["gate"].split(":")[0])} <b class="{escape(x["verdict"])}">'
         f'{escape(x["verdict"])}</b></span>' for x in judged(run))
@@ -92,7 +89,7 @@ def header(run: Path, found: list[dict[str, Any]], live: bool) -> str:
 
 def judged(run: Path) -> list[dict[str, str]]:
     """Gate and verdict as gates.md has them; none before the first round is through."""
-    path = run / "gates.md"
+    path = run / layout.GATES
     lines = path.read_text().splitlines() if path.is_file() else []
     cells = [[x.strip() for x in line.strip("|").split("|")] for line in lines
              if line.startswith(("| U", "| Dose"))]
@@ -118,7 +115,7 @@ in the same blocks.</figcaption></figure>
 
 def report(run: Path, found: list[dict[str, Any]]) -> str:
     """All of report.html below the figures."""
-    gates = run / "gates.md"
+    gates = run / layout.GATES
     text = gates.read_text() if gates.is_file() else "No round has been judged yet."
     parts = {
         "Every measured state": table(rows_of(found, axis_of(run))),
@@ -161,8 +158,8 @@ def answers(run: Path) -> str:
 
 def examples(run: Path) -> str:
     """Completions of every round, with the filter's scores and reasons; the last one is open."""
-    parts, paths = [], sorted(run.glob("rounds/*/completions.parquet"))
-    for path in paths:
+    parts, paths = [], layout.of_all_rounds(run, layout.COMPLETIONS)
+    for round, path in paths.items():
         rows = pl.read_parquet(path)
         kept, dropped = rows.filter("keep"), rows.filter(~pl.col("keep"))
         few = dropped.group_by("drop_reason", maintain_order=True).head(DROPPED)
@@ -171,8 +168,8 @@ def examples(run: Path) -> str:
         reasons = ", ".join(f"{why} {n}" for why, n in dropped["drop_reason"].value_counts(
             sort=True).rows())
         parts.append(
-            f"<details{' open' if path is paths[-1] else ''}><summary>round "
-            f"{int(path.parent.name) + 1}: {len(kept)} of {len(rows)} kept"
+            f"<details{' open' if round == max(paths) else ''}><summary>round "
+            f"{round + 1}: {len(kept)} of {len(rows)} kept"
             f"{escape(f'; dropped: {reasons}' if reasons else '')}</summary>"
             + table([{"verdict": x.pop("drop_reason") or "kept"} | x for x in shown.to_dicts()])
             + "</details>")
@@ -181,7 +178,7 @@ def examples(run: Path) -> str:
 
 def settings(run: Path) -> str:
     """Every knob as resolved, and what ran."""
-    known = config(run)
+    known = read_document(run)
     versions = {"code": known.get("code") or "not in a git checkout"} | known.get("packages", {})
     versions |= known.get("hardware", {}) | {k: known[k][:12] for k in ("weights", "source")
                                              if k in known}

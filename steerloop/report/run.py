@@ -1,6 +1,5 @@
 """One run folder → its tables."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -12,18 +11,19 @@ from steerloop import UserError
 from steerloop.report.stats import compare, difference
 from steerloop.report.text import interval, markdown
 from steerloop.report.verdicts import PPL, Gain, shown, verdicts
+from steerloop.runfolder import layout
 from steerloop.runfolder.events import read_events as events
+from steerloop.runfolder.files import read_config, read_document, read_summary
 
 SHOWN = ("coherence", "p_ans_any", "json_is_valid", "ppx_json")
 
 
 def states(run: Path) -> list[dict[str, Any]]:
     """Every measured state in order: its `evaluate` record and what `compare` says of it."""
-    cfg = json.loads((run / "config.json").read_text())["config"]
+    cfg = read_config(run)
     found = [e for e in events(run) if e["stage"] == "evaluate"]
     axis = axis_of(run)
-    tables = [pl.read_parquet(run / f"rounds/{e['round']:02d}/{e['state']}.eval.parquet")
-              for e in found]
+    tables = [pl.read_parquet(layout.rows(run, e["round"], e["state"])) for e in found]
     for event, table in zip(found, tables, strict=True):
         event |= compare(table, tables[0], axis, cfg["seed"], cfg["bootstrap"])
     return found
@@ -32,14 +32,14 @@ def states(run: Path) -> list[dict[str, Any]]:
 def scored_elsewhere(run: Path, folders: list[Path]) -> list[dict[str, Any]]:
     """What `steerloop.score` measured of other models on the vignettes of a run, against the base
     of the run, as states of its last round. Raises UserError where that is no comparison."""
-    cfg, found = json.loads((run / "config.json").read_text())["config"], []
-    base, last = pl.read_parquet(run / "rounds/00/base.eval.parquet"), last_healed(states(run))
+    cfg, found = read_config(run), []
+    base, last = pl.read_parquet(layout.rows(run, 0, "base")), last_healed(states(run))
     for folder in folders:
-        known = json.loads((folder / "config.json").read_text())
+        known = read_document(folder)
         if "scored" not in known:
             raise UserError(f"{folder} is not a folder of `python -m steerloop.score`")
         event = [e for e in events(folder) if e["stage"] == "evaluate"][-1]
-        table = pl.read_parquet(folder / f"rounds/00/{event['state']}.eval.parquet")
+        table = pl.read_parquet(layout.rows(folder, 0, event["state"]))
         try:
             event |= compare(table, base, axis_of(run), cfg["seed"], cfg["bootstrap"])
         except ValueError as e:
@@ -101,8 +101,7 @@ def run_table(run: Path) -> str:
     run the verdicts of its gates."""
     found = states(run)
     parts = [markdown(rows_of(found, axis_of(run))), rivals_table(run)]
-    if (run / "summary.json").is_file():
-        summary = json.loads((run / "summary.json").read_text())
+    if summary := read_summary(run):
         parts += [markdown(summary.get("gates", [])), *summary.get("named", [])]
     return "\n\n".join(parts)
 
@@ -120,15 +119,15 @@ def last_round(found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 def gains(run: Path, found: list[dict[str, Any]]) -> Gain:
     """What a state of the last round is better by than another, paired by vignette (coherence) or
     by item (perplexity of ordinary text over base's, legality), with its interval."""
-    cfg = json.loads((run / "config.json").read_text())["config"]
-    stem, base = f"rounds/{last_healed(found):02d}", found[0]["measures"]["ppl_mundane"]
+    cfg, last = read_config(run), last_healed(found)
+    base = found[0]["measures"]["ppl_mundane"]
 
     def values(state: str, name: str) -> np.ndarray:
         if name == "coherence":
-            rows = pl.read_parquet(run / f"{stem}/{state}.eval.parquet").sort("vignette")
+            rows = pl.read_parquet(layout.rows(run, last, state)).sort("vignette")
             terms = rows.select("p_ans_any", "json_is_valid").to_numpy()
             return terms[:, terms.mean(0).argmin()]
-        items = pl.read_parquet(run / f"{stem}/{state}.items.parquet")
+        items = pl.read_parquet(layout.items(run, last, state))
         measure = "mundane_nll" if name == PPL else name
         return items.filter(measure=measure).sort("item")["value"].to_numpy()
 

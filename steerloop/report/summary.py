@@ -5,15 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from steerloop.report.gates import NAMES, Gate, heads, named, write_gates
-from steerloop.report.ledger import update_ledger
+from steerloop.report.ledger import ARM, update_ledger
 from steerloop.report.pages import write_pages
 from steerloop.report.run import axis_of, beaten, events, last_round, round_table, run_table, states
-from steerloop.runfolder.files import write_whole
-
-ARM = (
-    "model", "barrier", "agg", "ref", "lam", "lam_pow", "tau", "kl_budget", "lr", "epochs",
-    "filter", "multiples", "rounds", "seed", "split",
-)  # fmt: skip
+from steerloop.runfolder import layout
+from steerloop.runfolder.files import read_config, write_whole
 
 
 def best_round(
@@ -38,7 +34,7 @@ def best_round(
 def summarise(run: Path, judged: list[Gate], found: list[dict[str, Any]]) -> dict[str, Any]:
     """What summary.json says: the arm, base, every healed round, the best one (see `best_round`),
     plain steering at the shift of the last round, rivals, and the verdicts of the gates."""
-    cfg = json.loads((run / "config.json").read_text())["config"]
+    cfg = read_config(run)
     start = next(e for e in events(run) if e["stage"] == "start")
     axis = axis_of(run)
     healed = [e for e in found if e["state"] == "healed"]
@@ -55,7 +51,7 @@ def summarise(run: Path, judged: list[Gate], found: list[dict[str, Any]]) -> dic
         "base": found[0]["measures"],
         "healed": healed,
         "best_round": best,
-        "best_adapter": None if best is None else f"rounds/{best:02d}/adapter.safetensors",
+        "best_adapter": None if best is None else str(layout.adapter(Path(), best)),
         "matched": last_round(found).get("matched"),
         "rivals": beaten(run, found),
         "gates": heads(judged),
@@ -79,7 +75,7 @@ def finish(run: Path, single: bool = False, end: bool = True) -> str:
     judged = write_gates(run, found)
     summary = summarise(run, judged, found) | {"ended": end}
     text = json.dumps(summary, indent=1, allow_nan=False)
-    write_whole(run / "summary.json", lambda path: path.write_text(text))
+    write_whole(run / layout.SUMMARY, lambda path: path.write_text(text))
     write_pages(run, single=single, found=found)
     update_ledger(run.parent)
     return run_table(run)

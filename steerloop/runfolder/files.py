@@ -79,16 +79,23 @@ def verify(run: Path) -> None:
                         f"then `python -m steerloop.train --resume {run}` makes it anew")
 
 
-def ending(run: Path) -> dict[str, Any]:
-    """summary.json of a run that came to its end, {} of another. Raises UserError where it is
-    damaged."""
+def read_summary(run: Path) -> dict[str, Any]:
+    """summary.json, {} where there is none. Raises UserError where it is damaged."""
     path = run / SUMMARY
+    if not path.exists():
+        return {}
     try:
-        found = json.loads(path.read_text()) if path.exists() else {"ended": False}
-        return found if found["ended"] else {}
+        known = json.loads(path.read_text())
+        return {"ended": known["ended"], **known}
     except (ValueError, KeyError, TypeError) as e:
         raise UserError(f"{path} is damaged: delete it, then `python -m steerloop.train --resume "
                         f"{run}` makes it anew") from e
+
+
+def ending(run: Path) -> dict[str, Any]:
+    """`read_summary` of a run that came to its end, {} of another."""
+    summary = read_summary(run)
+    return summary if summary.get("ended") else {}
 
 
 def records_lost(run: Path) -> int:

@@ -14,7 +14,15 @@ GATES = "gates.md"
 DIARY = "diary.md"
 MAP = "map.html"
 REPORT = "report.html"
-LEDGER = "ledger.parquet"  # beside the run folders
+EXPORTS = "exports"  # what was exported without --out
+BUNDLE = "bundle.tar.gz"  # among them
+
+# Beside the run folders:
+LEDGER = "ledger.parquet"
+SCRIPT = "plotly-{}.min.js"  # by its version
+
+# What a bundle takes along, as globs below the run folder.
+SHARED = ("*.json", "*.jsonl", "*.md", "*.txt", "*.parquet", "rounds/*/*")
 
 # Kept by name; what is in them gives the ending. Of the run:
 LIMIT = "limit"
@@ -41,6 +49,16 @@ def of_round(round: int, name: str) -> str:
 def work(round: int) -> str:
     """Where a round keeps what it needs until it is over."""
     return of_round(round, "work")
+
+
+def batch(round: int, number: int) -> str:
+    """A batch of completions (from 0) of a round that is not over yet."""
+    return f"{work(round)}/batch-{number}"
+
+
+def of_rival(round: int, name: str) -> str:
+    """The same of plain distillation that `name` is of the run."""
+    return of_round(round, f"nll.{name}")
 
 
 def of_state(round: int, state: str) -> list[str]:
@@ -78,9 +96,14 @@ def planted(run: Path) -> Path:
     return run / f"{PLANTED}.parquet"
 
 
-def of_all_rounds(run: Path, name: str) -> list[Path]:
-    """The tables of this name, round by round."""
-    return sorted(run.glob(f"rounds/*/{name}.parquet"))
+def of_all_rounds(run: Path, name: str) -> dict[int, Path]:
+    """Round (from 0), in order → its table of this name, for the rounds that have one."""
+    return dict(sorted((int(x.parent.name), x) for x in run.glob(f"rounds/*/{name}.parquet")))
+
+
+def summaries(root: Path) -> list[Path]:
+    """Of all runs in a folder of them, as far as they have one."""
+    return sorted(root.glob(f"*/{SUMMARY}"))
 
 
 def upgraded(config: dict[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from safetensors import safe_open
 from steerloop import UserError, lora, report
 from steerloop.config import Config
 from steerloop.evaluate import evaluate
+from steerloop.export.adapter import SETTINGS, WEIGHTS
 from steerloop.export.extras import extra
 from steerloop.kernels.dense import Dense
 from steerloop.kernels.hardware import hardware
@@ -37,8 +38,6 @@ from steerloop.runfolder.identity import code_version
 from steerloop.runfolder.layout import of_state
 from steerloop.runfolder.opening import log_to
 from steerloop.texts.data import Data, read_data
-
-FILES = ["adapter_config.json", "adapter_model.safetensors"]
 
 
 @dataclass
@@ -59,13 +58,13 @@ def find_adapter(model: str) -> Adapter | None:
         if model == "embedded" or model.lower() in SHORT or "/" not in model:
             return None
         try:
-            folder = Path(snapshot_download(model, allow_patterns=FILES))
+            folder = Path(snapshot_download(model, allow_patterns=[SETTINGS, WEIGHTS]))
         except (OSError, ValueError):  # loading it as a model says what is wrong
             return None
-    if not (folder / FILES[0]).is_file():
+    if not (folder / SETTINGS).is_file():
         return None
-    if not (folder / FILES[1]).is_file():
-        raise UserError(f"{model} has no {FILES[1]}: only safetensors are read; convert it with "
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"{model} has no {WEIGHTS}: only safetensors are read; convert it with "
                         "PEFT's save_pretrained")
     config = extra("peft").PeftConfig.from_pretrained(str(folder))
     if config.is_prompt_learning:
@@ -107,7 +106,7 @@ def put_on(model: Model, adapter: Adapter) -> Any:
     except (ValueError, RuntimeError, KeyError, TypeError) as e:
         raise UserError(f"PEFT cannot put {adapter.folder} on {adapter.base}: "
                         f"{str(e).splitlines()[0]}; name another --base") from e
-    with safe_open(adapter.folder / FILES[1], "pt") as file:
+    with safe_open(adapter.folder / WEIGHTS, "pt") as file:
         there = {x.replace("language_model.", "") for x in file.keys()  # noqa: SIM118
                  if ".base_layer." not in x}  # PEFT saves whole embeddings beside their adapters
     found = set(peft.get_peft_model_state_dict(handle, save_embedding_layers=False))

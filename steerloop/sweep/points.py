@@ -17,6 +17,11 @@ from steerloop.sweep.climb import climb, whole
 from steerloop.texts.data import read_data
 
 
+def file_of(folder: Path, sweep: str) -> Path:
+    """Where the rows of a sweep are."""
+    return folder / f"{sweep}.jsonl"
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a file of points, none where there is no file."""
     return [json.loads(x) for x in path.read_text().splitlines()] if path.is_file() else []
@@ -46,7 +51,7 @@ class Group:
 
     def check(self) -> None:
         """Raises UserError where the rows that are there came from another model of that name."""
-        path, name, mine = self.out / f"{self.sweep}.jsonl", self.key["model"], self.weights
+        path, name, mine = file_of(self.out, self.sweep), self.key["model"], self.weights
         there = {x.get("weights", mine) for x in read_rows(path) if x["model"] == name} - {mine}
         if there:
             raise UserError(f"{path} has rows of another model {name}, weights "
@@ -55,7 +60,7 @@ class Group:
 
 def run(group: Group) -> None:
     """Append the missing points of a group to its file, each line whole."""
-    path, sweep = group.out / f"{group.sweep}.jsonl", SWEEPS[group.sweep]
+    path, sweep = file_of(group.out, group.sweep), SWEEPS[group.sweep]
     done = {(x["arm"], x["setting"]) for x in read_rows(path)
             if group.key.items() <= x.items() and (x["round"] == sweep.rounds or x["ended"])}
     todo = [arm for arm in sweep.arms if (arm.family, arm.setting) not in done]

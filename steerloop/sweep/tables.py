@@ -13,7 +13,7 @@ import polars as pl
 from steerloop.report.stats import over_seeds
 from steerloop.report.text import markdown
 from steerloop.sweep.arms import FRONTIER, SWEEPS
-from steerloop.sweep.points import read_rows
+from steerloop.sweep.points import file_of, read_rows
 
 TARGETS = (-0.5, -1.0, -1.5)  # nats
 REACH = 0.4  # nats: both settings of a bracket lie this near to the target
@@ -25,7 +25,7 @@ FULL = FRONTIER[0].family  # plain training as it is: where each family without 
 
 def rows(folder: Path, sweep: str) -> pl.DataFrame:
     """The points of a sweep so far."""
-    found = pl.DataFrame(read_rows(folder / f"{sweep}.jsonl"), infer_schema_length=None)
+    found = pl.DataFrame(read_rows(file_of(folder, sweep)), infer_schema_length=None)
     keys = [*KEYS, "seed", "arm", "family", "setting", "round"]
     return found.unique(keys, keep="first", maintain_order=True) if len(found) else found
 
