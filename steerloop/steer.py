@@ -21,18 +21,14 @@ from steerloop.readouts.states import Vector, mean_states
 from steerloop.texts.data import Data
 
 
-def chosen_blocks(model: Model, cfg: Config) -> list[int]:
-    """The blocks to steer. Raises UserError when that is none, or one that the model has not."""
-    return band(cfg.steer_blocks, cfg.steer_band, len(model.decoder.layers), "steer")
-
-
 def extract(model: Model, data: Data, cfg: Config) -> Vector:
     """Mean residual difference between the poles over all contexts, for each block of the band.
 
     Context i speaks under pair i modulo their number, so that wordings average out.
     Raises UserError when the band selects no block of this model.
     """
-    blocks = chosen_blocks(model, cfg)
+    depth = len(model.decoder.layers)
+    blocks = band(cfg.steer_blocks, cfg.steer_band, depth, "steer")
     means = []
     for pole in (0, 1):
         prompts = []

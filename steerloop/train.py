@@ -78,7 +78,6 @@ def train(cfg: Config) -> Path:
     """
     probes(cfg)  # those that are not there are said at once
     data, model = read_data(cfg), load(cfg)
-    steer.chosen_blocks(model, cfg)  # as are blocks
     run = Journal(model, data, cfg)
     if ended := loop(model, data, cfg, run):
         logger.warning(f"stopped: {ended}")
