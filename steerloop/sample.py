@@ -98,11 +98,15 @@ def completion_losses(
     """
     nlls, kls = [], []
     for batch in Bar(model.batches(table, cfg.batch_rows), "score"):
-        phase = model.dense() if vector else nullcontext()
-        with phase, steered(model, vector or {}, batch):
-            h = model.hidden(batch)
-        with model.dense() if vector and ref is None else model.gates(ref):
-            h_ref = None if not vector and ref is None else model.hidden(batch)
+        h_ref = None
+        with model.dense() if vector else nullcontext():
+            with steered(model, vector or {}, batch):
+                h = model.hidden(batch)
+            if vector and ref is None:
+                h_ref = model.hidden(batch)
+        if ref is not None:
+            with model.gates(ref):
+                h_ref = model.hidden(batch)
         nll, kl = token_losses(h, h_ref, batch.targets, model.head)
         nlls += batch.split(nll.cpu())
         kls += batch.split(kl.cpu())

@@ -2,8 +2,8 @@
 
     extract   steer.py     a vector from opposed personas
     dose      dose.py      how hard to steer: c*, and a walk below it
-    sample    sample.py    prompts × doses → completions: where tokens are drawn
-    filter    filter.py    where a completion is kept, or dropped for a reason
+    sample    sample.py    prompts × doses → completions; kernels/decode.py draws the tokens (pick)
+    filter    filter.py    a completion is kept, or dropped for a reason
     heal      heal.py      the live Δ of lora.py is trained, under the hinge of barrier.py
     fold      lora.py      Δ joins the gated stack; all gates at zero are the base
     evaluate  evaluate.py  foundations and coherence of the model as it stands
@@ -22,7 +22,7 @@ from steerloop import dose, evaluate, filter, heal, report, sample, steer
 from steerloop.baselines import rivals
 from steerloop.cli.entry import command
 from steerloop.config import Config, parse
-from steerloop.dose import ask, short
+from steerloop.dose import ask
 from steerloop.evidence.bounds import Bounds
 from steerloop.evidence.drift import drift
 from steerloop.evidence.journal import Journal
@@ -33,8 +33,8 @@ from steerloop.runfolder.recorder import NOTHING, Recorder
 from steerloop.texts.data import Data, read_data
 
 STAGES = (
-    evaluate.evaluate, filter.calibrate, steer.extract, dose.dose, sample.sample, filter.filter,
-    dose.choose, heal.heal, drift,
+    evaluate.evaluate, filter.calibrate, steer.extract, dose.dose, dose.short, sample.sample,
+    filter.filter, dose.choose, heal.heal, drift,
 )  # fmt: skip
 
 
@@ -46,7 +46,8 @@ def loop(model: Model, data: Data, cfg: Config, run: Recorder = NOTHING) -> str:
     `run` is put on once, around the stages: it may keep what they return, show it, measure more.
     Raises UserError, naming the remedy, where a round cannot go on.
     """
-    evaluate, calibrate, extract, dose, sample, filter, choose, heal, drift = run.keeps(*STAGES)
+    (evaluate, calibrate, extract, dose, short, sample,
+     filter, choose, heal, drift) = run.keeps(*STAGES)
     bounds = Bounds(cfg, evaluate(model, data, cfg))
     limit = calibrate(model, data, cfg)  # of perplexity, from the base's own completions
     for round in run.rounds(cfg.rounds):
@@ -62,7 +63,7 @@ def loop(model: Model, data: Data, cfg: Config, run: Recorder = NOTHING) -> str:
             batches.append(filter(model, drawn, data, cfg, limit))
         rows, kappa = choose(batches, kappas, cfg)
         kept = rows.filter("train")
-        _, delta = heal(model, kept, cfg, round)
+        _, delta = heal(model, kept, cfg, round, run)
         fold(model.layers, model.gates, delta)
         bounds.book(kappa, drift(model, kept, data, cfg, vector))
         if not bounds.holds(evaluate(model, data, cfg)):
@@ -79,8 +80,7 @@ def train(cfg: Config) -> Path:
     probes(cfg)  # those that are not there are said at once
     data, model = read_data(cfg), load(cfg)
     run = Journal(model, data, cfg)
-    if ended := loop(model, data, cfg, run):
-        logger.warning(f"stopped: {ended}")
+    loop(model, data, cfg, run)
     rivals(run, loop)
     logger.info(f"{run.path}\n{report.finish(run.path)}")
     return run.path

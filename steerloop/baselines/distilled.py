@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-import polars as pl
 from torch import Tensor
 
 from steerloop.config import Config
@@ -25,7 +24,7 @@ class Rival(Recorder):
 
     def __init__(self, run: Journal) -> None:
         self.run, self.round = run, 0
-        self.limit = run.folder.once(layout.LIMIT, lambda: None)
+        self.limit = run.folder.read(layout.LIMIT)
 
     def rounds(self, rounds: int) -> Iterator[int]:
         for self.round in range(rounds):
@@ -42,10 +41,11 @@ class Rival(Recorder):
                 return run.vectors[round]
             case "dose":
                 return run.doses[round]
-            case "sample":
-                return recorded(run, round, args[1])
-            case "filter":
-                return args[1]
+            case "short":
+                return False
+            case "choose":
+                return tuple(run.folder.read(of_round(round, x))
+                             for x in (layout.COMPLETIONS, layout.KAPPA))
             case "heal":
                 return self.heal(stage, *args)
             case "drift":
@@ -55,7 +55,7 @@ class Rival(Recorder):
     def heal(self, stage: Callable[..., Any], *args: Any) -> Any:
         """As the run keeps its own, under names of its own."""
         names = [of_rival(self.round, x) for x in (layout.HEAL, layout.ADAPTER)]
-        stats, delta = self.run.folder.once(names, stage, *args, self)
+        stats, delta = self.run.folder.once(names, stage, *args)
         self.run.folder.event("heal_nll", round=self.round, **stats)
         self.run.folder.done(work(self.round))
         return stats, delta
@@ -74,9 +74,3 @@ def distilled(run: Journal, loop: Loop) -> Model:
     rival = load(cfg)
     loop(rival, run.data, replace(cfg, rounds=run.last + 1), Rival(run))
     return rival
-
-
-def recorded(run: Journal, round: int, table: pl.DataFrame) -> pl.DataFrame:
-    """The judged rows of the batch of a round that has these jobs."""
-    rows = run.folder.once(of_round(round, layout.COMPLETIONS), lambda: None)
-    return rows.filter(pl.col("copy") == table["copy"][0]).drop("row", "train")

@@ -17,7 +17,9 @@ import polars as pl
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from steerloop import report
 from steerloop.barrier import Barrier
+from steerloop.baselines import rivals
 from steerloop.bench import twins
 from steerloop.bench.races import TARGET
 from steerloop.config import Config, parse
@@ -263,6 +265,8 @@ def ours(cfg: Config) -> tuple[list[Call], float]:
         data, model = read_data(cfg), load(cfg)
         run = Clocked(model, data, cfg)
         loop(model, data, cfg, run)
+        rivals(run, loop)
+        report.finish(run.path)
         return first_round(run.calls), begin.until(now(cuda))["seconds"]
 
 

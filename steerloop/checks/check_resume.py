@@ -140,6 +140,7 @@ def check_what_is_done_is_not_done_again(cfg, tmp_path, monkeypatch):
     stop.clear()
     resumed(run, cfg)
     batches = pl.read_parquet(run / "rounds/01/completions.parquet")["copy"].n_unique()
+    assert calls.pop("short") > batches
     assert calls == {"extract": 1, "dose": 1, "sample": batches, "filter": batches, "choose": 2,
                      "heal": 2, "drift": 2}
 
@@ -215,6 +216,21 @@ def check_another_run_is_refused_with_what_changed(cfg, whole, tmp_path):
     found = json.loads((run / "config.json").read_text())
     assert found["resumed"] == [{"config.lr": "0.01 → 0.02"}] and found["config"]["lr"] == 0.02
     assert found["config"]["resume"] == "" and found["config"]["force"] is False
+
+
+@pytest.mark.parametrize("changes", [
+    {"batch_rows": 5}, {"multiples": [0.5]}, {"walk_rows": 2}, {"n_keep": 6},
+    {"survival": 0.1, "kappa_min": 0.9}])
+def check_forced_changes_leave_what_is_done_as_it_is(whole, cfg, tmp_path, changes):
+    """Rounds that are over keep their rows, whatever is sampled otherwise from now on."""
+    copytree(whole, run := tmp_path / "run")
+    resumed(run, cfg, rounds=3, force=True, **changes)
+    for name in ("completions.parquet", "healed.eval.parquet"):
+        for at in ("rounds/00", "rounds/01"):
+            assert (run / at / name).read_bytes() == (whole / at / name).read_bytes()
+    rows = pl.read_parquet(run / "rounds/02/completions.parquet")
+    assert rows["train"].sum() == changes.get("n_keep", cfg.n_keep)
+    assert len(json.loads((run / "summary.json").read_text())["healed"]) == 3
 
 
 def check_a_finished_run_says_so_and_takes_more_rounds(cfg, tmp_path):

@@ -50,6 +50,17 @@ def check_a_fixed_dose_is_kept_and_a_budget_ends_a_climb(folders, tmp_path):
     assert held[0]["kappa"] < anew[0]["kappa"]
 
 
+def check_a_group_that_cannot_begin_says_why(folders, tmp_path):
+    cfg = short_config(tmp_path, small_config(folders(), quant="none"))
+    data = read_data(cfg)
+    for changes, message in (({"model": str(tmp_path / "none")}, "no such directory"),
+                             ({"lora_blocks": [99]}, "--lora_blocks")):
+        with pytest.raises(UserError, match=message):
+            climb(data, cfg, Arm("x", "", changes), Sweep([], 2, ()), {})
+    rows = climb(data, cfg, Arm("x", "", {"target_kl": 1e9}), Sweep([], 2, ()), {})
+    assert rows == [{"round": 1, "ended": rows[0]["ended"]}] and "not crossed" in rows[0]["ended"]
+
+
 def check_what_is_there_is_not_run_again(tmp_path, monkeypatch):
     ran = []
 

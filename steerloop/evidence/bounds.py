@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import polars as pl
+from loguru import logger
 
 from steerloop import UserError, report
 from steerloop.config import Config
@@ -41,8 +42,11 @@ class Bounds:
         self.top, self.dose, self.kl = math.nan, np.empty(0), np.empty(0)  # both in logs
 
     def holds(self, state: Frames) -> bool:
-        """Whether a measured student is above the floor of coherence."""
-        return coherence(state) >= self.floor
+        """Whether a measured student is above the floor of coherence; if not, that is said."""
+        share = coherence(state)
+        if share < self.floor:
+            logger.warning(f"stopped: coherence {share:.3f} is below {self.floor:.3f}")
+        return share >= self.floor
 
     def teacher(self, kappa: float) -> float:
         """T of a round at κ, nats."""
@@ -55,7 +59,7 @@ class Bounds:
         is spent. Raises UserError where the budget is too small for even one round."""
         budget, least = self.cfg.kl_budget, self.cfg.kappa_min
         if curve is None:
-            return None if 0 < budget < self.spent else (1.0, 1.0)
+            return self.within((1.0, 1.0), self.spent <= budget or not budget)
         share = max(self.shares, default=FIRST)
         if not budget:
             return least, 1.0
@@ -70,7 +74,14 @@ class Bounds:
         if most < least and not self.shares:
             raise UserError(f"--kl_budget {budget:g} is too little for one round: raise it to "
                             f"{1.1 * share**2 * self.teacher(least):.2g}, or lower --kappa_min")
-        return (least, most) if most >= least else None
+        return self.within((least, most), most >= least)
+
+    def within(self, kappas: tuple[float, float], fits: bool) -> tuple[float, float] | None:
+        """These κ if they fit the budget; if not, that is said."""
+        if not fits:
+            logger.warning(f"stopped: {self.spent:.3f} nats spent, no dose fits --kl_budget "
+                           f"{self.cfg.kl_budget:g}")
+        return kappas if fits else None
 
     def book(self, kappa: float, went: dict[str, float]) -> None:
         """The round that was allowed is over, at κ; `went` is the student's `drift`, nats."""

@@ -15,7 +15,7 @@ import polars as pl
 from loguru import logger
 from torch import Tensor
 
-from steerloop import UserError, report
+from steerloop import report
 from steerloop.config import Config
 from steerloop.evaluate import evaluate
 from steerloop.evidence.bounds import floor_of
@@ -32,13 +32,14 @@ from steerloop.runfolder.recorder import Recorder
 from steerloop.steer import steered
 from steerloop.texts.data import Data
 
-JUDGED = "keep"  # a column that rows from the folder have already, and sampled ones not yet
+CHOSEN = [layout.COMPLETIONS, layout.KAPPA]
 
 
 class Journal(Recorder):
     """Keeps a run in its folder. Every stage of the loop has a method here, which runs it or reads
-    what it came to, and does what stands around it. Raises UserError where the folder cannot be
-    used, or a resumed run does not come to what it came to before."""
+    what it came to (evaluation: through `measure`), and does what stands around it. Raises
+    UserError where the folder cannot be used, or a resumed run does not come to what it came to
+    before."""
 
     def __init__(self, model: Model, data: Data, cfg: Config) -> None:
         self.model, self.data, self.cfg = model, data, cfg
@@ -50,7 +51,8 @@ class Journal(Recorder):
         self.doses: list[tuple[float, pl.DataFrame]] = []  # c* and its curve, by round
         self.base: list[pl.DataFrame] = []
         self.healed: list[pl.DataFrame] = []
-        self.teacher = 0.0  # the dose that the round's student was taught at
+        self.taught_at = 0.0  # the largest dose, less its multiple, of the round's data
+        self.stage = ""  # of sampling: walk, or sample
         self.folder.event("axis", axis=[data.down, data.up])
 
     def call(self, stage: Callable[..., Any], *args: Any) -> Any:
@@ -67,6 +69,7 @@ class Journal(Recorder):
                 yield self.round
         finally:  # a round that could not be healed is none
             self.round = self.last
+            self.progress.close()
 
     def keep(
         self, name: str | list[str], stage: Callable[..., Any], *args: Any, **note: Any
@@ -97,9 +100,9 @@ class Journal(Recorder):
     def on_evaluate(self, stage: Callable[..., Any], *args: Any) -> Any:
         """Base before the first round, the healed student at the end of each: the round is over."""
         if self.round < 0:
-            self.base = self.measure("base", {})
+            self.base = self.measure(layout.BASE, {})
             return self.base
-        self.healed = self.measure("healed", {})
+        self.healed = self.measure(layout.HEALED, {})
         self.last = self.round
         self.folder.done(work(self.round))
         pages = report.after_round(self.path, self.round)
@@ -121,56 +124,50 @@ class Journal(Recorder):
         self.doses.append(self.keep([layout.DOSE, layout.CURVE], stage, *args))
         return self.doses[-1]
 
-    def on_sample(self, stage: Callable[..., Any], model: Model, table: pl.DataFrame, *args: Any
-                  ) -> Any:
-        """A batch that the folder has comes back judged."""
-        copy = table["copy"][0]
-        chosen = of_round(self.round, layout.COMPLETIONS)
-        if self.folder.has([chosen]):
-            known = self.folder.once(chosen, stage)
-            known = known.filter(pl.col("copy") == copy).drop("row", "train")
-            same = ["prompt_id", "dose", "copy"]
-            if not known.select(same).equals(table.select(same)):
-                raise UserError(f"{layout.completions(self.path, self.round)} has other rows than "
-                                "this run samples; if this machine is as it was, start a new run")
-            return known
-        name = batch(self.round, len(self.drawn))
-        if self.folder.has([name]):
-            return self.folder.once(name, stage, model, table, *args)
+    def on_short(self, stage: Callable[..., Any], *args: Any) -> bool:
+        """A round whose rows were chosen is not short of any."""
+        return not self.folder.has([of_round(self.round, x) for x in CHOSEN]) and stage(*args)
+
+    def on_sample(self, stage: Callable[..., Any], model: Model, table: pl.DataFrame,
+                  vector: Vector, cfg: Config, key: str) -> pl.DataFrame:
+        """A batch that the folder has is not sampled: it comes back judged from `on_filter`."""
+        self.stage = key.rpartition("|")[2]
+        if self.folder.has([batch(self.round, len(self.drawn))]):
+            return table
         with self.progress.stage(self.round, layout.COMPLETIONS, over=False):
-            return stage(model, table, *args)
+            return stage(model, table, vector, cfg, key)
 
     def on_filter(self, stage: Callable[..., Any], model: Model, table: pl.DataFrame, *args: Any
-                  ) -> Any:
+                  ) -> pl.DataFrame:
         """Kept batch by batch; of the walk, what share passed is said."""
-        if JUDGED not in table.columns:
-            name = batch(self.round, len(self.drawn))
-            with self.progress.stage(self.round, layout.COMPLETIONS, over=False):
-                table = self.folder.once(name, stage, model, table, *args)
-            share, kappa = table["keep"].mean(), table["kappa"][0]
-            logger.info(f"at {kappa:.2f} of c*: {share:.0%} of {len(table)} pass the filter")
-        self.drawn.append(table)
-        kept, rows = (sum(x) for x in zip(*((x["keep"].sum(), len(x)) for x in self.drawn),
-                                          strict=True))
+        name = batch(self.round, len(self.drawn))
+        with self.progress.stage(self.round, layout.COMPLETIONS, over=False):
+            judged = self.folder.once(name, stage, model, table, *args)
+        if self.stage == "walk":
+            logger.info(f"at {judged['kappa'][0]:.2f} of c*: {judged['keep'].mean():.0%} of "
+                        f"{len(judged)} pass the filter")
+        self.drawn.append(judged)
+        kept = sum(x["keep"].sum() for x in self.drawn)
+        rows = sum(len(x) for x in self.drawn)
         self.progress.note(kept=f"{kept} of {self.cfg.n_keep}", survival=f"{kept / rows:.0%}")
-        return table
+        return judged
 
     def on_choose(self, stage: Callable[..., Any], *args: Any) -> Any:
         """Sampling is over: the round's rows, what became of them, and the teacher measured."""
-        table, kappa = self.keep([layout.COMPLETIONS, layout.KAPPA], stage, *args)
+        table, kappa = self.keep(CHOSEN, stage, *args)
         (c_star, curve), vector = self.doses[-1], self.vectors[-1]
         self.folder.event(
             "sample", round=self.round, c_star=c_star, kappa=kappa, curve=curve.to_dicts(),
             survival=report.survival(table), cos_first=cosine(vector, self.vectors[0]))
         examples(self.model, self.data, self.cfg, table, self.round)
-        self.teacher = kappa * c_star
-        self.measure("steered", vector, self.teacher)
+        self.taught_at = kappa * c_star
+        self.measure(layout.STEERED, vector, self.taught_at)
         return table, kappa
 
     def on_heal(self, stage: Callable[..., Any], model: Model, table: pl.DataFrame, cfg: Config,
-                round: int) -> Any:
+                round: int, run: Recorder) -> Any:
         stats, delta = self.keep(
-            [layout.HEAL, layout.ADAPTER], stage, model, table, cfg, round, self, round=round,
+            [layout.HEAL, layout.ADAPTER], stage, model, table, cfg, round, run, round=round,
             model=cfg.model, r=cfg.r, alpha=cfg.alpha, targets=cfg.targets)
         self.folder.event("heal", round=round, **stats)
         return stats, delta
@@ -180,7 +177,7 @@ class Journal(Recorder):
         went = self.keep(layout.DRIFT, stage, *args)
         self.folder.event("drift", round=self.round, **went)
         self.keep(layout.ANSWERS, diary, self.model, self.data, self.cfg, self.vectors[-1],
-                  self.teacher, self.round)
+                  self.taught_at, self.round)
         return went
 
     def save(self, name: str, tensors: dict[str, Tensor], **note: Any) -> None:

@@ -62,7 +62,7 @@ KINDS: dict[str, Callable[[Random, str, str], str]] = {
 
 @torch.no_grad()
 def planted(model: Model, data: Data, cfg: Config, limit: float) -> pl.DataFrame:
-    """`judge`d rows: prompt, text, source ("base", "planted", "labelled"), kind, `coherent`
+    """Judged rows: prompt, text, source ("base", "planted", "labelled"), kind, `coherent`
     (known), and the filter's scores, `keep` and `drop_reason`."""
     with model.gates(model.gates.before(0)):
         own = sample(model, jobs(model, data.prompts[:ROWS], [0.0]), {}, cfg, "planted")

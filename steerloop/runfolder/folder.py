@@ -147,6 +147,14 @@ class Folder:
                                         "goes on") from e
         return values[0] if isinstance(name, str) else values
 
+    def read(self, name: str) -> Any:
+        """What is kept under a name. Raises UserError where it is not there, or not what was
+        written."""
+        if not self.has([name]):
+            raise UserError(f"{self.path} has no {name}: `python -m steerloop.train --resume "
+                            f"{self.path}` makes it")
+        return self._read(self._file(name))
+
     def _write(self, name: str, value: Any, note: dict[str, Any]) -> None:
         if isinstance(value, pl.DataFrame):
             end = ".parquet"

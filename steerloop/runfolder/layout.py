@@ -31,15 +31,17 @@ PLANTED = "planted"
 # Of a round, each after the stage that makes it:
 VECTOR, DOSE, CURVE, COMPLETIONS, KAPPA = "vector", "dose", "curve", "completions", "kappa"
 HEAL, ADAPTER, DRIFT, ANSWERS = "heal", "adapter", "drift", "diary"
+# And states that are measured in it:
+BASE, STEERED, HEALED = "base", "steered", "healed"
 
 # What a round spends its time on, as shares: those of the embedded model (docs/bench), until a
 # round of this run has shown its own; and what is said of each when it is over.
-SHARES = {"vector": 0.03, "dose": 0.14, "completions": 0.14, "steered": 0.15, "heal": 0.29,
-          "drift": 0.08, "diary": 0.02, "healed": 0.15}
-SAID = {"vector": "vector extracted", "dose": "dose solved",
-        "completions": "completions sampled and filtered", "steered": "steered model evaluated",
-        "heal": "healed and folded", "drift": "drift measured", "diary": "diary written",
-        "healed": "healed model evaluated"}
+SHARES = {VECTOR: 0.03, DOSE: 0.14, COMPLETIONS: 0.14, STEERED: 0.15, HEAL: 0.29, DRIFT: 0.08,
+          ANSWERS: 0.02, HEALED: 0.15}
+SAID = {VECTOR: "vector extracted", DOSE: "dose solved",
+        COMPLETIONS: "completions sampled and filtered", STEERED: "steered model evaluated",
+        HEAL: "healed", DRIFT: "drift measured", ANSWERS: "diary written",
+        HEALED: "healed model evaluated"}
 
 
 def of_round(round: int, name: str) -> str:

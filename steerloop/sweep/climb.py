@@ -23,6 +23,7 @@ from steerloop.texts.data import Data
 from steerloop.train import loop, train
 
 RIVALS = {"steering": "matched", "nll": "nll", "prompt": "prompted"}  # rival → state
+SHARED = ("evaluate", "calibrate", "extract", "sample", "filter")  # as is dose, of the first round
 LIKE = ("coherence", "opening_mass", "sentence_validity", "p_ans_any", "json_is_valid")
 
 
@@ -45,6 +46,7 @@ class Climb(Recorder):
         self.data, self.cfg, self.arm, self.sweep, self.shared = data, cfg, arm, sweep, shared
         self.round, self.batches, self.held = -1, 0, 0.0
         self.base: dict[str, float] = {}
+        self.unmoved: list[pl.DataFrame] = []  # the base as it was measured
         self.now: dict[str, Any] = {}  # of the round under way
         self.rows: list[dict[str, Any]] = []
 
@@ -71,9 +73,11 @@ class Climb(Recorder):
             return self.drift(*args)
         if name == "evaluate" and self.round >= 0:
             return self.evaluate(stage, *args)
-        return self.once(name, stage, *args)
+        if name in SHARED:
+            return self.first(name, stage, *args)
+        return stage(*args)
 
-    def once(self, name: str, stage: Callable[..., Any], *args: Any) -> Any:
+    def first(self, name: str, stage: Callable[..., Any], *args: Any) -> Any:
         """What the arms share of the first round is made by the first of them."""
         self.batches += name == "filter"
         own = self.round > 0 or (self.cfg.kl_budget and name in ("sample", "filter"))
@@ -84,12 +88,13 @@ class Climb(Recorder):
                 return made
             self.shared[key] = made
         if name == "evaluate":
-            self.base = report.measures(*self.shared[key])
+            self.unmoved = self.shared[key]
+            self.base = report.measures(*self.unmoved)
         return self.shared[key]
 
     def dose(self, stage: Callable[..., Any], *args: Any) -> Any:
-        """c* and its curve; or the dose that is held, at which any survivor will do."""
-        c_star, curve = self.once("dose", stage, *args) if not self.held else (self.held, None)
+        """c* and its curve; or the dose that is held, whatever survives it."""
+        c_star, curve = (self.held, None) if self.held else self.first("dose", stage, *args)
         self.now["c_star"] = c_star
         return c_star, curve
 
@@ -105,7 +110,7 @@ class Climb(Recorder):
         """A row for the round; where nobody looks (not `each` round) the base stands in for a
         student that is taken to be above the floor."""
         if not self.sweep.each and self.round + 1 < self.cfg.rounds:
-            return self.shared["evaluate -1 0"]
+            return self.unmoved
         frames, now = stage(*args), self.now
         order = ("round", "ended", "c_star", "kappa", "kl_base", "active", "operating_kl", "pull")
         self.rows.append({k: now[k] for k in order} | shown(
@@ -119,10 +124,12 @@ def climb(
     """Rows of one arm: a row a measured round; the last one says how the loop ended, if early.
     What can't go on is a row, too."""
     cfg = replace(cfg, **arm.changes)
-    run = Climb(data, cfg, arm, sweep, shared)
+    run, model = Climb(data, cfg, arm, sweep, shared), load(cfg)
     try:
-        ended = loop(load(cfg), data, cfg, run)
+        ended = loop(model, data, cfg, run)
     except (UserError, FloatingPointError) as e:
+        if run.round < 0:  # no arm of the group can begin
+            raise
         ended = str(e).partition(":")[0]
     last = run.rows[-1] if run.rows else {"round": 0, "kl_base": 0.0}
     if arm.fixed_dose and 0 < cfg.kl_budget < last["kl_base"]:
