@@ -190,7 +190,7 @@ def extract(
 def choice(twin: Twin, vignette: str, think: int) -> dict[str, Any]:
     """Probabilities of the seven foundations, answer mass, scaffold NLL, and whether a free answer
     parses: two prompts, one after the other."""
-    ends, both, said = answers(twin.chat.encode, think > 0), [], []
+    ends, both, said = answers(twin.chat.to_ids, think > 0), [], []
     digits, scaffold = [x[-1] for x in ends], ends[0][:-1]
     for reverse in (False, True):
         prompt = twin.chat.render(question(vignette, reverse, think > 0))
@@ -199,7 +199,7 @@ def choice(twin: Twin, vignette: str, think: int) -> dict[str, Any]:
         logps = logp(twin, prompt, ends[0])
         nll = -torch.stack([logps[i, x] for i, x in enumerate(scaffold)]).mean().item()
         both.append((logps[-1, digits], nll))
-        said.append(twin.chat.decode(generate(twin, [prompt], JSON_TOKENS, 0.0)[0]))
+        said.append(twin.chat.to_text(generate(twin, [prompt], JSON_TOKENS, 0.0)[0]))
     mean = (both[0][0] + both[1][0].flip(0)) / 2
     return {f"p_{f}": x for f, x in zip(FOUNDATIONS, mean.softmax(-1).tolist(), strict=True)} | {
         "p_ans_any": sum(x.exp().sum().item() for x, _ in both) / 2,
