@@ -78,7 +78,9 @@ def load(cfg: Config) -> Model:
     device = hardware(cfg.device, cfg.threads)
     tokenizer, hf = load_weights(cfg.model, cfg.dtype, cfg.attn, cfg.quant, device)
     decoder = hf.get_decoder()
-    blocks = band(cfg.lora_blocks, cfg.lora_band, len(decoder.layers), "lora")
+    depth = len(decoder.layers)
+    band(cfg.steer_blocks, cfg.steer_band, depth, "steer")  # one without a block is said at once
+    blocks = band(cfg.lora_blocks, cfg.lora_band, depth, "lora")
     names = projections(hf, decoder.layers, blocks, cfg.targets)
     gates = lora.Gates(cfg.rounds)
     layers = lora.wrap(hf, names, gates, cfg.r, cfg.alpha)

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from steerloop.config import Config
-from steerloop.kernels.batch import Batch
-from steerloop.kernels.decode import Rows
+from steerloop.kernels.batch import Dosed
 from steerloop.loading.layers import band
 from steerloop.model import Model
 from steerloop.readouts.states import Vector, mean_states
@@ -42,7 +41,7 @@ def extract(model: Model, data: Data, cfg: Config) -> Vector:
 
 
 @contextmanager
-def steered(model: Model, vector: Vector, rows: float | Rows | Batch) -> Iterator[None]:
+def steered(model: Model, vector: Vector, rows: float | Dosed) -> Iterator[None]:
     """Add dose · v_l at every position of every steered block.
 
     `rows` is one dose for all, or the rows that are in the model, with a dose each: it is read at

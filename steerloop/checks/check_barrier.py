@@ -8,9 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steerloop.barrier import Barrier, heal_loss, token_losses
+from steerloop.barrier import Barrier, Step, heal_loss, token_losses
 from steerloop.checks.twins import dense_heal_loss, dense_kl, dense_logp
-from steerloop.kernels import fused_loss
+from steerloop.kernels import head as heads
+from steerloop.kernels.chunked import chunks
 from steerloop.kernels.head import Head
 from steerloop.kernels.spectral import sigma_max
 
@@ -38,7 +39,7 @@ def problem(sizes, d, v, seed, softcap, dtype):
 def chunked(limit):
     """At most `limit` logits are alive at once."""
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(fused_loss, "CHUNK_LOGITS", limit)
+        m.setattr(heads, "CHUNK_LOGITS", limit)
         yield
 
 
@@ -48,7 +49,7 @@ SHAPES = {
     "v": st.integers(2, 40),
     "seed": st.integers(0, 2**20),
     "softcap": st.sampled_from([None, 2.0]),
-    "chunk": st.sampled_from([1, 60, fused_loss.CHUNK_LOGITS]),
+    "chunk": st.sampled_from([1, 60, heads.CHUNK_LOGITS]),
     "dtype": st.sampled_from([torch.float32, torch.bfloat16]),
 }
 
@@ -66,7 +67,7 @@ def check_heal_loss_is_its_dense_twin(
     wanted, nlls, tops = dense_heal_loss(h, ref, targets, rows, head, barrier, *totals)
     (slope,) = torch.autograd.grad(wanted, h)
     for _ in chunked(chunk):
-        loss, nll, top = heal_loss(h, ref, targets, rows, head, barrier, *totals)
+        loss, nll, top = heal_loss(h, ref, targets, rows, head, Step(barrier, *totals))
         (2.5 * loss).backward()
     limit = LIMITS[dtype]
     assert close(loss.detach(), wanted.detach(), limit)
@@ -82,7 +83,7 @@ def check_heal_loss_without_reference_is_the_mean_nll(sizes, d, v, seed, softcap
     wanted, _, _ = dense_heal_loss(h, None, targets, rows, head, barrier, n, 3)
     (slope,) = torch.autograd.grad(wanted, h)
     for _ in chunked(chunk):
-        loss, _, top = heal_loss(h, None, targets, rows, head, barrier, n, 3)
+        loss, _, top = heal_loss(h, None, targets, rows, head, Step(barrier, n, 3))
         loss.backward()
     assert top.shape == (0,)
     assert close(loss.detach(), wanted.detach(), LIMITS[dtype])
@@ -107,7 +108,7 @@ def check_token_losses_is_its_dense_twin(sizes, d, v, seed, softcap, chunk, dtyp
 @given(sizes=SHAPES["sizes"], most=st.integers(1, 20))
 def check_chunks_hold_whole_rows_within_the_limit(sizes, most):
     rows = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes).long())
-    found = list(fused_loss.chunks(rows, most))
+    found = list(chunks(rows, most))
     assert [x for part in found for x in part] == [x for x in sizes if x]
     assert all(len(part) == 1 or sum(part) <= most for part in found)
     assert all(sum(a) + b[0] > most for a, b in pairwise(found))  # none could have been longer
@@ -115,9 +116,9 @@ def check_chunks_hold_whole_rows_within_the_limit(sizes, most):
 
 def check_a_chunk_is_chosen_from_memory(monkeypatch):
     head = Head(torch.randn(40, 6))
-    for room, most in ((1e12, fused_loss.CHUNK_LOGITS // 40), (10 * 40, 10), (39, 1)):
-        bytes_ = room * 4 * fused_loss.COPIES / fused_loss.SHARE_TRAINING
-        monkeypatch.setattr(fused_loss, "memory", lambda _, x=bytes_: x)
+    for room, most in ((1e12, heads.CHUNK_LOGITS // 40), (10 * 40, 10), (39, 1)):
+        bytes_ = room * 4 * heads.COPIES / heads.SHARE_TRAINING
+        monkeypatch.setattr(heads, "memory", lambda _, x=bytes_: x)
         assert head.chunk == most
 
 
@@ -128,7 +129,7 @@ def check_gradient_is_finite_where_student_is_reference(kind, agg):
     barrier = Barrier(kind, agg, 1.0, 0.0)
     for ref in (h.detach().clone(), h.detach() + 1e-4):
         h.grad = None
-        loss, _, top = heal_loss(h, ref, targets, rows, head, barrier, 5, 2)
+        loss, _, top = heal_loss(h, ref, targets, rows, head, Step(barrier, 5, 2))
         loss.backward()
         assert h.grad.isfinite().all() and top.isfinite().all() and top.max() < 1e-3
 
@@ -139,7 +140,7 @@ def check_the_hinge_is_off_below_tau_and_on_above(agg):
 
     def gradient(barrier):
         h.grad = None
-        loss, _, top = heal_loss(h, ref, targets, rows, head, barrier, 8, 2)
+        loss, _, top = heal_loss(h, ref, targets, rows, head, Step(barrier, 8, 2))
         loss.backward()
         return h.grad.clone(), top
 

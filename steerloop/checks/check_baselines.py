@@ -2,13 +2,14 @@
 
 import json
 import math
+from dataclasses import replace
 
 import polars as pl
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from steerloop import baselines
+from steerloop import lora, train
 from steerloop.baselines import strength_for, turned
 from steerloop.checks.small import data_files, short_run, small_config
 from steerloop.readouts.forced_choice import choices
@@ -41,9 +42,10 @@ def check_every_baseline_is_measured_on_the_same_vignettes(folder):
 def check_the_persona_is_the_system_prompt(small):
     model = small().model
     plain, system = model.render("Why?"), model.render("Why?", "You are kind.")
-    model.persona = "You are kind."
-    assert model.render("Why?") == system != plain
-    assert model.render("Why?", "You are bold.") == small().model.render("Why?", "You are bold.")
+    told = replace(model, persona="You are kind.")
+    assert told.render("Why?") == system != plain
+    assert told.render("Why?", "You are bold.") == model.render("Why?", "You are bold.")
+    assert model.render("Why?") == plain and told.gates is model.gates  # one model, told or not
 
 
 def check_gates_are_turned_to_a_shift(small, tmp_path):
@@ -68,9 +70,8 @@ def check_gates_are_turned_to_a_shift(small, tmp_path):
 def check_the_plain_rival_is_a_run_without_a_barrier(folders, tmp_path, monkeypatch):
     """After its first round it is, bit for bit, what `--barrier nll` heals from the same data."""
     saved = []
-    fold = baselines.lora.fold
-    monkeypatch.setattr(baselines.lora, "fold", lambda *a: saved.append(fold(*a)) or saved[-1])
-    cfg = small_config(folders(), quant="none", coh_floor=0.0, tau=0, lam=3.0)
+    monkeypatch.setattr(train, "fold", lambda *a: saved.append(a[2]) or lora.fold(*a))
+    cfg = small_config(folders(), quant="none", coh_floor=0.0, tau=0.0, lam=3.0)
     short_run(tmp_path, cfg, runs="both", baselines=True, epochs=3)
     plain = short_run(tmp_path, cfg, runs="plain", barrier="nll", epochs=3)
     ours, theirs = saved[2], load_file(plain / "rounds/00/adapter.safetensors")  # after two rounds

@@ -8,7 +8,7 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from steerloop.barrier import Barrier, heal_loss
+from steerloop.barrier import Barrier, Step, heal_loss
 from steerloop.bench import load, memory
 from steerloop.bench.shapes import save_random
 from steerloop.config import Config
@@ -42,7 +42,8 @@ def check_copies_of_a_chunk_are_counted_right(kind):
     head, h = Head(torch.randn(V, 8)), torch.randn(N, 8).requires_grad_()
     rows, targets = torch.zeros(N, dtype=torch.long), torch.zeros(N, dtype=torch.long)
     with Peak() as peak:
-        heal_loss(h, torch.randn(N, 8), targets, rows, head, Barrier(kind, "rmse", 1.0, 0.0), N, 1)
+        step = Step(Barrier(kind, "rmse", 1.0, 0.0), N, 1)
+        heal_loss(h, torch.randn(N, 8), targets, rows, head, step)
     assert memory.COPIES - 1 < peak.most / (4 * N * V) < memory.COPIES + 0.5
 
 

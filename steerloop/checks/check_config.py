@@ -41,7 +41,8 @@ def check_every_knob_is_in_help_with_its_text(capsys):
 
 def check_numbers_name_their_unit():
     """Where a number has a unit, its help says so."""
-    units = {"target_kl": "nats", "tau": "nats", "lam": "per nat", "dose_tokens": "tokens",
+    units = {"target_kl": "nats", "tau": "nats", "tau_share": "share", "lam": "per nat",
+             "dose_tokens": "tokens",
              "max_new_tokens": "tokens", "think_tokens": "tokens", "min_tokens": "tokens",
              "multiples": "multiples", "steer_band": "fractions", "lora_band": "fractions",
              "ppl_factor": "multiple", "survival": "share", "warmup": "share", "val_share": "share",
@@ -61,7 +62,7 @@ def check_flags_beat_presets_and_tiny_beats_embedded():
         assert getattr(small, key) == tiny.get(key, value)
     assert any(tiny.get(k, v) != v for k, v in embedded.items())  # the two do disagree
     flags = parse(["--tiny", "--rounds", "5", "--tau", "0.7", "--steer_blocks", "1", "4"])
-    assert (flags.rounds, flags.tau, flags.steer_blocks) == (5, "0.7", [1, 4])
+    assert (flags.rounds, flags.tau, flags.steer_blocks) == (5, 0.7, [1, 4])
     hub = parse(["--model", "owner/name"])
     assert all(getattr(hub, k) == getattr(Config(model="owner/name"), k) for k in embedded)
     assert parse(["--no_filter"]).filter is False and plain.filter is True
@@ -85,6 +86,8 @@ WRONG = {
     "negative lambda": ["--lam", "-1"],
     "negative tau": ["--tau", "-0.1"],
     "tau not a number": ["--tau", "nan"],
+    "tau by its old word": ["--tau", "auto"],
+    "negative share of tau": ["--tau_share", "-0.5"],
     "negative budget": ["--kl_budget", "-1"],
     "nan": ["--lr", "nan"],
     "infinite": ["--lam", "inf"],
@@ -125,10 +128,10 @@ NAMES = {  # what the line has to name
 
 @pytest.mark.parametrize("case", WRONG)
 def check_wrong_input_is_one_line_and_leaves_no_run(case, tmp_path, capsys, monkeypatch):
-    def opened(cfg):
+    def opened(*_):
         raise AssertionError("the run went on to its run folder")
 
-    monkeypatch.setattr(train, "open_run", opened)
+    monkeypatch.setattr("steerloop.evidence.journal.open_run", opened)
     files = data_files(tmp_path) | {k: str(tmp_path / k)
                                     for k in ("one_pole", "uneven", "empty", "comments")}
     (tmp_path / "one_pole").write_text('positive = ["Be kind."]\n')

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from steerloop.loading.layers import band
 from steerloop.readouts.forced_choice import choices
 from steerloop.steer import extract, steered
 
@@ -29,9 +28,7 @@ def shift(world):
 
 @pytest.fixture(scope="module")
 def vector(world):
-    cfg, depth = world.cfg, len(world.model.decoder.layers)
-    blocks = band(cfg.steer_blocks, cfg.steer_band, depth, "steer")
-    return extract(world.model, world.data.pairs, world.data.contexts, blocks, cfg.batch_rows)
+    return extract(world.model, world.data, world.cfg)
 
 
 def check_vector_and_its_negative_move_authority_apart(shift, vector):

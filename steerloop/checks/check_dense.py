@@ -13,14 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steerloop import lora
-from steerloop.barrier import Barrier, heal_loss
+from steerloop.barrier import Barrier, Step, heal_loss
 from steerloop.checks.check_barrier import close, problem
 from steerloop.checks.small import WINDOW, completions, short_run, small_config, token_batch
 from steerloop.checks.twins import dense_logp
 from steerloop.config import Config, parse
 from steerloop.heal import step_loss
-from steerloop.kernels import blocked, dense, fused_loss, hardware
+from steerloop.kernels import blocked, chunked, dense, hardware
+from steerloop.kernels import head as heads
+from steerloop.kernels.batch import Row
 from steerloop.kernels.blocked import Blocked
+from steerloop.kernels.caches import empty_cache
 from steerloop.kernels.head import Head
 from steerloop.kernels.prefix import follow, paired
 from steerloop.model import load
@@ -39,9 +42,21 @@ def grown(s, rounds=2):
     return s.model
 
 
+def plain_rows(table):
+    """What `step_loss` reads where nothing is compared with a reference."""
+    columns = table.select("prompt_ids", "completion_ids", "row").rows()
+    return [Row(prompt, completion, None, number) for prompt, completion, number in columns]
+
+
 def logits(model, ids):
     with torch.no_grad():
         return model.head(model.trunk(ids, ids >= 0))
+
+
+def large(monkeypatch, least):
+    """From that vocabulary on, compiling and tiles pay."""
+    monkeypatch.setattr(heads, "LARGE", least)
+    monkeypatch.setattr(chunked, "LARGE", least)
 
 
 def kl(p, q):
@@ -55,7 +70,7 @@ def layout(request, monkeypatch):
     """Weights as they are, or those of dense phases and the head rearranged."""
     if request.param == "blocked":
         monkeypatch.setattr(blocked, "SMALL", 1)
-        monkeypatch.setattr(fused_loss, "LARGE", 1)
+        large(monkeypatch, 1)
         assert blocked.suits(torch.zeros(1))  # else this compared plain with plain
     return request.param
 
@@ -86,7 +101,7 @@ def check_rounding_once_in_bfloat16_costs_little(small):
 
 def check_dense_weights_follow_the_stack(small):
     """They are kept while nothing changes, and made anew after whatever changes the stack."""
-    model, ids = grown(small()), token_batch(2, 6)
+    model, ids = grown(small(rounds=4)), token_batch(2, 6)
 
     def found():
         with torch.no_grad(), model.dense():
@@ -101,12 +116,16 @@ def check_dense_weights_follow_the_stack(small):
         for layer in model.layers.values():
             layer.live_B.add_(0.1)
 
-    saved = {}
+    def fold(delta):
+        lora.fold(model.layers, model.gates, delta)
+
+    saved = {name: torch.full_like(x, 0.1) for name, x in lora.live_delta(model.layers).items()}
     changes = {
         "open": lambda: lora.open_round(model.layers, model.gates, 5), "train": train,
-        "gates": lambda: setattr(model.gates, "value", torch.tensor([1.0, 0, 1])),
+        "gates": lambda: setattr(model.gates, "value", torch.tensor([1.0, 0, 1, 0])),
         "all": lambda: setattr(model.gates, "value", None),
-        "fold": lambda: saved.update(lora.fold(model.layers, model.gates)),
+        "fold": lambda: fold(lora.live_delta(model.layers)),
+        "resume": lambda: fold(saved),
     }
     for change in changes.values():
         with torch.no_grad():
@@ -122,7 +141,7 @@ def check_gates_do_not_move_in_a_dense_phase(small):
             pass
         with model.dense():  # a phase within a phase is the same one
             pass
-        assert model.gates.merged
+        assert model.gates.fixed
     rows = torch.tensor([[1.0, 0, 0], [0.0, 1, 0]])
     with torch.no_grad(), model.gates(rows):
         plain = logits(model, ids)
@@ -130,7 +149,7 @@ def check_gates_do_not_move_in_a_dense_phase(small):
             assert torch.equal(logits(model, ids), plain)
     with pytest.raises(KeyError), torch.no_grad(), model.dense():
         raise KeyError
-    assert not model.gates.merged and torch.equal(logits(model, ids), student)
+    assert not model.gates.fixed and torch.equal(logits(model, ids), student)
 
 
 def check_auto_is_a_rule_on_sizes(small, monkeypatch):
@@ -149,7 +168,7 @@ def check_unpacked_training_is_training(small):
     """Bit for bit the gradients of the 4-bit layers, and the layers are back afterwards."""
     s = small()
     s.stir(1)
-    rows = [(*x, None) for x in completions(5).select("prompt_ids", "completion_ids").rows()]
+    rows = plain_rows(completions(5))
     barrier, grads = Barrier("nll", "rmse", 0.0, 0.0), []
     s.model.dense.training = True
     before = dict(s.model.hf.named_modules())
@@ -191,7 +210,7 @@ def check_a_run_keeps_the_same_rows_with_every_short_cut_and_with_none(folders, 
     for on in (True, False):
         with pytest.MonkeyPatch.context() as m:
             m.setattr(blocked, "SMALL", 1 if on else 2**60)
-            m.setattr(fused_loss, "LARGE", 1 if on else 2**60)
+            large(m, 1 if on else 2**60)
             cfg = small_config(folders(), quant="none", decode="dense" if on else "nf4")
             kept.append(kept_rows(short_run(tmp_path, cfg, str(on), batch_rows=64 if on else 1,
                                             batch=4 if on else 1, accumulate=1 if on else 4)))
@@ -233,22 +252,25 @@ def check_pairs_are_read_as_single_rows(small, within, between):
     prompts = [a + b for a, pair in zip(starts, ends, strict=True) for b in pair]
     ending = token_batch(1, 3, 77)[0].tolist()
     with torch.no_grad():
-        rows = paired(s.model, prompts, 0)
+        rows = paired(s.model.trunk, s.model.pad, empty_cache(s.model.hf), prompts, 0)
         assert rows.ids[:, 0].tolist() == [x[-1] for x in prompts]
-        found = follow(s.model, rows, ending)
+        found = follow(s.model.trunk, rows, ending)
         for h, prompt in zip(found, prompts, strict=True):
             ids = torch.tensor([prompt + ending])
             assert torch.allclose(h, s.model.trunk(ids, ids >= 0)[0, -4:], atol=1e-4)
 
 
-def check_common_starts_are_read_once(small, monkeypatch):
-    s, seen = small(), []
-    trunk = s.model.trunk
-    monkeypatch.setattr(s.model, "trunk", lambda ids, *rest: seen.append(ids.numel()) or trunk(
-        ids, *rest))
+def check_common_starts_are_read_once(small):
+    model, seen = small().model, []
+
+    def trunk(ids, *rest):
+        seen.append(ids.numel())
+        return model.trunk(ids, *rest)
+
     starts = [token_batch(1, 20, n)[0].tolist() for n in range(4)]
     with torch.no_grad():
-        paired(s.model, [[*x, 7 + i, 9] for x in starts for i in (0, 1)], 0)
+        paired(trunk, model.pad, empty_cache(model.hf),
+               [[*x, 7 + i, 9] for x in starts for i in (0, 1)], 0)
     assert seen == [4 * 20, 8 * 1]
 
 
@@ -262,13 +284,13 @@ def check_products_in_tiles_are_products(sizes, v, tile, seed, softcap):
     wide = h.detach().float().requires_grad_()
     with pytest.MonkeyPatch.context() as m:
         m.setattr(hardware, "fast_bf16", lambda _: False)
-        m.setattr(fused_loss, "TILE", tile)
+        m.setattr(heads, "TILE", tile)
         head = Head(head.weight, softcap)
         assert head.tiled and not head.blocks
         with torch.no_grad():
             assert torch.allclose(head(h).log_softmax(-1), dense_logp(h.float(), exact), atol=1e-4)
-        heal_loss(h, ref, targets, rows, head, barrier, n, 2)[0].backward()
-    heal_loss(wide, ref.float(), targets, rows, exact, barrier, n, 2)[0].backward()
+        heal_loss(h, ref, targets, rows, head, Step(barrier, n, 2))[0].backward()
+    heal_loss(wide, ref.float(), targets, rows, exact, Step(barrier, n, 2))[0].backward()
     assert close(h.grad, wide.grad, 1e-2)  # rounded to bfloat16 once
 
 
@@ -279,16 +301,17 @@ def check_a_large_head_of_a_cpu_is_the_plain_one(sizes, v, seed, softcap, tile):
     h, ref, targets, rows, head = problem(sizes, 6, v, seed, softcap, torch.float32)
     barrier, found = Barrier("kl_rev", "p95", 0.7, 0.0), []
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(fused_loss, "TILE", tile)
+        m.setattr(heads, "TILE", tile)
         for least, small, share in ((2**15, 2**17, 1), (1, 1, 1), (1, 1, 0)):
             m.setattr(blocked, "SMALL", small)
-            m.setattr(fused_loss, "SHARE_TRAINING", share)
+            m.setattr(heads, "SHARE_TRAINING", share)
             with pytest.MonkeyPatch.context() as now:
-                now.setattr(fused_loss, "LARGE", least)
+                large(now, least)
                 head = Head(head.weight, softcap)
             assert (head.tiled, head.blocks) == (least == 1, least == 1 and share == 1)
             h.grad = None
-            heal_loss(h, ref, targets, rows, head, barrier, len(targets), len(sizes))[0].backward()
+            step = Step(barrier, len(targets), len(sizes))
+            heal_loss(h, ref, targets, rows, head, step)[0].backward()
             found.append((head(h.detach()[None])[0], h.grad))
     for z, grad in found[1:]:
         assert close(z, found[0][0], 1e-5) and close(grad, found[0][1], 1e-4)
@@ -344,11 +367,11 @@ def check_without_a_compiler_a_warning_says_so_once(monkeypatch, capsys):
 @pytest.mark.parametrize("kind", ["kl_rev", "kl_fwd"])
 def check_compiled_parts_are_the_eager_ones(kind, monkeypatch):
     found = []
-    for least in (fused_loss.LARGE, 2):
-        monkeypatch.setattr(fused_loss, "LARGE", least)
+    for least in (heads.LARGE, 2):
+        large(monkeypatch, least)
         h, ref, targets, rows, head = problem([5, 3, 9], 6, 333, 0, None, torch.float32)
         barrier = Barrier(kind, "p95", 0.7, 0.0)
-        loss, nll, top = heal_loss(h, ref, targets, rows, head, barrier, 17, 3)
+        loss, nll, top = heal_loss(h, ref, targets, rows, head, Step(barrier, 17, 3))
         loss.backward()
         found.append([loss.detach(), nll, top, h.grad])
     assert not hardware.compiler("cpu")  # else this compared eager with eager
@@ -357,12 +380,13 @@ def check_compiled_parts_are_the_eager_ones(kind, monkeypatch):
 
 def check_micro_batches_hold_rows_of_like_length(small, monkeypatch):
     s, table, seen = small(), completions(9), []
-    rows = [(*x, None) for x in table.select("prompt_ids", "completion_ids").rows()]
-    make = s.model.batches
-    monkeypatch.setattr(s.model, "batches", lambda columns, size: seen.append(
-        [len(p) + len(c) for p, c in zip(*columns[:2], strict=True)]) or make(columns, size))
+    rows, make = plain_rows(table), s.model.batch
+    monkeypatch.setattr(s.model, "batch", lambda prompts, completions: seen.append(
+        [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]) or make(
+            prompts, completions))
     with torch.no_grad():
         nlls, _ = step_loss(s.model, rows, Barrier("nll", "rmse", 0.0, 0.0), 4)
     assert [x for part in seen for x in part] == sorted(
-        (len(p) + len(c) for p, c, _ in rows), reverse=True)
-    assert list(map(len, seen)) == [4, 4, 1] and len(nlls) == sum(len(c) for _, c, _ in rows)
+        (len(row.prompt) + len(row.completion) for row in rows), reverse=True)
+    assert list(map(len, seen)) == [4, 4, 1] and len(nlls) == sum(
+        len(row.completion) for row in rows)

@@ -6,7 +6,7 @@ import torch
 
 from steerloop.checks.small import Small, data_files, small_config
 from steerloop.checks.twins import row_logits
-from steerloop.evidence import diary
+from steerloop.evidence.diary import diary
 from steerloop.texts.data import read_data
 
 M = 4  # tokens of an answer

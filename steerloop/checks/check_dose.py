@@ -11,16 +11,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from steerloop.kernels.budget import FIRST
 
 from steerloop import UserError, train
 from steerloop.checks.small import data_files, short_run, small_config
 from steerloop.checks.twins import dense_kl, row_logits
-from steerloop.dose import collect, kl_by_dose, solve
-from steerloop.evidence.bounds import Ledger
+from steerloop.config import Config
+from steerloop.dose import WALK, ask, choose, dose, kl_by_dose, short, walk
+from steerloop.evidence.bounds import FIRST, Bounds, floor_of
+from steerloop.filter import filter
 from steerloop.kernels.search import crossing, largest
 from steerloop.sample import jobs, sample
 from steerloop.texts.data import read_data
+from steerloop.texts.foundations import FOUNDATIONS
 
 CURVES = {
     "power": lambda x: 0.7 * x**1.7,
@@ -99,44 +101,55 @@ def check_kl_by_dose_is_the_dense_kl_of_the_rollouts(case):
     s, data, vector = case
     doses = [0.0, 0.5, 2.0]
     found, bare = kl_by_dose(s.model, vector, data, doses, s.cfg, "0"), s.bare()
-    rollouts = sample(s.model, jobs(s.model, data.prompts, doses), vector, s.cfg, "0|dose", 10)
+    rollouts = sample(s.model, jobs(s.model, data.prompts, doses), vector,
+                      replace(s.cfg, max_new_tokens=10), "0|dose")
     assert found["dose"].to_list() == doses
-    for dose, p95, mean in found.select("dose", "p95", "mean").rows():
+    for size, p95, mean in found.select("dose", "p95", "mean").rows():
         kls = []
-        for p, c in rollouts.filter(dose=dose).select("prompt_ids", "completion_ids").rows():
+        for p, c in rollouts.filter(dose=size).select("prompt_ids", "completion_ids").rows():
             at = slice(len(p) - 1, len(p) + len(c) - 1)
-            additions = {b: dose * v for b, v in vector.items()}
+            additions = {b: size * v for b, v in vector.items()}
             steered, plain = (row_logits(bare, p + c, x)[at].log_softmax(-1)
                               for x in (additions, None))
             kls += dense_kl(steered, plain).tolist()
         assert p95 == pytest.approx(np.quantile(kls, 0.95), rel=1e-3, abs=1e-5)
         assert mean == pytest.approx(np.mean(kls), rel=1e-3, abs=1e-5)
-        assert (dose == 0) == (p95 < 1e-5)
+        assert (size == 0) == (p95 < 1e-5)
 
 
 def check_solve_lands_on_the_target(case):
     s, data, vector = case
-    c_star, curve = solve(s.model, vector, data, s.cfg, "0")
+    c_star, curve = dose(s.model, vector, data, s.cfg, "0")
     assert curve["dose"].is_sorted() and curve["dose"].min() < c_star < curve["dose"].max()
     below = curve.filter(pl.col("dose") < c_star)["p95"].max()
     at = kl_by_dose(s.model, vector, data, [c_star], s.cfg, "0")["p95"][0]
     assert below < s.cfg.target_kl
     assert at == pytest.approx(s.cfg.target_kl, rel=0.6)  # rollouts move with the dose
-    twice, _ = solve(s.model, {b: 2 * v for b, v in vector.items()}, data, s.cfg, "0")
+    twice, _ = dose(s.model, {b: 2 * v for b, v in vector.items()}, data, s.cfg, "0")
     assert twice == pytest.approx(c_star / 2, rel=0.3)  # the unit of the vector does not matter
 
 
 def check_a_vector_that_does_nothing_has_no_dose(case):
     s, data, vector = case
     with pytest.raises(UserError) as failure:
-        solve(s.model, {b: 0 * v for b, v in vector.items()}, data, s.cfg, "0")
+        dose(s.model, {b: 0 * v for b, v in vector.items()}, data, s.cfg, "0")
     assert "\n" not in str(failure.value) and "--steer_blocks" in str(failure.value)
 
 
-def check_collect_keeps_every_survivor(case):
-    s, data, vector = case
+def collected(case, cfg, limit, most=1.0, judge=filter):
+    """All rows of a round and κ, at c* = 1, as the loop gets them."""
+    (s, data, vector), batches, kappas = case, [], (cfg.kappa_min, most)
+    while short(batches, kappas, cfg):
+        asked, stage = ask(s.model, data, cfg, batches, 1.0, kappas)
+        drawn = sample(s.model, asked, vector, cfg, f"0|{stage}")
+        batches.append(judge(s.model, drawn, data, cfg, limit))
+    return choose(batches, kappas, cfg)
+
+
+def check_collecting_keeps_every_survivor(case):
+    s, _, _ = case
     cfg = replace(s.cfg, survival=0.1, n_keep=10)  # two batches: a random model ends some at once
-    table, kappa = collect(s.model, vector, 1.0, data, cfg, math.inf, 0)
+    table, kappa = collected(case, cfg, math.inf)
     train_rows = table.filter("train")
     assert kappa == 1.0 and len(train_rows) == cfg.n_keep and train_rows["keep"].all()
     assert table["keep"].sum() >= cfg.n_keep
@@ -145,22 +158,64 @@ def check_collect_keeps_every_survivor(case):
     assert len(set(keys)) == len(keys)  # no row is sampled twice
 
 
-def check_the_walk_lowers_the_dose_until_enough_survive(case, monkeypatch):
-    s, data, vector = case
+def check_the_walk_lowers_the_dose_until_enough_survive(case):
+    s, _, _ = case
 
     def judged(model, table, *_):
         keep = (pl.col("dose") <= 0.3).alias("keep")
         why = pl.when(pl.col("dose") > 0.3).then(pl.lit("improbable")).alias("drop_reason")
         return table.with_columns(keep, why)
 
-    monkeypatch.setattr("steerloop.dose.judge", judged)
-    table, kappa = collect(s.model, vector, 1.0, data, s.cfg, 1.0, 0)
+    table, kappa = collected(case, s.cfg, 1.0, judge=judged)
     assert 0.2 <= kappa <= 0.3 and kappa > 0.25  # both doses κ/2 and κ survive from .3 down
     assert table.filter("train")["dose"].max() <= 0.3
     assert table.filter(pl.col("kappa") < 1)["dose"].max() < 1
 
 
+@given(edge=st.floats(0.05, 2), most=st.floats(0.3, 1))
+def check_the_walk_is_the_search_replayed(edge, most):
+    """What κ comes next follows from the judged batches alone, so that a run can go on anywhere."""
+    cfg, batches = Config(kappa_min=0.2, survival=0.5), []
+    while not walk(batches, (0.2, most), cfg)[1]:
+        kappa, _ = walk(batches, (0.2, most), cfg)
+        batches.append(pl.DataFrame({"keep": [kappa <= edge] * 4}))
+    assert len(batches) <= WALK
+    assert walk(batches, (0.2, most), cfg)[0] == largest(lambda x: x <= edge, 0.2, most, WALK)
+    later = [*batches, pl.DataFrame({"keep": [False]})]  # sampled once it is settled
+    assert walk(later, (0.2, most), cfg) == walk(batches, (0.2, most), cfg)
+
+
 CURVE = pl.DataFrame({"dose": [0.5, 0.9, 4.0], "mean": [0.01, 0.04, 1.0], "p95": [0.1, 0.2, 3.0]})
+
+
+def bounded(case, coherence=1.0, **fields):
+    """Bounds under a config with these fields, from a base so coherent."""
+    return Bounds(replace(case[0].cfg, **fields), measured(coherence))
+
+
+def measured(coherence):
+    """What `evaluate` gives for a state so coherent."""
+    rows = {f"p_{f}": [1 / 7] for f in FOUNDATIONS} | {
+        "p_ans_any": [coherence], "json_is_valid": [1.0], "top1": [0.0], "scaffold_nll": [0.0]}
+    return [pl.DataFrame(rows),
+            pl.DataFrame({"measure": ["mundane_nll"], "item": [0], "value": [1.0]})]
+
+
+def check_the_floor_is_absolute_but_for_a_low_base(case):
+    for base, floor in ((1.0, 0.95), (0.975, 0.945), (0.72, 0.69)):
+        bounds = bounded(case, base)
+        assert bounds.floor == floor_of(bounds.cfg, measured(base)) == pytest.approx(floor)
+        assert bounds.holds(measured(floor + 1e-6)) and not bounds.holds(measured(floor - 1e-6))
+
+
+def check_a_held_dose_is_kappa_1_until_the_budget_is_spent(case):
+    bounds = bounded(case, kl_budget=0.02)
+    assert bounds.allows(0.9, None) == (1.0, 1.0)
+    bounds.book(1.0, {"kl_base": 0.019})
+    assert bounds.allows(0.9, None) == (1.0, 1.0)
+    bounds.book(1.0, {"kl_base": 0.021})
+    assert bounds.allows(0.9, None) is None
+    assert bounded(case).allows(0.9, None) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize(("budget", "spent", "kappa"), [
@@ -169,44 +224,46 @@ CURVE = pl.DataFrame({"dose": [0.5, 0.9, 4.0], "mean": [0.01, 0.04, 1.0], "p95":
     (0.09, 0.01, 0.5), (0.16, 0.04, 0.5),  # .04 are left either way, the KL at .9
     (0.04, 0.01, 0.5 / 1.8), (0.02, 0.0, (0.45 ** 0.5) / 1.8),  # the KL at .5; halfway in logs
     (0.01, 0.0025, 0.25 / 1.8),  # .0025: a quarter of the KL at half of the least dose
-    (0.09, 0.09, 0.0), (0.09, 0.16, 0.0),
+    (0.09, 0.09, None), (0.09, 0.16, None),
 ])
 def check_the_allowance_adds_roots_of_kl(case, budget, spent, kappa):
     """At κ = 1 the largest dose is 2 · .9; the curve is read log in log, first crossings count."""
-    ledger = Ledger(replace(case[0].cfg, kl_budget=budget, multiples=[1.0, 2.0]))
-    ledger.spent, ledger.shares = spent, [1.0]
-    assert ledger.allows(CURVE, 0.9) == pytest.approx(kappa, abs=1e-6)
+    bounds = bounded(case, kl_budget=budget, multiples=[1.0, 2.0], kappa_min=0.1)
+    bounds.spent, bounds.shares = spent, [1.0]
+    assert bounds.allows(0.9, CURVE) == (
+        None if kappa is None else (0.1, pytest.approx(kappa, abs=1e-6)))
 
 
 def check_a_ledger_learns_what_a_student_takes(case):
-    cfg = replace(case[0].cfg, kl_budget=0.09, multiples=[1.0, 2.0])
     square = pl.DataFrame({"dose": [4.0, 0.9], "mean": [0.04 * (4 / 0.9) ** 2, 0.04]})
-    ledger = Ledger(cfg)  # the teacher's root is .4 κ
-    assert ledger.allows(square, 0.9) == pytest.approx(0.3 / (FIRST * 0.4))
-    ledger.book(0.5, -1e-9)  # nothing was learnt: no share to go by
-    assert ledger.spent == 0 and ledger.allows(square, 0.9) == pytest.approx(0.3 / (FIRST * 0.4))
-    ledger.book(0.5, 0.01)  # half of the teacher's root
-    assert ledger.allows(square, 0.9) == pytest.approx((0.3 - 0.1) / (0.5 * 0.4))
-    ledger.book(1.0, 0.0121)  # less from now on: the most of any round counts
-    assert ledger.allows(square, 0.9) == pytest.approx((0.3 - 0.11) / (0.5 * 0.4))
-    free = Ledger(replace(cfg, kl_budget=0.0))
-    free.book(1.0, 0.5)
-    assert free.allows(square, 0.9) == 1.0
+    bounds = bounded(case, kl_budget=0.09, multiples=[1.0, 2.0])  # the teacher's root is .4 κ
+
+    def most():
+        return bounds.allows(0.9, square)[1]
+
+    assert most() == pytest.approx(0.3 / (FIRST * 0.4))
+    bounds.book(0.5, {"kl_base": -1e-9})  # nothing was learnt: no share to go by
+    assert bounds.spent == 0 and most() == pytest.approx(0.3 / (FIRST * 0.4))
+    bounds.book(0.5, {"kl_base": 0.01})  # half of the teacher's root
+    assert most() == pytest.approx((0.3 - 0.1) / (0.5 * 0.4))
+    bounds.book(1.0, {"kl_base": 0.0121})  # less from now on: the most of any round counts
+    assert most() == pytest.approx((0.3 - 0.11) / (0.5 * 0.4))
+    free = bounded(case, kl_budget=0.0)
+    free.book(1.0, {"kl_base": 0.5})
+    assert free.allows(0.9, square) == (0.2, 1.0)
 
 
 def check_a_budget_too_small_for_a_round_says_so(case):
-    ledger = Ledger(replace(case[0].cfg, kl_budget=1e-6))
     with pytest.raises(UserError, match="--kl_budget 1e-06 is too little") as failure:
-        ledger.allows(CURVE, 0.9)
+        bounded(case, kl_budget=1e-6).allows(0.9, CURVE)
     assert "\n" not in str(failure.value)
     enough = float(str(failure.value).partition("raise it to ")[2].partition(",")[0])
-    assert Ledger(replace(ledger.cfg, kl_budget=enough)).allows(CURVE, 0.9) >= ledger.cfg.kappa_min
+    assert bounded(case, kl_budget=enough).allows(0.9, CURVE)[1] >= 0.2
 
 
 def check_the_walk_starts_at_the_allowance(case):
-    s, data, vector = case
-    cfg = replace(s.cfg, survival=0.1)
-    table, kappa = collect(s.model, vector, 1.0, data, cfg, math.inf, 0, most=0.6)
+    cfg = replace(case[0].cfg, survival=0.1)
+    table, kappa = collected(case, cfg, math.inf, most=0.6)
     assert kappa == 0.6 and table["dose"].max() == pytest.approx(0.6)
 
 
@@ -228,10 +285,9 @@ def check_a_run_stops_when_its_budget_is_spent(folders, tmp_path):
 
 
 def check_a_starved_filter_names_counts_and_remedy(case):
-    s, data, vector = case
-    s.cfg.filter, s.cfg.budget = True, 3.0
+    cfg = replace(case[0].cfg, filter=True, budget=3.0)
     with pytest.raises(UserError) as failure:
-        collect(s.model, vector, 1.0, data, s.cfg, 0.0, 0)
+        collected(case, cfg, 0.0)
     said = str(failure.value)
     assert "\n" not in said and "0 of " in said and "6 needed" in said and "improbable" in said
     assert "--target_kl" in said and "--n_keep" in said

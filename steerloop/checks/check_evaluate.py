@@ -2,7 +2,6 @@
 preferred digit can look like a moral profile."""
 
 import math
-import sys
 import zlib
 from dataclasses import replace
 
@@ -13,13 +12,14 @@ import torch
 from steerloop.baselines import dose_for
 from steerloop.checks.small import data_files
 from steerloop.checks.twins import row_logits
-from steerloop.dose import solve
+from steerloop.dose import dose
 from steerloop.evaluate import evaluate
-from steerloop.kernels import forced_choice
 from steerloop.kernels.head import Head
+from steerloop.readouts import forced_choice
 from steerloop.readouts.forced_choice import both_orders, choices
 from steerloop.report import measures
 from steerloop.steer import extract, steered
+from steerloop.texts import questions
 from steerloop.texts.data import read_data
 from steerloop.texts.foundations import FOUNDATIONS
 from steerloop.texts.questions import SCAFFOLD, parses, question
@@ -172,9 +172,15 @@ def check_thinking_comes_between_prompt_and_answer(case):
     assert [rows[f"p_{f}"][0] for f in FOUNDATIONS] == pytest.approx(p, rel=1e-3)
 
 
+def extra(model, cfg):
+    """A probe, which --probes names."""
+    return {"extra": [1.0, 2.0]}
+
+
 def check_evaluate_hands_on_probes_and_mundane_text(case):
     s, data = case
-    rows, items = evaluate(s.model, data, s.cfg, [lambda model, cfg: {"extra": [1.0, 2.0]}])
+    cfg = replace(s.cfg, probes=[f"{extra.__module__}:extra"])
+    rows, items = evaluate(s.model, data, cfg)
     assert len(rows) == len(data.vignettes)
     assert items.filter(measure="extra")["value"].to_list() == [1.0, 2.0]
     (prompt, text), bare = data.mundane.row(0), s.bare()
@@ -194,22 +200,23 @@ def check_embedded_model_answers_and_steering_moves_authority(world):
     assert base["p_ans_any"].min() > 0.9 and base["json_is_valid"].mean() > 0.9
     assert base["top1"].mean() > 0.6
     start = math.log(base["p_authority"].mean())
-    vector = extract(world.model, data.pairs, data.contexts[:48], cfg.steer_blocks, 64)
-    dose, _ = solve(world.model, vector, data, cfg, "check")
+    few = replace(data, contexts=data.contexts[:48])
+    vector = extract(world.model, few, replace(cfg, batch_rows=64))
+    c_star, _ = dose(world.model, vector, data, cfg, "check")
 
-    def shift(dose):
-        with torch.no_grad(), steered(world.model, vector, dose):
+    def shift(size):
+        with torch.no_grad(), steered(world.model, vector, size):
             rows = choices(world.model, data.vignettes, cfg, free=False)
         return math.log(rows["p_authority"].mean()) - start
 
-    assert shift(dose) < -0.5 and shift(-dose) > 0.1
-    found = dose_for(world.model, vector, data, cfg, start + shift(0.7 * dose), 4 * dose)
-    assert found == pytest.approx(0.7 * dose, rel=0.1)
+    assert shift(c_star) < -0.5 and shift(-c_star) > 0.1
+    found = dose_for(world.model, vector, data, cfg, start + shift(0.7 * c_star), 4 * c_star)
+    assert found == pytest.approx(0.7 * c_star, rel=0.1)
 
 
 def check_two_evaluations_of_a_state_are_identical(case):
     s, data = case
-    first, second = (evaluate(s.model, data, s.cfg, []) for _ in range(2))
+    first, second = (evaluate(s.model, data, s.cfg) for _ in range(2))
     assert all(a.equals(b) for a, b in zip(first, second, strict=True))
 
 
@@ -225,10 +232,9 @@ def check_reversing_all_option_orders_changes_nothing(case, monkeypatch):
     """Each vignette is asked in both orders, so which of them is called forward is no matter, for
     the free answers, too: what they are is judged by a coin that depends on every letter."""
     s, data = case
-    module = sys.modules["steerloop.evaluate"]
-    monkeypatch.setattr(module, "parses", lambda text: zlib.crc32(text.encode()) % 2)
+    monkeypatch.setattr(forced_choice, "parses", lambda text: zlib.crc32(text.encode()) % 2)
     rows = choices(s.model, data.vignettes, s.cfg)
-    for place in (forced_choice, module):
+    for place in (forced_choice, questions):
         monkeypatch.setattr(place, "FOUNDATIONS", FOUNDATIONS[::-1])
     turned = choices(s.model, data.vignettes, s.cfg).select(rows.columns)
     for a, b in zip(rows.rows(), turned.rows(), strict=True):
@@ -239,6 +245,6 @@ def check_human_ratings_reach_the_measures(case):
     s, data = case
     ratings = {f"h_{f}": [float(f == "loyalty")] * 3 for f in FOUNDATIONS}
     asked = data.vignettes.with_columns(**{k: pl.Series(x) for k, x in ratings.items()})
-    rows, items = evaluate(s.model, replace(data, vignettes=asked), s.cfg, [])
+    rows, items = evaluate(s.model, replace(data, vignettes=asked), s.cfg)
     assert measures(rows, items)["overlap"] == pytest.approx(rows["p_loyalty"].mean())
-    assert "overlap" not in measures(*evaluate(s.model, data, s.cfg, []))
+    assert "overlap" not in measures(*evaluate(s.model, data, s.cfg))

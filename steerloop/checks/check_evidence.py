@@ -10,9 +10,8 @@ import torch
 from steerloop import lora
 from steerloop.checks.small import completions, data_files
 from steerloop.checks.twins import dense_kl, row_logits
-from steerloop.evidence import drift, planted
-from steerloop.evidence.drift import moved
-from steerloop.evidence.planted import KINDS, ROWS
+from steerloop.evidence.drift import drift, moved
+from steerloop.evidence.planted import KINDS, ROWS, planted
 from steerloop.report.stats import wilson
 from steerloop.texts.data import read_data
 

@@ -3,6 +3,7 @@ recording is replaced by a function that runs the step again into the same tenso
 masks, positions and rows that end are the real ones."""
 
 from copy import deepcopy
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -102,7 +103,7 @@ def check_few_steps_and_caches_of_other_kinds_are_not_recorded(small, monkeypatc
     said, s = [], small(**LONG)
     monkeypatch.setattr(graphs.logger, "warning", said.append)
     table = jobs(s.model, PROMPTS, DOSES)
-    sample(s.model, table, {}, s.cfg, "0|test", m=graphs.PAYS - 1)
+    sample(s.model, table, {}, replace(s.cfg, max_new_tokens=graphs.PAYS - 1), "0|test")
     assert not recorded and not said
     monkeypatch.setattr(graphs, "KNOWN", ())
     drawn(s)

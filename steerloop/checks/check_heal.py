@@ -3,7 +3,6 @@ is measured against the reference that was asked for; the loop does lower its ow
 
 import pytest
 import torch
-from steerloop.healing.diagnosis import added
 from transformers import get_cosine_schedule_with_warmup
 
 from steerloop import lora
@@ -11,9 +10,12 @@ from steerloop.barrier import Barrier
 from steerloop.checks.small import completions
 from steerloop.checks.twins import dense_aggregate, dense_kl, row_logits
 from steerloop.heal import heal, step_loss
+from steerloop.healing.course import added
 from steerloop.healing.optimiser import Scheduled, cosine_rate
+from steerloop.kernels.batch import Row
 from steerloop.kernels.spectral import sigma_max
 from steerloop.runfolder.folder import Folder
+from steerloop.runfolder.recorder import Recorder
 
 
 def stirred(small, **fields):
@@ -27,11 +29,11 @@ def stirred(small, **fields):
 
 def step_rows(s, table, state):
     """What `step_loss` reads, with reference states under the gates `state`."""
-    columns = table["prompt_ids"].to_list(), table["completion_ids"].to_list(), [0.0] * len(table)
+    columns = table["prompt_ids"].to_list(), table["completion_ids"].to_list()
     with torch.no_grad(), s.model.gates(state):
-        (batch,) = s.model.batches(columns, len(table))
+        (batch,) = s.model.batches(table, len(table))
         refs = batch.split(s.model.hidden(batch))
-    return list(zip(*columns[:2], refs, strict=True))
+    return [Row(*x) for x in zip(*columns, refs, table["row"], strict=True)]
 
 
 def grads(s):
@@ -52,7 +54,7 @@ def check_micro_batches_of_1_and_6_give_one_gradient(small, kind):
     s, barrier = stirred(small), Barrier(kind, "rmse", 0.8, 0.05)
     rows = step_rows(s, completions(6), s.model.gates.before(0))
     if kind in ("spectral", "nll"):
-        rows = [(p, c, None) for p, c, _ in rows]
+        rows = [row._replace(ref=None) for row in rows]
     found = {}
     for size in (1, 4, 6):
         losses = step_loss(s.model, rows, barrier, size)
@@ -105,7 +107,7 @@ def check_operating_kl_is_against_the_reference_asked_for(small):
             student, base = (row_logits(hf, p + c)[at].log_softmax(-1)
                              for hf in (s.model.hf, bare))
             tops.append(dense_aggregate(dense_kl(student, base), "mean").item())
-        found[ref] = heal(s.model, table, s.cfg, 1)["operating_kl"]
+        found[ref] = heal(s.model, table, s.cfg, 1)[0]["operating_kl"]
     assert found["base"] == pytest.approx(sum(tops) / len(tops), rel=1e-3) and min(tops) > 0.01
     assert found["prev"] == pytest.approx(0, abs=1e-5)
 
@@ -115,7 +117,7 @@ def check_heal_lowers_nll_and_the_barrier_holds_the_kl(small):
     for kind in ("nll", "kl_rev", "spectral"):
         s = small(barrier=kind, epochs=5, lr=2e-2, lam=20.0, lam_pow=0.0, tau=0.01, val_share=0.0)
         table = completions(6)
-        stats = heal(s.model, table, s.cfg, 0)
+        stats, _ = heal(s.model, table, s.cfg, 0)
         rows = step_rows(s, table, s.model.gates.before(0))
         with torch.no_grad():
             _, tops = step_loss(s.model, rows, Barrier("kl_rev", "rmse", 1.0, 0.0), 6)
@@ -130,17 +132,17 @@ def check_heal_lowers_nll_and_the_barrier_holds_the_kl(small):
 @pytest.mark.parametrize(("round", "power"), [(0, -0.5), (3, -0.5), (3, 0.0), (1, 2.0)])
 def check_lambda_follows_its_schedule(small, round, power):
     s = small(lam=0.6, lam_pow=power, epochs=1)
-    assert heal(s.model, completions(3), s.cfg, round)["lam"] == pytest.approx(
-        0.6 * (1 + round) ** power)
+    stats, _ = heal(s.model, completions(3), s.cfg, round)
+    assert stats["lam"] == pytest.approx(0.6 * (1 + round) ** power)
 
 
 def check_a_barrier_that_never_fires_is_reported(small, monkeypatch):
-    for tau, silent in (("50", True), ("0", False)):
+    for tau, silent in ((50.0, True), (0.0, False)):
         s, lines = small(tau=tau, epochs=1), []
-        monkeypatch.setattr("steerloop.kernels.optimise.logger.warning", lines.append)
+        monkeypatch.setattr("steerloop.healing.course.logger.warning", lines.append)
         s.stir(seed=0)
         s.fold()
-        stats = heal(s.model, completions(6), s.cfg, 1)
+        stats, _ = heal(s.model, completions(6), s.cfg, 1)
         assert (stats["active"] == 0) is silent and (len(lines) == 1) is silent
 
 
@@ -148,7 +150,7 @@ def check_a_barrier_that_never_fires_is_reported(small, monkeypatch):
 def check_the_pull_is_the_norm_of_what_the_barrier_adds(small, kind):
     s, barrier = stirred(small), Barrier(kind, "rmse", 0.8, 0.05)
     rows = step_rows(s, completions(6), s.model.gates.before(0))
-    rows = [(p, c, None) for p, c, _ in rows] if kind == "spectral" else rows
+    rows = [row._replace(ref=None) for row in rows] if kind == "spectral" else rows
     sums = []
     for lam in (0.8, 0.0):
         step_loss(s.model, rows, barrier._replace(lam=lam), 3)
@@ -163,26 +165,27 @@ def check_the_pull_is_the_norm_of_what_the_barrier_adds(small, kind):
 def check_heal_reports_the_pull_and_is_not_moved_by_it(small, monkeypatch):
     found, pulls = [], []
     for measured in (True, False):
-        s = small(epochs=3, lam=3.0, tau=0, lr=2e-2)
+        s = small(epochs=3, lam=3.0, tau=0.0, lr=2e-2)
         if not measured:
-            monkeypatch.setattr("steerloop.heal.added", lambda *_: pulls.append(7.0) or 7.0)
-        stats = heal(s.model, completions(8), s.cfg, 0)
+            monkeypatch.setattr("steerloop.healing.course.added",
+                                lambda *_: pulls.append(7.0) or 7.0)
+        stats, _ = heal(s.model, completions(8), s.cfg, 0)
         found.append([p.detach().clone() for p in s.live()])
         assert (stats["pull"] == 7.0) is not measured and stats["pull"] > 0
     assert all(map(torch.equal, *found)) and len(pulls) == 2  # one at each later epoch's start
     s = small(epochs=2, barrier="nll")
-    assert heal(s.model, completions(8), s.cfg, 0)["pull"] is None
+    assert heal(s.model, completions(8), s.cfg, 0)[0]["pull"] is None
 
 
-@pytest.mark.parametrize("agg", ["rmse", "max"])
-def check_tau_auto_is_half_of_what_the_unconstrained_heal_operates_at(small, agg):
+@pytest.mark.parametrize(("agg", "share"), [("rmse", 0.5), ("max", 0.5), ("rmse", 0.8)])
+def check_tau_is_a_share_of_what_the_unconstrained_heal_operates_at(small, agg, share):
     fields = {"agg": agg, "epochs": 3, "lr": 2e-2, "lam": 2.0}
-    s = small(**fields, tau_share=0.5)
-    stats = heal(s.model, completions(8), s.cfg, 0)
-    free = small(**fields | {"lam": 0.0}, tau=0)
-    wanted = 0.5 * heal(free.model, completions(8), free.cfg, 0)["operating_kl"]
+    s = small(**fields, tau=9.0, tau_share=share)  # the share is asked for: it goes first
+    stats, _ = heal(s.model, completions(8), s.cfg, 0)
+    free = small(**fields | {"lam": 0.0}, tau=0.0)
+    wanted = share * heal(free.model, completions(8), free.cfg, 0)[0]["operating_kl"]
     assert stats["tau"] == pytest.approx(wanted, rel=1e-6) and wanted > 0
-    fixed = small(**fields, tau=repr(stats["tau"]))
+    fixed = small(**fields, tau=stats["tau"])
     heal(fixed.model, completions(8), fixed.cfg, 0)
     assert all(map(torch.equal, s.live(), fixed.live()))
     assert stats["active"] > 0
@@ -197,13 +200,26 @@ def check_a_gradient_that_is_not_finite_stops_the_round(small):
                for x in s.model.layers.values())  # as before the step
 
 
-@pytest.mark.parametrize("tau", ["auto", "0.01"])
+class Kept(Recorder):
+    """Keeps work in progress below a folder, as a run does."""
+
+    def __init__(self, path):
+        self.folder = Folder(path)
+
+    def save(self, name, tensors, **note):
+        self.folder.tensors(f"work/{name}", tensors, **note)
+
+    def saved(self, name):
+        return self.folder.latest(f"work/{name}")
+
+
+@pytest.mark.parametrize("tau", [{"tau_share": 0.5}, {"tau": 0.01}])
 def check_a_heal_goes_on_in_the_same_bits(small, tmp_path, monkeypatch, tau):
     """Stopped within its third epoch, then started again with the same folder."""
-    fields = {"epochs": 4, "batch": 2, "accumulate": 1, "tau": tau, "lr": 1e-2}
+    fields = {"epochs": 4, "batch": 2, "accumulate": 1, "lr": 1e-2, **tau}
     whole, cut = small(**fields), small(**fields)
-    wanted = heal(whole.model, completions(7), whole.cfg, 0)
-    run, advance, steps = Folder(tmp_path / "run"), Scheduled.advance, []
+    wanted, delta = heal(whole.model, completions(7), whole.cfg, 0)
+    run, advance, steps = Kept(tmp_path / "run"), Scheduled.advance, []
 
     def stopping(self, step):
         steps.append(step)
@@ -215,7 +231,9 @@ def check_a_heal_goes_on_in_the_same_bits(small, tmp_path, monkeypatch, tau):
     with pytest.raises(KeyboardInterrupt):
         heal(cut.model, completions(7), cut.cfg, 0, run)
     cut.stir(9)  # another process knows nothing of the first
-    assert heal(cut.model, completions(7), cut.cfg, 0, run) == wanted
+    stats, found = heal(cut.model, completions(7), cut.cfg, 0, run)
+    assert stats == wanted and found.keys() == delta.keys()
+    assert all(torch.equal(found[name], x) for name, x in delta.items())
     assert all(map(torch.equal, whole.live(), cut.live()))
     assert steps[10] == 2 * (1 + max(steps)) // 4  # the last whole epoch
 

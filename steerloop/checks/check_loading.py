@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from steerloop import train
 from steerloop.checks.families import save_family
 from steerloop.checks.small import data_files, save_small, small_config
-from steerloop.kernels import weights as weights_module
+from steerloop.loading import hub
 from steerloop.loading.hub import SHORT, locate
 from steerloop.model import load
 
@@ -91,14 +91,14 @@ BROKEN = {  # sound folder, what is done to it, what the line says
 }
 
 
-def accepted(cfg):
+def accepted(cfg, device):
     raise AssertionError(f"{cfg.model} was accepted")
 
 
 def refused(*argv):
     """The one line with which `train.main` ends on these options, before any run folder."""
     with pytest.raises(SystemExit) as stopped, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "open_run", accepted)
+        patch.setattr("steerloop.evidence.journal.open_run", accepted)
         train.main(["--device", "cpu", *map(str, argv)])
     assert isinstance(stopped.value.code, str) and stopped.value.code.startswith("error: ")
     assert "\n" not in stopped.value.code
@@ -161,7 +161,7 @@ def check_where_a_model_is_looked_for(good, tmp_path, monkeypatch):
     shutil.copytree(good["gemma3"], kept / "snapshots" / commit)
     (kept / "refs").mkdir()
     (kept / "refs/main").write_text(commit)
-    monkeypatch.setattr(weights_module, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(cache))
     monkeypatch.chdir(tmp_path)
     for name in ("gemma-3-1b-it", "Gemma-3-1B-it", "google/gemma-3-1b-it"):
         assert locate(name) == kept / "snapshots" / commit

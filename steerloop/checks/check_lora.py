@@ -9,6 +9,7 @@ from steerloop import lora
 from steerloop.barrier import Barrier
 from steerloop.checks.small import completions, token_batch
 from steerloop.heal import heal, step_loss
+from steerloop.kernels.batch import Row
 from steerloop.runfolder.folder import Folder
 
 IDS = token_batch(2, 18)
@@ -17,17 +18,15 @@ BARRIER = Barrier("kl_rev", "rmse", 1.0, 0.1)
 
 def base_states(s, table):
     """Hidden states of the untouched base at completion positions, row by row."""
-    columns = table["prompt_ids"].to_list(), table["completion_ids"].to_list(), [0.0] * len(table)
     with torch.no_grad(), s.model.gates(s.model.gates.before(0)):
-        (batch,) = s.model.batches(columns, len(table))
+        (batch,) = s.model.batches(table, len(table))
         return list(batch.split(s.model.hidden(batch)))
 
 
 def step_rows(s, table):
-    """What one optimiser step reads: (prompt, completion, reference states) of each row."""
-    refs = base_states(s, table)
-    return list(zip(table["prompt_ids"].to_list(), table["completion_ids"].to_list(), refs,
-                    strict=True))
+    """What one optimiser step reads: prompt, completion, reference states of each row."""
+    columns = table["prompt_ids"].to_list(), table["completion_ids"].to_list()
+    return [Row(*x) for x in zip(*columns, base_states(s, table), table["row"], strict=True)]
 
 
 def gradients(s, rows, size=6, barrier=BARRIER):
@@ -42,7 +41,7 @@ def check_gradient_with_history_is_that_of_a_merged_model(small):
     rows = step_rows(gated, table)
     for k in range(2):
         gated.stir(seed=k)
-        lora.fold(gated.model.layers, gated.model.gates)
+        gated.fold()
         for name, layer in merged.model.layers.items():
             part = gated.model.layers[name].slot(k)
             merged_weight = layer.base.weight + layer.scale * part["B"] @ part["A"]
@@ -91,12 +90,11 @@ def check_save_and_load_are_exact(small, tmp_path, dtype):
     first, second, folder = small(dtype=dtype), small(dtype=dtype), Folder(tmp_path / "run")
     for k in range(2):
         first.stir(seed=k)
-        saved = lora.fold(first.model.layers, first.model.gates)
-        folder.tensors(f"rounds/{k:02d}/adapter", saved, round=k)
+        folder.tensors(f"rounds/{k:02d}/adapter", first.fold(), round=k)
     for k in range(2):
         found = load_file(tmp_path / f"run/rounds/{k:02d}/adapter.safetensors")
         assert {x.dtype for x in found.values()} == {getattr(torch, dtype)}
-        lora.load_round(second.model.layers, second.model.gates, found)
+        lora.fold(second.model.layers, second.model.gates, found)
     assert second.model.gates.live == 2
     assert torch.equal(second.logits(IDS), first.logits(IDS))
     with torch.no_grad(), first.model.gates(first.model.gates.before(1)):
@@ -108,8 +106,7 @@ def check_loading_the_rounds_of_another_model_is_refused(small):
     one, other = small(lora_blocks=[1, 2]), small(lora_blocks=[2, 3])
     one.stir(seed=0)
     with pytest.raises(KeyError):
-        lora.load_round(other.model.layers, other.model.gates,
-                        lora.fold(one.model.layers, one.model.gates))
+        lora.fold(other.model.layers, other.model.gates, one.fold())
     assert other.model.gates.live == 0
 
 

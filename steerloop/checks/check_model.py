@@ -13,7 +13,7 @@ from steerloop.checks.small import BOS, completions, small_config, token_batch
 from steerloop.checks.twins import row_logits
 from steerloop.config import parse
 from steerloop.model import load
-from steerloop.sample import score
+from steerloop.sample import completion_losses
 
 USER, SYSTEM = "Must I go?", "You are kind."
 WRITTEN = {  # what each template should make of a system text
@@ -95,7 +95,7 @@ def check_scores_are_those_of_rows_alone(small):
     texts = table["completion_ids"].to_list()
     texts[4] = []  # the fifth row completes nothing
     table = table.with_columns(pl.Series("completion_ids", texts))
-    nlls, kls = score(s.model, table, s.cfg)
+    nlls, kls = completion_losses(s.model, table, s.cfg)
     assert len(nlls) == len(kls) == len(table) and not torch.cat(kls).any()
     bare = s.bare()
     for nll, p, c in zip(nlls, table["prompt_ids"], table["completion_ids"], strict=True):

@@ -17,6 +17,7 @@ from steerloop.barrier import Barrier
 from steerloop.checks.small import completions, token_batch
 from steerloop.checks.world import WEIGHTS
 from steerloop.heal import step_loss
+from steerloop.kernels.batch import Row
 from steerloop.kernels.nf4 import NF4
 from steerloop.loading.weights import Stored, load_weights
 from steerloop.sample import jobs, sample
@@ -95,10 +96,10 @@ def check_gradients_flow_after_no_grad_passes(small):
     for one in (s, twin):
         one.stir(seed=1)
     sample(s.model, jobs(s.model, ["Why?", "Go"], [0.0, 1.0]), s.vector(), s.cfg, "0|test")
-    columns = (rows[x].to_list() for x in ("prompt_ids", "completion_ids"))
-    triples = [(p, c, None) for p, c in zip(*columns, strict=True)]
+    columns = rows.select("prompt_ids", "completion_ids", "row").rows()
+    rows = [Row(prompt, completion, None, number) for prompt, completion, number in columns]
     for one in (s, twin):
-        step_loss(one.model, triples, Barrier("nll", "rmse", 0.0, 0.0), 4)
+        step_loss(one.model, rows, Barrier("nll", "rmse", 0.0, 0.0), 4)
     for ours, theirs in zip(s.live(), twin.live(), strict=True):
         limit = 1e-5 * theirs.grad.abs().max().item()
         assert ours.grad.any() and torch.allclose(ours.grad, theirs.grad, rtol=1e-4, atol=limit)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from steerloop import UserError
 from steerloop.barrier import EPS, Barrier
 from steerloop.checks.twins import dense_aggregate
+from steerloop.cli.knobs import RANGE
 from steerloop.config import Config, parse
 from steerloop.kernels.batch import collate, pad
 from steerloop.runfolder.events import event_line, read_events
@@ -31,7 +32,7 @@ JSON = st.recursive(
     lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=5), x, max_size=3),
     max_leaves=6,
 )
-NUMBERS = [(x.name, type(x.default), *x.metadata["help"].range[:2]) for x in fields(Config)
+NUMBERS = [(x.name, type(x.default), *x.metadata[RANGE]) for x in fields(Config)
            if type(x.default) in (int, float)]
 
 
@@ -136,9 +137,11 @@ def check_any_number_is_in_its_range_or_refused(knob, real, whole):
 
 
 @many(60)
-@given(lr=st.floats(1e-6, 1.0), rounds=st.integers(1, 99), tau=st.sampled_from(["auto", "0.5"]),
+@given(lr=st.floats(1e-6, 1.0), rounds=st.integers(1, 99), tau=st.floats(0.0, 9.0),
+       share=st.sampled_from([0.0, 0.5]),
        multiples=st.lists(st.floats(0.1, 3.0), min_size=1, max_size=4))
-def check_any_command_line_is_what_it_says(lr, rounds, tau, multiples):
-    found = parse(["--lr", repr(lr), "--rounds", str(rounds), "--tau", tau,
-                   "--multiples", *map(repr, multiples)])
-    assert (found.lr, found.rounds, found.tau, found.multiples) == (lr, rounds, tau, multiples)
+def check_any_command_line_is_what_it_says(lr, rounds, tau, share, multiples):
+    found = parse(["--lr", repr(lr), "--rounds", str(rounds), "--tau", repr(tau),
+                   "--tau_share", repr(share), "--multiples", *map(repr, multiples)])
+    assert (found.lr, found.rounds, found.tau, found.tau_share, found.multiples) == (
+        lr, rounds, tau, share, multiples)

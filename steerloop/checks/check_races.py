@@ -8,10 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from steerloop import report, train
 from steerloop.bench import measure, races, round, shapes
 from steerloop.bench.__main__ import main, options
-from steerloop.checks.small import data_files
+from steerloop.checks.digest import digests
+from steerloop.checks.small import data_files, short_config
+from steerloop.evidence.journal import Journal
+from steerloop.runfolder.events import read_events
+from steerloop.texts.data import read_data
+from steerloop.train import loop
 
 SIZE = races.Size(rows=2, twin_rows=1, tokens=4, prompt=5, think=0, repeats=1)
 
@@ -87,24 +91,41 @@ def check_a_round_is_cut_out_of_a_run():
     moment = [round.Moment(float(i), i / 2) for i in range(20)]
     calls = [round.Call("evaluate", moment[0], moment[3], None),
              round.Call("extract", moment[4], moment[5], "v"),
-             round.Call("collect", moment[5], moment[9], None),
+             round.Call("sample", moment[5], moment[8], None),
+             round.Call("filter", moment[8], moment[9], None),
              round.Call("evaluate", moment[9], moment[10], None),
              round.Call("evaluate", moment[11], moment[12], None),
-             round.Call("after_round", moment[13], moment[14], None),
+             round.Call(round.PAGES, moment[13], moment[14], None),
              round.Call("evaluate", moment[14], moment[19], None)]
     found = round.shares(round.first_round(calls))
     assert found["seconds"] == 10 and found["cpu_seconds"] == 5
     assert {k: x["seconds"] for k, x in found["stages"].items()} == {
-        "extract": 1, "solve": 0, "collect": 4, "evaluate": 2, "heal": 0, "rest": 3}
+        "extract": 1, "dose": 0, "sample": 3, "filter": 1, "evaluate": 2, "heal": 0, "rest": 3}
     assert sum(x["share"] for x in found["stages"].values()) == pytest.approx(1)
 
 
-def check_the_clock_leaves_no_trace():
-    before = train.extract, report.after_round
-    with pytest.raises(KeyError), round.clocked(cuda=False):
-        assert train.extract is not before[0]
+@pytest.mark.parametrize("small", ["none"], indirect=True)
+def check_the_clock_leaves_no_trace(small, tmp_path):
+    """What a run keeps and records is the same under it, and what fails is not noted."""
+    found = []
+    for recorder in (Journal, round.Clocked):
+        cfg = short_config(tmp_path, (s := small()).cfg, recorder.__name__)
+        data = read_data(cfg)
+        run = recorder(s.model, data, cfg)
+        loop(s.model, data, cfg, run)
+        found.append((read_events(run.path), digests(run.path)))
+    assert found[0] == found[1] and len(found[0][0]) > 10 and len(found[0][1]) > 10
+    names = [x.name for x in run.calls]
+    assert {*round.STAGES, round.PAGES} <= set(names) and names.count("heal") == cfg.rounds
+    assert all(x.start <= x.end for x in run.calls)
+
+    def extract(*_):
         raise KeyError
-    assert (train.extract, report.after_round) == before
+
+    run.folder.sums.clear()  # else it were read
+    with pytest.raises(KeyError):
+        run.call(extract, s.model, data, cfg)
+    assert [x.name for x in run.calls] == names
 
 
 @pytest.mark.parametrize("wrong", [["loss", "--shape", "embedded"], ["nothing"],

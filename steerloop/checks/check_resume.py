@@ -7,7 +7,9 @@ import json
 import signal
 import subprocess
 import time
+from collections import Counter
 from datetime import datetime
+from functools import wraps
 from pathlib import Path
 from random import Random
 from shutil import copytree
@@ -17,18 +19,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from steerloop import UserError, record
+from steerloop import UserError
 from steerloop.checks.cut import cut_off
 from steerloop.checks.small import short_config, small_config
 from steerloop.cli.entry import command
 from steerloop.cli.parsing import parse
 from steerloop.export.bundle import write_bundle
 from steerloop.export.student import open_student
-from steerloop.kernels import identity
 from steerloop.report import finish
 from steerloop.report.__main__ import main as report
+from steerloop.runfolder import identity, opening
 from steerloop.runfolder.folder import Folder
-from steerloop.train import Config, train
+from steerloop.train import STAGES, Config, train
 
 
 def flipped(data):
@@ -111,6 +113,35 @@ def check_a_run_killed_anywhere_ends_in_the_same_bits(rich, rich_whole, tmp_path
     if status:
         resumed(run, rich)
     assert same(run, rich_whole)
+
+
+def check_what_is_done_is_not_done_again(cfg, tmp_path, monkeypatch):
+    """A run that ends after the first round's sampling samples the second round alone when it goes
+    on; nothing before it is made anew."""
+    calls, stop = Counter(), ["choose"]
+
+    def counted(stage):
+        @wraps(stage)
+        def run(*args, **kwargs):
+            if stage.__name__ in stop:
+                raise RuntimeError("stopped here")
+            calls[stage.__name__] += 1
+            return stage(*args, **kwargs)
+
+        return run
+
+    monkeypatch.setattr("steerloop.train.STAGES", tuple(map(counted, STAGES)))
+    with pytest.raises(RuntimeError, match="stopped here"):
+        train(dataclasses.replace(cfg, runs=str(tmp_path / "runs")))
+    assert calls["sample"] == calls["filter"] > 0 and calls["heal"] == 0
+    (first,) = (tmp_path / "runs").iterdir()
+    copytree(first, run := tmp_path / "again")  # the process that was stopped has the first one
+    calls.clear()
+    stop.clear()
+    resumed(run, cfg)
+    batches = pl.read_parquet(run / "rounds/01/completions.parquet")["copy"].n_unique()
+    assert calls == {"extract": 1, "dose": 1, "sample": batches, "filter": batches, "choose": 2,
+                     "heal": 2, "drift": 2}
 
 
 def check_an_interrupted_run_says_how_to_go_on(cfg, whole, tmp_path):
@@ -225,7 +256,7 @@ def check_a_clock_that_goes_back_changes_nothing(cfg, whole, tmp_path, monkeypat
 
     (tmp_path / "first").mkdir()
     run, *_ = cut_off(cfg, tmp_path / "first", writes(whole) // 2)
-    monkeypatch.setattr(record, "datetime", Before)
+    monkeypatch.setattr(opening, "datetime", Before)
     seconds = itertools.count(10**9, -7)
     monkeypatch.setattr(time, "time", lambda: float(next(seconds)))
     assert same(resumed(run, cfg), whole)

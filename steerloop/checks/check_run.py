@@ -135,7 +135,7 @@ def check_reloaded_adapters_are_the_student_that_was_measured(run):
     for round in (0, 1):
         saved = load_file(run / f"rounds/{round:02d}/adapter.safetensors")
         assert all(x.norm() > 0 for x in saved.values())
-        lora.load_round(model.layers, model.gates, saved)
+        lora.fold(model.layers, model.gates, saved)
         rows = choices(model, data.vignettes, cfg, free=False)
         table = pl.read_parquet(run / f"rounds/{round:02d}/healed.eval.parquet")
         for f in FOUNDATIONS:

@@ -1,6 +1,8 @@
 """A row's tokens are its own: whatever shares its batch, cached or not, padded or not, mixed doses
 or not, they are what reading the row anew for every token gives."""
 
+from dataclasses import replace
+
 import polars as pl
 import pytest
 import torch
@@ -23,10 +25,11 @@ def by_row(table):
     return dict(zip(keys, table["completion_ids"].to_list(), strict=True))
 
 
-def sampled(s, table=None, key="0|test", **options):
-    """Tokens by row, for a table of all prompts at all doses unless one is given."""
+def sampled(s, table=None, key="0|test", stops=True, **fields):
+    """Tokens by row, for a table of all prompts at all doses unless one is given; under a config
+    with these `fields`."""
     table = jobs(s.model, PROMPTS, DOSES) if table is None else table
-    return by_row(sample(s.model, table, s.vector(), s.cfg, key, **options))
+    return by_row(sample(s.model, table, s.vector(), replace(s.cfg, **fields), key, stops))
 
 
 def check_a_row_does_not_depend_on_its_batch(small):
@@ -71,7 +74,7 @@ def check_cached_decoding_is_uncached_past_the_window(small):
 
 def check_greedy_is_the_likeliest_token(small):
     s, bare = small(), small().bare()
-    found = sampled(s, jobs(s.model, PROMPTS, [0.0]), heat=0.0, m=WINDOW + 4)
+    found = sampled(s, jobs(s.model, PROMPTS, [0.0]), temperature=0.0, max_new_tokens=WINDOW + 4)
     for (p, _, _), ids in found.items():
         wanted = slow_decode(bare, s.model.render(PROMPTS[p]), torch.zeros(WINDOW + 4), STOPS,
                              lambda z, u: slow_pick(z, u, 0.0, 1, 1.0))
@@ -89,7 +92,7 @@ def check_a_completion_ends_with_its_stop_token(small):
 def check_without_stops_every_row_has_m_tokens(small):
     s = small()
     for heat in (0.0, 1.0):
-        for ids in sampled(s, m=11, stops=False, heat=heat).values():
+        for ids in sampled(s, stops=False, max_new_tokens=11, temperature=heat).values():
             assert len(ids) == 11 and not set(ids) & set(STOPS)
 
 

@@ -1,13 +1,17 @@
 """The vector is the mean difference of hidden states at the last prompt token, read without running
 what lies above; steering adds dose · v where it says, nowhere else, and leaves no trace."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from steerloop.checks.small import DEPTH, WIDTH, token_batch
 from steerloop.checks.twins import add_to_blocks
+from steerloop.config import parse
 from steerloop.kernels.spectral import cosine
 from steerloop.steer import extract, steered
+from steerloop.texts.data import read_data
 
 PAIRS = [("Be kind.", "Obey, always."), ("Help all people.", "Rank first.")]
 CONTEXTS = ["Hi.", "What should I do now?", "Tell me about the old town hall.", "Go?", "1 + 1"]
@@ -26,11 +30,17 @@ def block_outputs(model, ids):
     return found
 
 
+def extracted(s, blocks, size):
+    """The vector of PAIRS and CONTEXTS on these blocks, in batches of this size."""
+    data = replace(read_data(parse([])), pairs=PAIRS, contexts=CONTEXTS)
+    return extract(s.model, data, replace(s.cfg, steer_blocks=blocks, batch_rows=size))
+
+
 @pytest.mark.parametrize("size", [1, 4, 64])
 @pytest.mark.parametrize("blocks", [[2, 3], [3]])  # block 2 is the first to see past the window
 def check_extract_is_the_difference_of_hidden_states(small, size, blocks):
     s = small()
-    found, bare = extract(s.model, PAIRS, CONTEXTS, blocks, size), s.bare()
+    found, bare = extracted(s, blocks, size), s.bare()
     assert list(found) == blocks
     for block in blocks:
         total = torch.zeros(WIDTH)
@@ -50,7 +60,7 @@ def check_nothing_above_the_deepest_block_runs(small):
     for i, block in enumerate(s.model.decoder.layers):
         block.register_forward_hook(lambda m, a, out, i=i: ran.append(i))
     s.model.decoder.norm.register_forward_hook(lambda *_: ran.append(DEPTH))
-    extract(s.model, PAIRS, CONTEXTS, [1, 2], size=4)
+    extracted(s, [1, 2], 4)
     assert ran.count(0) == ran.count(1) == ran.count(2) > 1
     assert max(ran) <= 2
 
@@ -70,6 +80,7 @@ class Counted:
 def check_hooks_fire_once_per_forward_and_block(small):
     s, rows = small(steer_blocks=[0, 2, 3]), Counted([1.0, 0.5, 0.0])
     with torch.no_grad(), steered(s.model, s.vector(), rows):
+        rows.reads = 0  # checking its type is a reading, too
         for _ in range(4):
             s.model.trunk(IDS, IDS >= 0)
     assert rows.reads == 4 * 3
@@ -116,7 +127,7 @@ def check_a_failing_extraction_leaves_no_hook(small, monkeypatch):
     s = small()
     monkeypatch.setattr(s.model.decoder.layers[1], "mlp", None)
     with pytest.raises(TypeError):
-        extract(s.model, PAIRS, CONTEXTS, [1, 2], 4)
+        extracted(s, [1, 2], 4)
     assert not any(block._forward_hooks for block in s.model.decoder.layers)
 
 

@@ -13,7 +13,7 @@ from steerloop import UserError, train
 from steerloop.checks.small import short_config, small_config
 from steerloop.sweep import points
 from steerloop.sweep.arms import FRONTIER, SWEEPS, Arm, Sweep
-from steerloop.sweep.climb import climb, start
+from steerloop.sweep.climb import climb
 from steerloop.sweep.page import write_results
 from steerloop.sweep.points import Group, read_rows, run
 from steerloop.sweep.tables import SHOWN, at, frontier, mean
@@ -26,7 +26,7 @@ def check_an_arm_climbs_as_train_does(folders, tmp_path):
     events = map(json.loads, (train.train(cfg) / "events.jsonl").read_text().splitlines())
     states = {(e["state"], e["round"]): e["measures"] for e in events if e["stage"] == "evaluate"}
     data = read_data(cfg)
-    rows = list(climb(data, cfg, Arm("as it is", ""), start(data, cfg), Sweep([], 2, ())))
+    rows = climb(data, cfg, Arm("as it is", ""), Sweep([], 2, ()), {})
     assert [x["round"] for x in rows] == [1, 2] and abs(rows[1]["down"]) > 1e-3
     for x in rows:
         wanted = states["healed", x["round"] - 1]
@@ -38,12 +38,14 @@ def check_a_fixed_dose_is_kept_and_a_budget_ends_a_climb(folders, tmp_path):
     cfg = short_config(tmp_path, small_config(folders(), quant="none"), rounds=3, lr=3e-2,
                        coh_floor=0.0)
     data = read_data(cfg)
-    first, sweep = start(data, cfg), Sweep([], 3, ())
-    fixed = list(climb(data, cfg, Arm("fixed", "", {}, fixed_dose=True), first, sweep))
+    shared, sweep = {}, Sweep([], 3, ())
+    fixed = climb(data, cfg, Arm("fixed", "", {}, fixed_dose=True), sweep, shared)
     assert len({x["c_star"] * x["kappa"] for x in fixed}) == 1 and len(fixed) == 3
-    anew = list(climb(data, cfg, Arm("anew", ""), first, sweep))
+    made = dict(shared)
+    anew = climb(data, cfg, Arm("anew", ""), sweep, shared)
+    assert shared.keys() == made.keys()  # nothing of the first round is made twice
     assert len({x["c_star"] for x in anew}) == 3
-    held = list(climb(data, cfg, Arm("held", "", {"kl_budget": 0.02}), first, sweep))
+    held = climb(data, cfg, Arm("held", "", {"kl_budget": 0.02}), sweep, shared)
     assert held[-1]["ended"] == "budget spent" and held[0]["kl_base"] > 0 and len(held) < 4
     assert held[0]["kappa"] < anew[0]["kappa"]
 
@@ -51,14 +53,13 @@ def check_a_fixed_dose_is_kept_and_a_budget_ends_a_climb(folders, tmp_path):
 def check_what_is_there_is_not_run_again(tmp_path, monkeypatch):
     ran = []
 
-    def climbed(data, cfg, arm, first, sweep):
+    def climbed(data, cfg, arm, sweep, shared):
         ran.append(arm)
         if len(ran) == 3:
             raise KeyboardInterrupt
-        yield {"round": sweep.rounds, "ended": ""}
+        return [{"round": sweep.rounds, "ended": ""}]
 
     monkeypatch.setattr(points, "climb", climbed)
-    monkeypatch.setattr(points, "start", lambda *_: "start")
     monkeypatch.setattr("torch.set_num_threads", lambda n: None)
     group = Group("frontier", "embedded", "dev", "filtered", 0, tmp_path)
     with pytest.raises(KeyboardInterrupt):

@@ -7,14 +7,16 @@ import polars as pl
 import pytest
 import torch
 
-from steerloop.barrier import Barrier, heal_loss
+from steerloop.barrier import Barrier, Step, heal_loss
 from steerloop.bench import twins
 from steerloop.checks.small import completions, data_files
-from steerloop.dose import kl_by_dose, solve
+from steerloop.dose import dose as solve
+from steerloop.dose import kl_by_dose
 from steerloop.heal import step_loss
+from steerloop.kernels.batch import Row
 from steerloop.kernels.head import Head
 from steerloop.readouts.forced_choice import choices
-from steerloop.sample import jobs, sample, score
+from steerloop.sample import completion_losses, jobs, sample
 from steerloop.steer import extract
 from steerloop.texts.data import read_data
 
@@ -37,7 +39,7 @@ def check_loss_and_gradient(kind):
     for twin in (False, True):
         x = h.clone().requires_grad_()
         loss = (twins.loss(head(x), head(h_ref), targets, rows, barrier, 12, 3) if twin else
-                heal_loss(x, h_ref, targets, rows, head, barrier, 12, 3)[0])
+                heal_loss(x, h_ref, targets, rows, head, Step(barrier, 12, 3))[0])
         loss.backward()
         found.append((loss.detach(), x.grad))
     torch.testing.assert_close(*found, **CLOSE)
@@ -49,11 +51,11 @@ def check_a_heal_step(small):
     table = completions(5).filter(pl.col("completion_ids").list.len() > 1)
     columns = table["prompt_ids"].to_list(), table["completion_ids"].to_list()
     with torch.no_grad(), model.gates(model.gates.before(0)):
-        refs = [x for batch in model.batches((*columns, [0.0] * len(table)), 8)
-                for x in batch.split(model.hidden(batch))]
+        refs = [x for batch in model.batches(table, 8) for x in batch.split(model.hidden(batch))]
     ours.stir(0)
     barrier = Barrier("kl_rev", "rmse", 2.0, 0.1)
-    nlls, tops = step_loss(model, list(zip(*columns, refs, strict=True)), barrier, 3)
+    rows = [Row(*x) for x in zip(*columns, refs, table["row"], strict=True)]
+    nlls, tops = step_loss(model, rows, barrier, 3)
     assert min(tops) > barrier.tau
     student = twins.adapted(twin, list(model.layers))
     factors = {name: x for name, x in student.named_parameters() if x.requires_grad}
@@ -74,10 +76,10 @@ def check_a_heal_step(small):
 @pytest.mark.parametrize(
     ("small", "stops"), [("none", True), ("none", False), ("nf4", False)], indirect=["small"])
 def check_greedy_tokens(small, stops):
-    ours = small()
+    ours = small(max_new_tokens=6, temperature=0.0)
     model, twin, cfg = raced(ours)
     vector, doses = ours.vector(), [0.0, 20.0]
-    table = sample(model, jobs(model, TEXTS, doses), vector, cfg, "x", 6, 0.0, stops)
+    table = sample(model, jobs(model, TEXTS, doses), vector, cfg, "x", stops)
     prompts, expected = table["prompt_ids"].to_list(), table["completion_ids"].to_list()
     for run in (twins.sample, twins.sample_batch):
         assert run(twin, prompts, table["dose"].to_list(), vector, 6, 0.0, stops) == expected
@@ -106,17 +108,18 @@ def check_doses_and_scores(small, tmp_path):
     gap = twins.solve(twin, prompts, vector) / solve(model, vector, data, cfg, "x")[0]
     assert 2 ** (-1 / twins.STEPS) < gap < 2 ** (1 / twins.STEPS)
     rows = completions(2)
-    for mine, *row in zip(score(model, rows, cfg)[0], rows["prompt_ids"].to_list(),
+    for mine, *row in zip(completion_losses(model, rows, cfg)[0], rows["prompt_ids"].to_list(),
                           rows["completion_ids"].to_list(), strict=True):
         torch.testing.assert_close(twins.score(twin, *row), mine, **CLOSE)
 
 
 @DENSE
-def check_vectors(small):
-    model, twin, cfg = raced(small())
+def check_vectors(small, tmp_path):
+    model, twin, cfg = raced(small(batch_rows=3))
     pair, rng = ("Be kind.", "Obey."), Random(0)
     texts = ["".join(rng.choices("abcde ", k=5 + i)) for i in range(5)]
     plus, minus = ([model.render(x, pole) for x in texts] for pole in pair)
-    mine = extract(model, [pair], texts, cfg.steer_blocks, 3)
+    data = replace(read_data(replace(cfg, **data_files(tmp_path))), pairs=[pair], contexts=texts)
+    mine = extract(model, data, cfg)
     other = twins.extract(twin, plus, minus, cfg.steer_blocks)
     torch.testing.assert_close(mine, other, **CLOSE)

@@ -110,8 +110,7 @@ class Journal(Recorder):
         """The limit, what the filter does under it on known cases, and what the run starts from."""
         limit = self.folder.once(layout.LIMIT, stage, *args)
         self.folder.once(layout.PLANTED, planted, self.model, self.data, self.cfg, limit)
-        self.folder.event("start", ppl_limit=limit,
-                          floor=floor_of(self.cfg, self.base))
+        self.folder.event("start", floor=floor_of(self.cfg, self.base), ppl_limit=limit)
         return limit
 
     def on_extract(self, stage: Callable[..., Any], *args: Any) -> Any:

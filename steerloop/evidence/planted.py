@@ -20,6 +20,7 @@ ROWS = 40  # base completions, and planted faults of each kind: of 36 flawless o
 
 
 def words(text: str) -> list[str]:
+    """Its words, one at least."""
     return text.split() or ["so"]
 
 

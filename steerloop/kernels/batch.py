@@ -5,7 +5,7 @@ Letters: b rows, t tokens, n predictions of completion tokens.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import polars as pl
 import torch
@@ -61,6 +61,13 @@ def collate(
         rows=predicts.nonzero()[:, 0],
         dose=torch.tensor(doses or [0.0] * len(pairs), device=device).float(),
     )
+
+
+@runtime_checkable
+class Dosed(Protocol):
+    """Rows in a model, each with a dose (b) in units of a vector."""
+
+    dose: Tensor
 
 
 class Row(NamedTuple):

@@ -124,12 +124,13 @@ def climb(
         ended = loop(load(cfg), data, cfg, run)
     except (UserError, FloatingPointError) as e:
         ended = str(e).partition(":")[0]
-    if arm.fixed_dose and 0 < cfg.kl_budget < run.now.get("kl_base", 0.0):
-        ended = "budget spent"  # a dose that is held knows no forecast: it is seen afterwards
-    if ended and not (run.rows and run.now["round"] == run.rows[-1]["round"]):
-        run.rows.append({"round": run.now["round"], "ended": ended})
+    last = run.rows[-1] if run.rows else {"round": 0, "kl_base": 0.0}
+    if arm.fixed_dose and 0 < cfg.kl_budget < last["kl_base"]:
+        last["ended"] = "budget spent"  # a held dose knows no forecast: it is seen afterwards
+    elif ended and run.now["round"] == last["round"]:
+        last["ended"] = ended
     elif ended:
-        run.rows[-1]["ended"] = ended
+        run.rows.append({"round": run.now["round"], "ended": ended})
     return run.rows
 
 
