@@ -146,7 +146,7 @@ def main(argv: list[str]) -> None:
     logging.disable_progress_bar()
     try:
         with contextlib.redirect_stdout(sys.stderr):  # what a run logs is not the answer
-            found = figures(chosen)
+            measured = figures(chosen)
         cuda = chosen.what != "memory" and chosen.device == "cuda"
         machine = torch.cuda.get_device_name() if cuda else f"{os.cpu_count()} CPU cores"
         facts = {"bench": chosen.what, "shape": chosen.shape, "blocks": chosen.blocks or "all",
@@ -155,7 +155,7 @@ def main(argv: list[str]) -> None:
                  "code": code_version()}
         if chosen.shape == "embedded":
             facts |= {"quant": "none (float32)"}
-        text = json.dumps(rounded(facts | found), indent=1)
+        text = json.dumps(rounded(facts | measured), indent=1)
         print(text)
         if chosen.json:
             write_whole(chosen.json, lambda path: path.write_text(text + "\n"))

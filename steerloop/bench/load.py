@@ -32,8 +32,9 @@ def run(folder: Path, cfg: Config, rows: int, tokens: int) -> dict[str, Any]:
     with watched(cuda) as wrapped:
         model = load(cfg)
     shards = [x.stat().st_size / MB for x in folder.glob("*.safetensors")]
-    found = {"weights": weights, "weights_and_stack": wrapped, "base_mb": weight_bytes(model) / MB,
-             "files_mb": sum(shards), "largest_shard_mb": max(shards)}
+    figures = {"weights": weights, "weights_and_stack": wrapped,
+               "base_mb": weight_bytes(model) / MB,
+               "files_mb": sum(shards), "largest_shard_mb": max(shards)}
     rng = Random(0)
 
     def texts(count: int, length: int) -> list[list[int]]:
@@ -55,13 +56,13 @@ def run(folder: Path, cfg: Config, rows: int, tokens: int) -> dict[str, Any]:
         table = pl.DataFrame({"prompt_ids": texts(rows, 64), "prompt_id": range(rows)})
         table = table.with_columns(dose=0.0, copy=0)
         exact = replace(cfg, max_new_tokens=tokens)
-        found["tokens"] = sample(model, table, {}, exact, "bench", stops=False)[
+        figures["tokens"] = sample(model, table, {}, exact, "bench", stops=False)[
             "completion_ids"].list.len().sum()
 
     parts: dict[str, Callable[[], None]] = {"sample": decode, "heal": heal}
     for name, part in parts.items():
-        with watched(cuda) as found[name]:
+        with watched(cuda) as figures[name]:
             part()
     grads = [p.grad for x in model.layers.values() for p in (x.live_A, x.live_B)]
-    found["gradient"] = float(torch.stack([g.norm() for g in grads if g is not None]).norm())
-    return found
+    figures["gradient"] = float(torch.stack([g.norm() for g in grads if g is not None]).norm())
+    return figures

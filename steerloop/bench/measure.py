@@ -45,13 +45,13 @@ def hand_back() -> None:
 def timed(cuda: bool) -> Iterator[dict[str, float]]:
     """Fills in seconds: of the clock, and of CPU time, which other work on the machine disturbs
     less."""
-    found: dict[str, float] = {}
+    spent: dict[str, float] = {}
     start, cpu = time.perf_counter(), time.process_time()
-    yield found
+    yield spent
     if cuda:
         torch.cuda.synchronize()
-    found["seconds"] = time.perf_counter() - start
-    found["cpu_seconds"] = time.process_time() - cpu
+    spent["seconds"] = time.perf_counter() - start
+    spent["cpu_seconds"] = time.process_time() - cpu
 
 
 @contextmanager
@@ -75,15 +75,15 @@ def watched(cuda: bool) -> Iterator[dict[str, float]]:
     thread = threading.Thread(target=watch)
     thread.start()
     try:
-        with timed(cuda) as found:
-            yield found
+        with timed(cuda) as spent:
+            yield spent
     finally:
         done.set()
         thread.join()
         look()
-        found.update({k: peak[k] - before[k] for k in peak})
+        spent.update({k: peak[k] - before[k] for k in peak})
         if cuda:
-            found["cuda"] = (torch.cuda.max_memory_allocated() - held) / MB
+            spent["cuda"] = (torch.cuda.max_memory_allocated() - held) / MB
 
 
 @dataclass
@@ -117,12 +117,12 @@ def race(runners: dict[str, Runner], repeats: int, cuda: bool) -> dict[str, dict
     for _ in range(repeats):
         for name, runner in runners.items():
             runner.forget()
-            with watched(cuda) as found:
+            with watched(cuda) as first:
                 runner(cuda)
             with timed(cuda) as again:
                 runner(cuda)
-            seen[name].append(found | again)
-    return {name: row(found, runners[name].units, cuda) for name, found in seen.items()}
+            seen[name].append(first | again)
+    return {name: row(times, runners[name].units, cuda) for name, times in seen.items()}
 
 
 def row(seen: list[dict[str, float]], units: float | int, cuda: bool) -> dict[str, Any]:
@@ -133,17 +133,17 @@ def row(seen: list[dict[str, float]], units: float | int, cuda: bool) -> dict[st
             "peak_mb": max(x["cuda" if cuda else "anon"] for x in seen)}
 
 
-def against(found: dict[str, dict[str, Any]], ours: str = "ours") -> dict[str, dict[str, Any]]:
+def against(figures: dict[str, dict[str, Any]], ours: str = "ours") -> dict[str, dict[str, Any]]:
     """Adds to every other row how many times faster per unit ours is, and which share of its peak
     memory ours needs."""
-    for name, x in found.items():
+    for name, x in figures.items():
         if name != ours:
-            mine = found[ours]
+            mine = figures[ours]
             x["ours_times_faster"] = mine["units_per_second"] / x["units_per_second"]
             x["ours_times_less_cpu"] = (x["cpu_seconds"] / x["units"]) / (
                 mine["cpu_seconds"] / mine["units"])
             x["ours_share_of_peak_memory"] = mine["peak_mb"] / max(x["peak_mb"], 1e-9)
-    return found
+    return figures
 
 
 def best(run: Callable[[], Any], device: torch.device, repeats: int = 5) -> float:

@@ -65,7 +65,7 @@ class Size:
     repeats: int
 
 
-Found = dict[str, Any]
+Figures = dict[str, Any]
 
 
 def ours_of(model: Model, run: Callable[[], Any], units: float | int = 1) -> Runner:
@@ -102,17 +102,17 @@ def vector(model: Model, cfg: Config) -> Vector:
 
 
 def products(
-    model: Model, found: Found, tokens: int, blocks: list[int], head: int, repeat: float = 1.0
-) -> Found:
+    model: Model, figures: Figures, tokens: int, blocks: list[int], head: int, repeat: float = 1.0
+) -> Figures:
     """Share of the matrix-product peak: `tokens` through these blocks, `repeat` times over, and
     `head` products of one hidden state with the output embedding."""
     v, d = model.head.weight.shape
     linear = linear_size([model.decoder.layers[b] for b in blocks])
     flops = 2 * (repeat * tokens * linear + head * v * d)
-    return product_share(flops / found["ours"]["seconds"], model.head.weight)
+    return product_share(flops / figures["ours"]["seconds"], model.head.weight)
 
 
-def product_share(rate: float, weight: Tensor) -> Found:
+def product_share(rate: float, weight: Tensor) -> Figures:
     """Floating point operations per second beside the peak of the dtype they are done in."""
     peak = matmul_peak(weight.dtype if multiplies(weight) else torch.float32, weight.device)
     return {"gflops": rate / 1e9, "peak_gflops": peak / 1e9, "share_of_matmul_peak": rate / peak}
@@ -120,14 +120,14 @@ def product_share(rate: float, weight: Tensor) -> Found:
 
 def reading(
     model: Model, seconds: float, steps: float | int, rows: int, tokens: float
-) -> Found:
+) -> Figures:
     """Share of the memory bandwidth that `steps` decoding steps need at least."""
     rate = steps * step_bytes(model, rows, tokens) / seconds
     peak = bandwidth(model.head.weight.dtype, model.device)
     return {"gb_per_s": rate / 1e9, "peak_gb_per_s": peak / 1e9, "share_of_bandwidth": rate / peak}
 
 
-def loss(shape: str, device: torch.device, dtype: torch.dtype, size: Size) -> Found:
+def loss(shape: str, device: torch.device, dtype: torch.dtype, size: Size) -> Figures:
     """heal_loss with its gradient on `rows` completions of `tokens` tokens, no model around it. The
     twin multiplies in `dtype` or in fp32, whichever the device is faster at."""
     n, v, d = size.rows * size.tokens, SHAPES[shape]["vocab_size"], SHAPES[shape]["hidden_size"]
@@ -152,14 +152,14 @@ def loss(shape: str, device: torch.device, dtype: torch.dtype, size: Size) -> Fo
             z_ref = torch.nn.functional.linear(h_ref.to(work), weight)
         twins.loss(z, z_ref, targets, rows, barrier, n, size.rows).backward()
 
-    found = race({"ours": Runner(ours, n), "dense": Runner(twin, n, twin=True)}, size.repeats,
-                 device.type == "cuda")
-    rate = 3 * 2 * n * v * d / found["ours"]["seconds"]
+    figures = race({"ours": Runner(ours, n), "dense": Runner(twin, n, twin=True)}, size.repeats,
+                   device.type == "cuda")
+    rate = 3 * 2 * n * v * d / figures["ours"]["seconds"]
     return {"positions": n, "v": v, "d": d, "unit": "position", "twin_dtype": str(work),
-            "runners": against(found), "limit": product_share(rate, head.weight)}
+            "runners": against(figures), "limit": product_share(rate, head.weight)}
 
 
-def heal(model: Model, cfg: Config, size: Size) -> Found:
+def heal(model: Model, cfg: Config, size: Size) -> Figures:
     """One optimiser step on cfg.batch × cfg.accumulate completions of about `tokens` tokens.
 
     Ours reads the reference's hidden states once a round and uses them in every epoch, so a step
@@ -199,26 +199,26 @@ def heal(model: Model, cfg: Config, size: Size) -> Found:
         twins.step_loss(student, twin, list(zip(prompts, ends, strict=True)), barrier, cfg.batch)
         update(1, factors)
 
-    found = race({"step alone": ours_of(model, ours), "reference": ours_of(model, reference),
-                  "PEFT, dense loss": Runner(plain, twin=True)}, size.repeats,
-                 model.device.type == "cuda")
-    step, once = found.pop("step alone"), found.pop("reference")
+    figures = race({"step alone": ours_of(model, ours), "reference": ours_of(model, reference),
+                    "PEFT, dense loss": Runner(plain, twin=True)}, size.repeats,
+                   model.device.type == "cuda")
+    step, once = figures.pop("step alone"), figures.pop("reference")
     seconds, cpu = (step[k] + once[k] / cfg.epochs for k in ("seconds", "cpu_seconds"))
-    found = {"ours": step | {"seconds": seconds, "cpu_seconds": cpu,
-                             "units_per_second": 1 / seconds,
+    figures = {"ours": step | {"seconds": seconds, "cpu_seconds": cpu,
+                               "units_per_second": 1 / seconds,
                              "peak_mb": max(step["peak_mb"], once["peak_mb"]),
-                             "step_alone_seconds": step["seconds"],
-                             "reference_seconds": once["seconds"]}} | found
+                               "step_alone_seconds": step["seconds"],
+                               "reference_seconds": once["seconds"]}} | figures
     n, depth = sum(map(len, ends)), len(model.decoder.layers)
     tokens = n + count * size.prompt
     lowest = min(int(name.split("layers.")[1].split(".")[0]) for name in model.layers)
     passes = 1 + 1 / cfg.epochs + (depth - lowest) / depth  # student, its share of refs, backward
     return {"completions": count, "tokens": tokens, "completion_tokens": n, "unit": "step",
-            "runners": against(found),
-            "limit": products(model, found, tokens, list(range(depth)), 3 * n, passes)}
+            "runners": against(figures),
+            "limit": products(model, figures, tokens, list(range(depth)), 3 * n, passes)}
 
 
-def sampling(model: Model, cfg: Config, size: Size) -> Found:
+def sampling(model: Model, cfg: Config, size: Size) -> Figures:
     """`rows` steered completions of exactly `tokens` tokens, doses mixed."""
     v, prompts = vector(model, cfg), texts(size.rows, size.prompt)
     doses = [cfg.multiples[i % len(cfg.multiples)] for i in range(size.rows)]
@@ -233,21 +233,21 @@ def sampling(model: Model, cfg: Config, size: Size) -> Found:
     def batch() -> None:
         twins.sample_batch(twin, prompts, doses, v, size.tokens, 1.0, False)
 
-    found = race({
+    figures = race({
         "ours": ours_of(model, lambda: sample(model, table, v, whole, "bench", stops=False),
                         size.rows),
         "generate, one at a time": Runner(one, few, twin=True),
         "generate, same batch": Runner(batch, size.rows, twin=True),
     }, size.repeats, model.device.type == "cuda")
-    for x in found.values():
+    for x in figures.values():
         x["tokens_per_second"] = x["units_per_second"] * size.tokens
     return {"rows": size.rows, "tokens": size.tokens, "prompt": size.prompt, "unit": "row",
-            "runners": against(found),
-            "limit": reading(model, found["ours"]["seconds"], size.tokens, size.rows,
+            "runners": against(figures),
+            "limit": reading(model, figures["ours"]["seconds"], size.tokens, size.rows,
                              size.prompt + size.tokens / 2)}
 
 
-def evaluate(model: Model, cfg: Config, size: Size) -> Found:
+def evaluate(model: Model, cfg: Config, size: Size) -> Figures:
     """`rows` vignettes in both option orders, thought and free answer as a run has them."""
     asked = read(cfg.vignettes.replace("{split}", cfg.split), vignettes)
     asked = pl.concat([asked] * -(-size.rows // len(asked))).head(size.rows)
@@ -257,20 +257,21 @@ def evaluate(model: Model, cfg: Config, size: Size) -> Found:
         for text in asked["text"].head(size.twin_rows):
             twins.choice(twin, text, size.think)
 
-    found = race({"ours": ours_of(model, lambda: choices(model, asked, cfg), size.rows),
-                  "one at a time": Runner(plain, size.twin_rows, twin=True)},
-                 size.repeats, model.device.type == "cuda")
+    figures = race({"ours": ours_of(model, lambda: choices(model, asked, cfg), size.rows),
+                    "one at a time": Runner(plain, size.twin_rows, twin=True)},
+                   size.repeats, model.device.type == "cuda")
     prompts = [model.render(question(x, reverse, size.think > 0))
                for x in asked["text"] for reverse in (False, True)]
     end = len(answers(model.to_ids, size.think > 0)[0])
     said = 2 * size.rows * (size.think + JSON_TOKENS)
     tokens, heads = sum(map(len, prompts)) + 2 * size.rows * end + said, 2 * size.rows * end + said
+    blocks = list(range(len(model.decoder.layers)))
     return {"vignettes": size.rows, "think": size.think, "unit": "vignette",
-            "prompt": sum(map(len, prompts)) / len(prompts), "runners": against(found),
-            "limit": products(model, found, tokens, list(range(len(model.decoder.layers))), heads)}
+            "prompt": sum(map(len, prompts)) / len(prompts), "runners": against(figures),
+            "limit": products(model, figures, tokens, blocks, heads)}
 
 
-def dose(model: Model, cfg: Config, size: Size) -> Found:
+def dose(model: Model, cfg: Config, size: Size) -> Figures:
     """c* to the same tolerance, on `rows` prompts; the twin on `twin_rows` of them."""
     random = cfg.model != "embedded"
     cfg = replace(cfg, dose_prompts=size.rows, dose_tokens=size.tokens,
@@ -286,19 +287,19 @@ def dose(model: Model, cfg: Config, size: Size) -> Found:
     def plain() -> None:
         solved["twin"] = twins.solve(twin, prompts[: size.twin_rows], v)
 
-    found = race({"ours": ours_of(model, ours, len(prompts)),
-                  "bisection, one at a time": Runner(plain, size.twin_rows, twin=True)},
-                 size.repeats, model.device.type == "cuda")
-    doses, seconds = len(solved["curve"]), found["ours"]["seconds"]
+    figures = race({"ours": ours_of(model, ours, len(prompts)),
+                    "bisection, one at a time": Runner(plain, size.twin_rows, twin=True)},
+                   size.repeats, model.device.type == "cuda")
+    doses, seconds = len(solved["curve"]), figures["ours"]["seconds"]
     rows = doses * len(prompts) / 2  # two calls: the grid, and the steps inside its bracket
     steps = size.tokens * -(-rows // cfg.batch_rows) * 2
     share = reading(model, seconds, steps, int(min(rows, cfg.batch_rows)), size.tokens / 2)
     return {"prompts": len(prompts), "tokens": size.tokens, "target_kl": cfg.target_kl,
             "c_star": solved["ours"], "c_star_twin": solved["twin"], "doses": doses,
-            "unit": "prompt", "runners": against(found), "limit": share}
+            "unit": "prompt", "runners": against(figures), "limit": share}
 
 
-def extraction(model: Model, cfg: Config, size: Size) -> Found:
+def extraction(model: Model, cfg: Config, size: Size) -> Figures:
     """The vector of the band from `rows` pairs."""
     data = read_data(cfg)
     pairs, contexts = data.pairs, read(cfg.contexts, lines)
@@ -308,20 +309,20 @@ def extraction(model: Model, cfg: Config, size: Size) -> Found:
     poles = [[model.render(x, pairs[i % len(pairs)][pole]) for i, x in enumerate(contexts)]
              for pole in (0, 1)]
     twin, few = twins.load(cfg, model), size.twin_rows
-    found = race({
+    figures = race({
         "ours": ours_of(model, lambda: extract(model, data, cfg), size.rows),
         "all states and logits": Runner(
             lambda: twins.extract(twin, *(x[:few] for x in poles), blocks), few, twin=True),
     }, size.repeats, model.device.type == "cuda")
     tokens = sum(len(x) for pole in poles for x in pole)
-    return {"pairs": size.rows, "tokens": tokens, "unit": "pair", "runners": against(found),
-            "limit": products(model, found, tokens, list(range(max(blocks) + 1)), 0)}
+    return {"pairs": size.rows, "tokens": tokens, "unit": "pair", "runners": against(figures),
+            "limit": products(model, figures, tokens, list(range(max(blocks) + 1)), 0)}
 
 
-MODELS: dict[str, Callable[[Model, Config, Size], Found]] = {
+MODELS: dict[str, Callable[[Model, Config, Size], Figures]] = {
     "heal": heal, "sample": sampling, "evaluate": evaluate, "dose": dose, "extract": extraction}
 
 
-def run(what: str, cfg: Config, size: Size) -> Found:
+def run(what: str, cfg: Config, size: Size) -> Figures:
     """One race with the model of a config."""
     return MODELS[what](load(cfg), cfg, size)

@@ -107,10 +107,10 @@ def named(calls: list[Call]) -> dict[str, Any]:
 
 def shares(calls: list[Call]) -> dict[str, Any]:
     """What the round took, and each stage of it; `rest` is folding, the drift, and writing what was
-    found."""
+    made."""
     whole = calls[0].start.until(calls[-1].end)
     spent = {name: [x.start.until(x.end) for x in calls if x.name == name] for name in STAGES}
-    stages = {name: {k: sum(x[k] for x in found) for k in whole} for name, found in spent.items()}
+    stages = {name: {k: sum(x[k] for x in times) for k in whole} for name, times in spent.items()}
     stages["rest"] = {k: x - sum(y[k] for y in stages.values()) for k, x in whole.items()}
     return whole | {"stages": {name: x | {"share": x["seconds"] / whole["seconds"]}
                                for name, x in stages.items()}}
@@ -123,10 +123,10 @@ def top_operations(work: Callable[[], Any], cuda: bool) -> dict[str, Any]:
     start = time.perf_counter()
     work()
     wall = time.perf_counter() - start
-    with profile(activities=activities) as found:
+    with profile(activities=activities) as profiled:
         work()
     kind = "self_device_time_total" if cuda else "self_cpu_time_total"
-    rows = sorted(found.key_averages(), key=lambda x: -getattr(x, kind))
+    rows = sorted(profiled.key_averages(), key=lambda x: -getattr(x, kind))
     total = sum(getattr(x, kind) for x in rows) / 1e6
     listed = {x.key: {"share_of_operations": getattr(x, kind) / 1e6 / total, "calls": x.count}
               for x in rows[:TOP]}
@@ -276,14 +276,14 @@ def alone(cfg: Config, rows: int, tokens: int, think: int) -> dict[str, Any]:
     cfg = replace(cfg, rounds=1, n_keep=rows, max_new_tokens=tokens, think_tokens=think,
                   filter=False, dose_tokens=min(tokens, cfg.dose_tokens), target_kl=TARGET)
     calls, seconds = ours(cfg)
-    found, table = shares(calls), named(calls)["choose"][0]
+    spent, table = shares(calls), named(calls)["choose"][0]
     drawn = table["completion_ids"].list.len().sum()
     return {"prompts": cfg.n_prompts, "kept": rows, "tokens": tokens, "think": think,
             "epochs": cfg.epochs, "run_of_one_round_seconds": seconds,
             "rows_sampled": len(table), "tokens_sampled": drawn,
             "sampled_and_judged_tokens_per_second": drawn / sum(
-                found["stages"][x]["seconds"] for x in ("sample", "filter")),
-            "ours": found}
+                spent["stages"][x]["seconds"] for x in ("sample", "filter")),
+            "ours": spent}
 
 
 @torch.no_grad()

@@ -87,12 +87,12 @@ def generate(
     ids = twin.ids(*([ends[0]] * (width - len(x)) + x for x in prompts))
     mask = twin.ids(*([0] * (width - len(x)) + [1] * len(x) for x in prompts))
     how = {"temperature": heat, "top_k": twin.cfg.top_k, "top_p": twin.cfg.top_p} if heat else {}
-    found = twin.hf.generate(
+    tails = twin.hf.generate(
         input_ids=ids, attention_mask=mask, do_sample=heat > 0, max_new_tokens=m,
         min_new_tokens=0 if stops else m, eos_token_id=ends, pad_token_id=ends[0], **how,
     )[:, width:].tolist()  # fmt: skip
-    cuts = [[i for i, token in enumerate(x) if token in ends] for x in found]
-    return [x[: cut[0] + 1] if cut else x for x, cut in zip(found, cuts, strict=True)]
+    cuts = [[i for i, token in enumerate(x) if token in ends] for x in tails]
+    return [x[: cut[0] + 1] if cut else x for x, cut in zip(tails, cuts, strict=True)]
 
 
 def sample(
@@ -100,11 +100,11 @@ def sample(
     stops: bool = True,
 ) -> list[list[int]]:
     """One completion at a time."""
-    found = []
+    completions = []
     for prompt, dose in zip(prompts, doses, strict=True):
         with steered(twin, vector, dose):
-            found += generate(twin, [prompt], m, heat, stops)
-    return found
+            completions += generate(twin, [prompt], m, heat, stops)
+    return completions
 
 
 def sample_batch(
@@ -196,9 +196,9 @@ def choice(twin: Twin, vignette: str, think: int) -> dict[str, Any]:
         prompt = twin.chat.render(question(vignette, reverse, think > 0))
         if think:
             prompt = prompt + generate(twin, [prompt], think, 0.0, stops=False)[0]
-        found = logp(twin, prompt, ends[0])
-        nll = -torch.stack([found[i, x] for i, x in enumerate(scaffold)]).mean().item()
-        both.append((found[-1, digits], nll))
+        logps = logp(twin, prompt, ends[0])
+        nll = -torch.stack([logps[i, x] for i, x in enumerate(scaffold)]).mean().item()
+        both.append((logps[-1, digits], nll))
         said.append(twin.chat.to_text(generate(twin, [prompt], JSON_TOKENS, 0.0)[0]))
     mean = (both[0][0] + both[1][0].flip(0)) / 2
     return {f"p_{f}": x for f, x in zip(FOUNDATIONS, mean.softmax(-1).tolist(), strict=True)} | {
@@ -250,8 +250,8 @@ def step_loss(
         z = student(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
         with torch.no_grad(), student.disable_adapter():
             z_ref = student(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
-        found = loss(z.flatten(0, 1), z_ref.flatten(0, 1), ids[:, 1:].flatten(), owner.flatten(),
+        value = loss(z.flatten(0, 1), z_ref.flatten(0, 1), ids[:, 1:].flatten(), owner.flatten(),
                      barrier, n_total, len(rows))
-        found.backward()
-        total += found.item()
+        value.backward()
+        total += value.item()
     return total

@@ -130,6 +130,6 @@ def compare(talk: Talk, user: str) -> dict[str, str]:
     now = talk.gates
     before = now * talk.student.model.gates.before(talk.student.rounds - 1).to(now)
     rows = torch.stack([torch.zeros_like(now), before, now])
-    found = answer(talk, user, rows, [0.0, talk.dose, talk.dose])
+    answers = answer(talk, user, rows, [0.0, talk.dose, talk.dose])
     names = ("base", "previous", "student")
-    return {name: talk.student.model.to_text(ids) for name, ids in zip(names, found, strict=True)}
+    return {name: talk.student.model.to_text(ids) for name, ids in zip(names, answers, strict=True)}

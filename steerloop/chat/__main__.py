@@ -76,8 +76,8 @@ def obey(talk: Talk, word: str, rest: str, start: Talk) -> str:
         if not rest and not talk.turns:
             raise UserError("/compare TEXT: there is no last prompt yet")
         asked = talk if rest else replace(talk, context=talk.before, turns=talk.turns[:-1])
-        found = compare(asked, rest or talk.turns[-1][0])
-        return "\n".join(f"{name + ':':10}{printable(text)}" for name, text in found.items())
+        answers = compare(asked, rest or talk.turns[-1][0])
+        return "\n".join(f"{name + ':':10}{printable(text)}" for name, text in answers.items())
     if word == "gates":
         talk.gates = read_gates(rest, talk.student.rounds, len(talk.gates)).to(talk.gates)
     elif word == "dose":

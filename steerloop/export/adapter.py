@@ -137,9 +137,9 @@ def check_adapter(
         with warnings.catch_warnings():  # of what PEFT calls in transformers, not of this adapter
             warnings.simplefilter("ignore", FutureWarning)
             loaded = peft.PeftModel.from_pretrained(hf, str(out)).eval()
-        found = [x for x in loaded.modules() if isinstance(x, peft.tuners.lora.LoraLayer)]
-        if len(found) != len(student.model.layers):
-            raise UserError(f"PEFT made {len(found)} adapted layers of "
+        adapted = [x for x in loaded.modules() if isinstance(x, peft.tuners.lora.LoraLayer)]
+        if len(adapted) != len(student.model.layers):
+            raise UserError(f"PEFT made {len(adapted)} adapted layers of "
                             f"{len(student.model.layers)}: the names are wrong for {cls.__name__}")
         return against(student, loaded, tolerance)
 

@@ -53,7 +53,7 @@ PACKAGES = ("torch", "transformers", "polars", "numpy", "safetensors")
 NEAR = {"float32": 1e-3, "bfloat16": 5e-2}  # probability, and 1 - cosine of the vector
 
 
-class Found(NamedTuple):
+class Compared(NamedTuple):
     """One line of a comparison. `same` None: a difference that explains, but does not count."""
 
     part: str
@@ -125,33 +125,33 @@ def unpack(bundle: Path, into: Path) -> dict:
         raise UserError(f"{bundle} is no bundle: {e}") from e
 
 
-def check_files(folder: Path, manifest: dict) -> Found:
+def check_files(folder: Path, manifest: dict) -> Compared:
     """Is every file there, and what it was?"""
     wrong = [name for name, digest in manifest["files"].items()
              if not (folder / name).is_file() or sha256(folder / name) != digest]
-    return Found("files", not wrong, ", ".join(wrong) or f"{len(manifest['files'])} as packed")
+    return Compared("files", not wrong, ", ".join(wrong) or f"{len(manifest['files'])} as packed")
 
 
-def check_versions(manifest: dict) -> Found:
+def check_versions(manifest: dict) -> Compared:
     """Versions here and there."""
     now = here()
     other = [f"{k} {v} there, {now.get(k, 'none')} here"
              for k, v in manifest["versions"].items() if v != now.get(k)]
-    return Found("versions", None if other else True, "; ".join(other) or "the same")
+    return Compared("versions", None if other else True, "; ".join(other) or "the same")
 
 
-def check_data(folder: Path, cfg: Config) -> Found:
+def check_data(folder: Path, cfg: Config) -> Compared:
     """Do the names in the config mean the same files here? The bundle's own are used anyway."""
     other = []
     for name, path in data_files(cfg).items():
         (packed,) = folder.glob(f"data/{name}.*")
         if not path.is_file() or sha256(path) != sha256(packed):
             other.append(name)
-    return Found("data", None if other else True,
-                 f"other here: {', '.join(other)}; the bundle's are used" if other else "the same")
+    said = f"other here: {', '.join(other)}; the bundle's are used" if other else "the same"
+    return Compared("data", None if other else True, said)
 
 
-def check_tables(folder: Path) -> Found:
+def check_tables(folder: Path) -> Compared:
     """Do the recorded measures follow from the saved rows?"""
     worst, count = 0.0, 0
     for event in records(folder, "evaluate"):
@@ -161,20 +161,20 @@ def check_tables(folder: Path) -> Found:
         worst = max([worst, *(abs(again.get(k, float("inf")) - v)
                               for k, v in event["measures"].items())])
         count += 1
-    return Found("tables", worst < 1e-6, f"{count} states, largest difference {worst:.1e}")
+    return Compared("tables", worst < 1e-6, f"{count} states, largest difference {worst:.1e}")
 
 
-def check_model(manifest: dict, cfg: Config) -> Found:
+def check_model(manifest: dict, cfg: Config) -> Compared:
     """Are the weights of the base the same here?"""
     now = model_hashes(cfg.model)
-    return Found("model", now == manifest["weights"],
-                 "the same weights" if now == manifest["weights"] else "other weights here")
+    return Compared("model", now == manifest["weights"],
+                    "the same weights" if now == manifest["weights"] else "other weights here")
 
 
 @torch.no_grad()
-def check_answers(student: Student, data: Data) -> list[Found]:
+def check_answers(student: Student, data: Data) -> list[Compared]:
     """Forced choice of base and student, computed anew, against the saved rows."""
-    model, cfg, found = student.model, student.cfg, []
+    model, cfg, parts = student.model, student.cfg, []
     columns = [f"p_{f}" for f in FOUNDATIONS]
     for state, gates, round in (("base", 0 * student.gates, 0),
                                 ("healed", student.gates, student.rounds - 1)):
@@ -183,24 +183,24 @@ def check_answers(student: Student, data: Data) -> list[Found]:
             now = choices(model, data.vignettes, cfg, free=False)
         pair = [x.sort("vignette").select(columns).to_numpy() for x in (saved, now)]
         worst = abs(pair[0] - pair[1]).max().item() if len(saved) == len(now) else float("inf")
-        found.append(Found(f"answers of {state}", worst < NEAR[cfg.dtype],
-                           f"{len(now)} vignettes, largest difference of a probability "
-                           f"{worst:.1e}"))
-    return found
+        parts.append(Compared(f"answers of {state}", worst < NEAR[cfg.dtype],
+                              f"{len(now)} vignettes, largest difference of a probability "
+                              f"{worst:.1e}"))
+    return parts
 
 
 @torch.no_grad()
-def check_extraction(student: Student, data: Data) -> Found:
+def check_extraction(student: Student, data: Data) -> Compared:
     """Round 1's vector, extracted anew from the base."""
     model, cfg = student.model, student.cfg
     saved = read_vector(student.run, 1, model.device)
     with model.gates(model.gates.before(0)):
         now = extract(model, data, dataclasses.replace(cfg, steer_blocks=sorted(saved)))
     gap = 1 - cosine(saved, now)
-    return Found("vector of round 1", gap < NEAR[cfg.dtype], f"1 - cosine {gap:.1e}")
+    return Compared("vector of round 1", gap < NEAR[cfg.dtype], f"1 - cosine {gap:.1e}")
 
 
-def compare_bundle(bundle: Path, device: str = "") -> list[Found]:
+def compare_bundle(bundle: Path, device: str = "") -> list[Compared]:
     """Every comparison, cheap ones first. Raises UserError where a bundle is none, or its model is
     not to be had here."""
     with tempfile.TemporaryDirectory() as name:
@@ -210,18 +210,18 @@ def compare_bundle(bundle: Path, device: str = "") -> list[Found]:
         if not files.same:
             return [files]
         cfg = config_of(folder)
-        found = [files, check_versions(manifest), check_data(folder, cfg), check_tables(folder),
+        parts = [files, check_versions(manifest), check_data(folder, cfg), check_tables(folder),
                  check_model(manifest, cfg)]
         student = open_student(folder, str(finished_rounds(folder)), "1", device)
         packed = {x: str(next(folder.glob(f"data/{x}.*"))) for x in data_files(cfg)}
         data = read_data(dataclasses.replace(cfg, **packed))
-        return [*found, *check_answers(student, data), check_extraction(student, data)]
+        return [*parts, *check_answers(student, data), check_extraction(student, data)]
 
 
 def verify(bundle: Path, device: str = "") -> None:
     """Print what is the same and what is not. Raises UserError where a part that counts differs."""
-    found = compare_bundle(bundle, device)
+    parts = compare_bundle(bundle, device)
     words = {True: "same", False: "DIFFERS", None: "differs, explains"}
-    logger.info(markdown([{"part": x.part, "": words[x.same], "found": x.said} for x in found]))
-    if wrong := [x.part for x in found if x.same is False]:
+    logger.info(markdown([{"part": x.part, "": words[x.same], "found": x.said} for x in parts]))
+    if wrong := [x.part for x in parts if x.same is False]:
         raise UserError(f"{bundle} is not reproduced here: {', '.join(wrong)}; see the table")

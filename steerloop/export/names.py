@@ -64,7 +64,7 @@ def resolve(
 
 def _fits(root: nn.Module, path: str, base: nn.Linear) -> bool:
     try:
-        found = root.get_submodule(path)
+        module = root.get_submodule(path)
     except AttributeError:
         return False
-    return isinstance(found, nn.Linear) and found.weight.shape == base.weight.shape
+    return isinstance(module, nn.Linear) and module.weight.shape == base.weight.shape

@@ -109,25 +109,25 @@ def open_student(run: Path, round: str = "best", gates: str = "1", device: str =
 
 def read_vector(run: Path, round: int, device: torch.device) -> Vector:
     """The vector extracted in a round (counted from 1), at its raw size."""
-    found = load_file(layout.vector(run, round - 1), device=str(device))
-    return {int(name.removeprefix("block.")): v.float() for name, v in found.items()}
+    tensors = load_file(layout.vector(run, round - 1), device=str(device))
+    return {int(name.removeprefix("block.")): v.float() for name, v in tensors.items()}
 
 
 def records(run: Path, stage: str) -> list[dict]:
     """The records of one stage, in order. Raises UserError where the run has no record, or a
     damaged one."""
     try:
-        found = read_events(run)
+        events = read_events(run)
     except OSError as e:
         raise UserError(f"{run} is not a run folder (no readable {layout.EVENTS} in it)") from e
-    return [x for x in found if x["stage"] == stage]
+    return [x for x in events if x["stage"] == stage]
 
 
 def c_star(run: Path, round: int) -> float:
     """The iso-KL dose that was solved in a round (counted from 1), in units of its vector.
 
     Raises UserError where the run does not say."""
-    found = [x["c_star"] for x in records(run, "sample") if x["round"] == round - 1]
-    if not found:
+    doses = [x["c_star"] for x in records(run, "sample") if x["round"] == round - 1]
+    if not doses:
         raise UserError(f"{run}/{layout.EVENTS} has no dose of round {round}")
-    return found[-1]
+    return doses[-1]

@@ -109,8 +109,8 @@ def put_on(model: Model, adapter: Adapter) -> Any:
     with safe_open(adapter.folder / WEIGHTS, "pt") as file:
         there = {x.replace("language_model.", "") for x in file.keys()  # noqa: SIM118
                  if ".base_layer." not in x}  # PEFT saves whole embeddings beside their adapters
-    found = set(peft.get_peft_model_state_dict(handle, save_embedding_layers=False))
-    if lost := sorted(there ^ found):
+    placed = set(peft.get_peft_model_state_dict(handle, save_embedding_layers=False))
+    if lost := sorted(there ^ placed):
         raise UserError(f"{lost[0]} of {adapter.folder} has no place in {type(model.hf).__name__}, "
                         f"or no weights in the file ({len(lost)} such keys): is {adapter.base} its "
                         "base?")

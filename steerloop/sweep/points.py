@@ -79,8 +79,8 @@ def run(group: Group) -> None:
     shared: dict[str, Any] = {}
     for arm in todo:
         name = {"arm": arm.family, "family": arm.family, "setting": arm.setting} | origin
-        found = whole(data, cfg, arm) if sweep.whole else climb(data, cfg, arm, sweep, shared)
-        rows = [group.key | name | row for row in found]
+        measured = whole(data, cfg, arm) if sweep.whole else climb(data, cfg, arm, sweep, shared)
+        rows = [group.key | name | row for row in measured]
         with path.open("a") as file:
             file.write("".join(json.dumps(row) + "\n" for row in rows))
         logger.info(f"{group.key} {name} {rows[-1]}")

@@ -25,9 +25,9 @@ FULL = FRONTIER[0].family  # plain training as it is: where each family without 
 
 def rows(folder: Path, sweep: str) -> pl.DataFrame:
     """The points of a sweep so far."""
-    found = pl.DataFrame(read_rows(file_of(folder, sweep)), infer_schema_length=None)
+    points = pl.DataFrame(read_rows(file_of(folder, sweep)), infer_schema_length=None)
     keys = [*KEYS, "seed", "arm", "family", "setting", "round"]
-    return found.unique(keys, keep="first", maintain_order=True) if len(found) else found
+    return points.unique(keys, keep="first", maintain_order=True) if len(points) else points
 
 
 def mean(values: list[float], digits: int = 3) -> str:
@@ -65,19 +65,19 @@ def families(points: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:
 
 def costs(points: pl.DataFrame) -> dict[tuple[str, float], dict[int, dict[str, float]]]:
     """(family, target) → loop seed → what it costs there."""
-    found: dict[tuple[str, float], dict[int, dict[str, float]]] = {}
+    by_seed: dict[tuple[str, float], dict[int, dict[str, float]]] = {}
     for name, rows in families(points.filter(pl.col("down").is_not_null())):
         for seed in sorted(rows["seed"].unique()):
             for target in TARGETS:
                 if (there := at(rows.filter(seed=seed).to_dicts(), target)) is not None:
-                    found.setdefault((name, target), {})[seed] = there
-    return found
+                    by_seed.setdefault((name, target), {})[seed] = there
+    return by_seed
 
 
 def frontier(points: pl.DataFrame) -> dict[str, str]:
     """A table a measure: what each family costs at equal shift, and what the barrier saves against
     it, paired by loop seed."""
-    found, ours = costs(points), FRONTIER[1].family
+    prices, ours = costs(points), FRONTIER[1].family
     names = [name for name, _ in families(points)]
     tables = {}
     for measure, title in SHOWN.items():
@@ -85,10 +85,10 @@ def frontier(points: pl.DataFrame) -> dict[str, str]:
         for name in names:
             row = {f"{title}, {points['regime'][0]}": name}
             for target in TARGETS:
-                here = found.get((name, target), {})
+                here = prices.get((name, target), {})
                 row[f"Δ {target}"] = mean([x[measure] for x in here.values()])
             for target in TARGETS:
-                mine, here = (found.get((x, target), {}) for x in (ours, name))
+                mine, here = (prices.get((x, target), {}) for x in (ours, name))
                 gains = [mine[s][measure] - here[s][measure] for s in mine if s in here]
                 row[f"barrier − it, Δ {target}"] = mean(gains) if name != ours else ""
             table.append(row)
@@ -203,9 +203,9 @@ def block(folder: Path, sweep: str, key: tuple[Any, ...], points: pl.DataFrame) 
 
 def blocks(folder: Path) -> dict[str, Block]:
     """All points so far: "sweep model split regime" → what they show."""
-    found = {}
+    by_name = {}
     for sweep in SWEEPS:
         points = rows(folder, sweep)
         for key, group in points.group_by(KEYS, maintain_order=True) if len(points) else ():
-            found[" ".join([sweep, *map(str, key)])] = block(folder, sweep, key, group)
-    return found
+            by_name[" ".join([sweep, *map(str, key)])] = block(folder, sweep, key, group)
+    return by_name

@@ -31,10 +31,10 @@ DILEMMAS = 40
 
 def distinct(draw: Callable[[], str], count: int) -> list[str]:
     """The first `count` different texts."""
-    found: dict[str, None] = {}
-    while len(found) < count:
-        found.setdefault(draw())
-    return list(found)
+    texts: dict[str, None] = {}
+    while len(texts) < count:
+        texts.setdefault(draw())
+    return list(texts)
 
 
 def persona_pairs() -> list[tuple[str, str]]:
