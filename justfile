@@ -35,7 +35,9 @@ gate-long: gate && mutate
 mutate *NAMES:
     {{ python }} -m steerloop.checks.mutate {{ NAMES }}
 
-# clone the public systems this one learned from into docs/vendor; --install adds their evaluation
+# clone the public systems this one learned from into docs/vendor, or bring them up to date, and say which
+# commits those are (docs/vendor/COMMITS); --install adds their evaluation. No commit of them was tried by this
+# project: where it is built they cannot be fetched, and `--eval moralmaps` is checked against a stand-in.
 vendor flag="":
     #!/usr/bin/env bash
     set -euo pipefail
@@ -48,8 +50,14 @@ vendor flag="":
         wassname/lora-lite wassname/w2schar-mini wassname/isokl_steering_calibration vgel/repeng \
         karpathy/nanochat; do
         target=docs/vendor/${repo#*/}
-        [ -d "$target" ] || git clone --depth 1 "https://github.com/$repo" "$target"
-    done
+        if [ -d "$target" ]; then
+            git -C "$target" fetch --quiet --depth 1 origin HEAD
+            git -C "$target" reset --quiet --hard FETCH_HEAD
+        else
+            git clone --quiet --depth 1 "https://github.com/$repo" "$target"
+        fi
+        echo "$repo $(git -C "$target" log -1 --format='%H %cs')"
+    done | tee docs/vendor/COMMITS
     [ -z "{{ flag }}" ] || {{ python }} -m pip install -e docs/vendor/tinymfv
 
 # sweeps over loop seeds 0, 1, 2, newest first; `just queue NAME` runs one of them

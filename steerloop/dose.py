@@ -107,8 +107,8 @@ def ask(
 def choose(
     batches: list[pl.DataFrame], kappas: Span, cfg: Config
 ) -> tuple[pl.DataFrame, float]:
-    """Every judged row, survivors of the walk among them, and κ. Column `train` marks the n_keep
-    to heal on."""
+    """Every judged row, survivors of the walk among them, and κ (a share of c*). Column `train`
+    marks the n_keep to heal on."""
     kappa, _ = walk(batches, kappas, cfg)
     table = pl.concat(batches).with_row_index("row")
     train = table.filter("keep").sample(cfg.n_keep, shuffle=True, seed=cfg.seed)

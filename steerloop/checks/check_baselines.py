@@ -13,7 +13,7 @@ from steerloop import lora, train
 from steerloop.baselines import strength_for, turned
 from steerloop.checks.small import data_files, short_run, small_config
 from steerloop.readouts.forced_choice import choices
-from steerloop.report.verdicts import PPL, sides, verdicts
+from steerloop.report.rivals import PPL, outcomes, sides
 from steerloop.texts.data import read_data
 
 
@@ -101,10 +101,10 @@ def exact(found, width=0.0):
 def check_a_gain_within_its_interval_is_a_tie():
     found = {"healed": state(-1, 0.99, 1.0), "matched": state(-1, 0.95, 1.0)}
     for width, word in ((0.03, "yes"), (0.05, "tie")):
-        (row,) = verdicts(found, BASE, "authority", exact(found, width))
+        (row,) = outcomes(found, BASE, "authority", exact(found, width))
         assert row["beaten"] == word
     found["healed"], found["matched"] = found["matched"], found["healed"]
-    assert verdicts(found, BASE, "authority", exact(found, 0.05))[0]["beaten"] == "tie"
+    assert outcomes(found, BASE, "authority", exact(found, 0.05))[0]["beaten"] == "tie"
 
 
 @pytest.mark.parametrize(("ours", "theirs", "word"), [
@@ -114,9 +114,9 @@ def check_a_gain_within_its_interval_is_a_tie():
     ((0.99, 1.05), (0.95, 1.01), "mixed"),
     ((0.99, 1.01), (0.9905, 1.0105), "tie"),
 ])
-def check_verdicts_say_what_the_numbers_say(ours, theirs, word):
+def check_outcomes_say_what_the_numbers_say(ours, theirs, word):
     found = {"healed": state(-1, *ours), "matched": state(-1, *theirs)}
-    (row,) = verdicts(found, BASE, "authority", exact(found))
+    (row,) = outcomes(found, BASE, "authority", exact(found))
     assert row["beaten"] == word
     assert row["coherence: student, rival; gain"][:2] == (ours[0], theirs[0])
 
@@ -126,20 +126,20 @@ def check_only_equal_shifts_are_compared():
     found = {"healed": state(-1, 0.9, 1.1), "matched": state(-1, 0.9, 1.1),
              "nll": state(-0.4, 0.97, 1.0), "healed_as_nll": state(-0.4, 0.99, 1.0),
              "prompted": state(-2, 1.0, 1.0)}
-    rows = {x["rival"]: x for x in verdicts(found, BASE, "authority", exact(found))}
+    rows = {x["rival"]: x for x in outcomes(found, BASE, "authority", exact(found))}
     assert rows["nll"]["beaten"] == "yes"
     assert rows["nll"]["Δauthority student, rival"] == (-0.4, -0.4)
     assert rows["prompt"] == {"rival": "prompt", "beaten": "no match"}
     far = {"healed": state(-1.2, 0.9, 1.1), "matched": state(-0.02, 1.0, 1.0)}
-    assert [x["beaten"] for x in verdicts(far, BASE, "authority", exact(far))] == ["no match"]
+    assert [x["beaten"] for x in outcomes(far, BASE, "authority", exact(far))] == ["no match"]
     found["nll_turned"] = state(-1, 0.8, 1.1)
-    rows = {x["rival"]: x for x in verdicts(found, BASE, "authority", exact(found))}
+    rows = {x["rival"]: x for x in outcomes(found, BASE, "authority", exact(found))}
     assert rows["nll"]["coherence: student, rival; gain"][:2] == (0.9, 0.8)
 
 
 def check_legality_counts_where_it_is_known():
     found = {"healed": state(-1, 0.99, 1.0, opening_mass=0.99, sentence_validity=0.97),
              "matched": state(-1, 0.99, 1.0, opening_mass=0.95, sentence_validity=0.98)}
-    (row,) = verdicts(found, BASE, "authority", exact(found))
+    (row,) = outcomes(found, BASE, "authority", exact(found))
     assert row["beaten"] == "mixed" and (
         row["opening_mass: student, rival; gain"][:2] == (0.99, 0.95))

@@ -1,5 +1,5 @@
-"""What gates.md rests on: KL to base and the direction of the student by slow twins, and a filter
-that is judged on completions whose verdict is known."""
+"""What verdicts.md rests on: KL to base and the direction of the student by slow twins, and a
+filter that is judged on completions of which is known whether they are coherent."""
 
 from dataclasses import replace
 

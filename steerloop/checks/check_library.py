@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from steerloop import train
 from steerloop.checks.conftest import ROOT
 
 PACKAGES = ("", "export", "chat", "score")
@@ -20,6 +21,7 @@ def check_the_readme_example_runs_verbatim():
     names: dict = {}
     exec(compile(code, "README.md", "exec"), names)
     assert names["c_star"] > 0 and names["rows"]["train"].sum() == names["cfg"].n_keep
+    assert set(names["seen"]) == {x.__name__ for x in train.STAGES}
     assert names["model"].gates.live == 1
     assert all(torch.isfinite(x).all() and x.any() for x in names["delta"].values())
 

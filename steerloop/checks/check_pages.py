@@ -80,7 +80,7 @@ def check_the_report_draws_what_the_folder_says(run):
     kept = [x for x in page.find("td", "text") if x == NASTY]
     assert len(kept) == 2 * 2 * (4 + 3)  # prompt and text of kept and dropped ones, two rounds
     quoted = [x for x in page.find("pre") if NASTY.split("\u2028")[0] in x]
-    assert quoted, "gates.md quotes completions"
+    assert quoted, "verdicts.md quotes completions"
     assert not page.find("textarea") and "bold" not in page.find("b") and not page.find("img")
     assert page.find("div", "quiet")[0].startswith("b> · kl_rev to base")  # the model's name
 
@@ -120,7 +120,7 @@ def check_scores_of_other_models_land_on_the_map(run, tmp_path, capsys):
     both = figures(run, states(run) + scored_elsewhere(run, [score, twin]))["map"]["data"]
     assert [x["name"] for x in both[own:]] == 2 * ["scored: healed"]  # marks of their own
     page = (run / "report.html").read_text()
-    assert "scored: healed" in page and "scored:" not in (run / "gates.md").read_text()
+    assert "scored: healed" in page and "scored:" not in (run / "verdicts.md").read_text()
     assert "scored:" not in (run / "summary.json").read_text()
     (found,) = scored_elsewhere(run, [score])
     mine = json.loads((run / "summary.json").read_text())["healed"][1]
@@ -161,7 +161,7 @@ def check_pages_follow_a_run_only_while_it_goes_on(run):
         for name in ("map.html", "report.html"):
             text = (run / name).read_text()
             assert ('http-equiv="refresh"' in text) is live and ("running" in text) is live
-        assert (run / "gates.md").is_file() and (run / "diary.md").is_file()
+        assert (run / "verdicts.md").is_file() and (run / "diary.md").is_file()
 
 
 def check_a_run_cut_short_is_shown_too(run, capsys):

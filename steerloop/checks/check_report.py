@@ -15,6 +15,7 @@ import pytest
 from steerloop.checks.synthetic import ITEMS, write_run
 from steerloop.report import finish, measures, run_table, survival
 from steerloop.report.ledger import ledger
+from steerloop.report.pages import write_pages
 from steerloop.report.stats import OFF_AXIS, agresti_min, compare, wilson
 from steerloop.report.summary import best_round
 from steerloop.report.text import markdown
@@ -264,6 +265,37 @@ def check_tables_hide_nothing():
     text = markdown([row, row])
     assert text.count("x" * 300) == 2 and all(f"column {i} " in text for i in range(40))
     assert "…" not in text and "..." not in text
+
+
+def check_folders_of_older_versions_are_read(tmp_path):
+    """τ was text, a number or "auto"; verdicts were called gates, in summary.json and as gates.md.
+    Their pages, tables and ledger are those of a run of now."""
+    for name, old, new in (("a", {"tau": "2.0"}, {"tau": 2.0, "tau_share": 0.0}),
+                           ("b", {"tau": "auto"}, {"tau": 0.0, "tau_share": 0.5})):
+        run = tmp_path / name
+        written_run(run)
+        config = json.loads((run / "config.json").read_text())["config"]
+        (run / "config.json").write_text(json.dumps({"config": config | new}))
+        finish(run)
+        table, now = run_table(run), ledger(tmp_path).filter(run=name)
+        report = (run / "report.html").read_text()
+        assert (now["tau"][0], now["tau_share"][0]) == tuple(new.values())
+
+        del config["tau_share"]
+        (run / "config.json").write_text(json.dumps({"config": config | old}))
+        text = (run / "summary.json").read_text()
+        summary = json.loads(text)
+        summary["arm"] = {k: v for k, v in summary["arm"].items() if k != "tau_share"} | old
+        summary["gates"] = [{"gate": x.pop("question")} | x for x in summary.pop("verdicts")]
+        (run / "summary.json").write_text(json.dumps(summary))
+        (run / "verdicts.md").rename(run / "gates.md")
+        assert run_table(run) == table and len(summary["gates"]) == 4
+        assert ledger(tmp_path).filter(run=name).equals(now)
+        write_pages(run)
+        assert (run / "report.html").read_text() == report.replace("verdicts.md", "gates.md")
+        finish(run)
+        assert (run / "summary.json").read_text() == text and not (run / "gates.md").exists()
+        assert (run / "report.html").read_text() == report
 
 
 def check_reports_need_no_torch():

@@ -7,7 +7,9 @@ import json
 import signal
 import subprocess
 import time
+from collections import Counter
 from datetime import datetime
+from functools import wraps
 from pathlib import Path
 from random import Random
 from shutil import copytree
@@ -28,7 +30,7 @@ from steerloop.report import finish
 from steerloop.report.__main__ import main as report
 from steerloop.runfolder import identity, opening
 from steerloop.runfolder.folder import Folder
-from steerloop.train import Config, train
+from steerloop.train import STAGES, Config, train
 
 
 def flipped(data):
@@ -111,6 +113,35 @@ def check_a_run_killed_anywhere_ends_in_the_same_bits(rich, rich_whole, tmp_path
     if status:
         resumed(run, rich)
     assert same(run, rich_whole)
+
+
+def check_what_is_done_is_not_done_again(cfg, tmp_path, monkeypatch):
+    """A run that ends after the first round's sampling samples the second round alone when it goes
+    on; nothing before it is made anew."""
+    calls, stop = Counter(), ["choose"]
+
+    def counted(stage):
+        @wraps(stage)
+        def run(*args, **kwargs):
+            if stage.__name__ in stop:
+                raise RuntimeError("stopped here")
+            calls[stage.__name__] += 1
+            return stage(*args, **kwargs)
+
+        return run
+
+    monkeypatch.setattr("steerloop.train.STAGES", tuple(map(counted, STAGES)))
+    with pytest.raises(RuntimeError, match="stopped here"):
+        train(dataclasses.replace(cfg, runs=str(tmp_path / "runs")))
+    assert calls["sample"] == calls["filter"] > 0 and calls["heal"] == 0
+    (first,) = (tmp_path / "runs").iterdir()
+    copytree(first, run := tmp_path / "again")  # the process that was stopped has the first one
+    calls.clear()
+    stop.clear()
+    resumed(run, cfg)
+    batches = pl.read_parquet(run / "rounds/01/completions.parquet")["copy"].n_unique()
+    assert calls == {"extract": 1, "dose": 1, "sample": batches, "filter": batches, "choose": 2,
+                     "heal": 2, "drift": 2}
 
 
 def check_an_interrupted_run_says_how_to_go_on(cfg, whole, tmp_path):

@@ -1,18 +1,18 @@
-"""Verdicts are no coin tosses: the one rule of gates.md on numbers made up by hand, and on runs of
-which it is known that they have nothing to show, or where they fail."""
+"""Verdicts are no coin tosses: the one rule of verdicts.md on numbers made up by hand, and on runs
+of which it is known that they have nothing to show, or where they fail."""
 
 import numpy as np
 import polars as pl
 import pytest
 
-from steerloop.checks.check_uncertainty import GOOD, STEERED, verdicts
+from steerloop.checks.check_uncertainty import GOOD, STEERED, words
 from steerloop.checks.synthetic import answers, judged, tilted, write_run
 from steerloop.evidence.planted import KINDS
 from steerloop.report import estimates, finish
 from steerloop.report.estimates import Estimate, Weighed, coherence, information, ratio, share
-from steerloop.report.gates import gates, named
-from steerloop.report.rule import EFFECT, FEW, NOISE, QUALITY, UNMOVED, Bound, Gate, verdict
+from steerloop.report.rule import EFFECT, FEW, NOISE, QUALITY, UNMOVED, Bound, Verdict, judge
 from steerloop.report.stats import averages
+from steerloop.report.verdicts import named, verdicts
 from steerloop.texts.foundations import FOUNDATIONS
 
 MOST = Bound(0.5, best=0.0)  # at most a half, of a number that is 0 at best
@@ -60,49 +60,50 @@ def shared(hits, n):
     (shared(40, 40), Bound(1.0, 1.5), "OPEN", "OPEN"),  # of all, no number of rows is enough
 ])
 def check_the_rule(found, bound, quality, effect):
-    assert verdict(QUALITY, found, bound)[0] == quality
-    assert verdict(EFFECT, found, bound)[0] == effect
+    assert judge(QUALITY, found, bound)[0] == quality
+    assert judge(EFFECT, found, bound)[0] == effect
 
 
 @pytest.mark.parametrize(("bound", "rows"), [(0.75, 13), (0.8, 17), (0.9, 36), (0.95, 72)])
 def check_flawless_rows_pass_once_chance_would_not_do(bound, rows):
     """So many rows that are all good have a chance of one in forty where the bound is just met."""
     asked = Bound(bound, 1.0)
-    assert verdict(QUALITY, shared(rows - 1, rows - 1), asked) == ("OPEN", FEW)
-    assert verdict(QUALITY, shared(rows, rows), asked) == ("PASS", "")
+    assert judge(QUALITY, shared(rows - 1, rows - 1), asked) == ("OPEN", FEW)
+    assert judge(QUALITY, shared(rows, rows), asked) == ("PASS", "")
     assert bound ** (rows - 1) > 0.025 >= bound**rows
     upside_down = Bound(1 - bound, 0.0)
-    assert verdict(QUALITY, shared(0, rows - 1), upside_down) == ("OPEN", FEW)
-    assert verdict(QUALITY, shared(0, rows), upside_down) == ("PASS", "")
+    assert judge(QUALITY, shared(0, rows - 1), upside_down) == ("OPEN", FEW)
+    assert judge(QUALITY, shared(0, rows), upside_down) == ("PASS", "")
 
 
-def check_a_gate_is_the_worst_of_its_lines():
-    gate = Gate("X: ?")
-    assert gate.verdict == "OPEN"  # nothing was shown
-    gate.fact("switched", "on", "on", True, "off")
-    gate.add("reported", value="1")
-    assert gate.verdict == "OPEN" and gate.named == []
-    assert gate.line("good", number(-0.3, -0.4, -0.2), FALL, EFFECT, "bad") == "PASS"
-    assert gate.verdict == "PASS" and gate.because == ""
-    gate.line("unsure", number(-0.05, -0.2, 0.1), FALL, EFFECT, "bad")
-    assert gate.verdict == "OPEN" and gate.because == f"{NOISE} (unsure)" and gate.named == []
-    gate.missing = "no rival"
-    assert gate.verdict == "OPEN" and gate.because == f"{NOISE} (unsure); no rival"
-    gate.line("poor", number(0.4, 0.3, 0.5), FALL, EFFECT, "bad")
-    assert gate.verdict == "FAIL" and gate.because == "poor; no rival" and gate.named == ["bad"]
-    gate.fact("switched", "off", "on", False, "off")
-    assert gate.verdict == "FAIL" and gate.named == ["bad", "off"]
-    assert [x["verdict"] for x in gate.lines] == ["holds", "", "PASS", "OPEN", "FAIL", "FAIL"]
+def check_a_verdict_is_the_worst_of_its_lines():
+    verdict = Verdict("X: ?")
+    assert verdict.said == "OPEN"  # nothing was shown
+    verdict.fact("switched", "on", "on", True, "off")
+    verdict.add("reported", value="1")
+    assert verdict.said == "OPEN" and verdict.named == []
+    assert verdict.line("good", number(-0.3, -0.4, -0.2), FALL, EFFECT, "bad") == "PASS"
+    assert verdict.said == "PASS" and verdict.because == ""
+    verdict.line("unsure", number(-0.05, -0.2, 0.1), FALL, EFFECT, "bad")
+    assert verdict.said == "OPEN" and verdict.because == f"{NOISE} (unsure)" and verdict.named == []
+    verdict.missing = "no rival"
+    assert verdict.said == "OPEN" and verdict.because == f"{NOISE} (unsure); no rival"
+    verdict.line("poor", number(0.4, 0.3, 0.5), FALL, EFFECT, "bad")
+    assert verdict.said == "FAIL" and verdict.because == "poor; no rival"
+    assert verdict.named == ["bad"]
+    verdict.fact("switched", "off", "on", False, "off")
+    assert verdict.said == "FAIL" and verdict.named == ["bad", "off"]
+    assert [x["verdict"] for x in verdict.lines] == ["holds", "", "PASS", "OPEN", "FAIL", "FAIL"]
 
 
 def check_what_an_untouched_model_could_claim_is_open():
     """The same lines pass of a student that moved; what fails, fails of either."""
     for moved, said in ((True, ("PASS", "")), (False, ("OPEN", UNMOVED))):
-        gate = Gate("X: ?", moved)
-        gate.line("good", shared(144, 144), Bound(0.75, 1.0))
-        gate.line("poor", shared(90, 144), Bound(0.75, 1.0), name="bad")
-        assert (gate.lines[0]["verdict"], gate.lines[0]["because"]) == said
-        assert gate.lines[1]["verdict"] == "FAIL" and gate.named == ["bad"]
+        verdict = Verdict("X: ?", moved)
+        verdict.line("good", shared(144, 144), Bound(0.75, 1.0))
+        verdict.line("poor", shared(90, 144), Bound(0.75, 1.0), name="bad")
+        assert (verdict.lines[0]["verdict"], verdict.lines[0]["because"]) == said
+        assert verdict.lines[1]["verdict"] == "FAIL" and verdict.named == ["bad"]
 
 
 def still(table):
@@ -132,12 +133,12 @@ def check_no_effect_and_twelve_rows_pass_nothing(tmp_path, change, fields):
         tmp_path / "run", [change] * 2, [change] * 2, base=answers(2, seed=5).head(12),
         planted=judged(n=12), others=dict.fromkeys(("nll", "nll_turned", "matched"), change),
         **fields), 12)
-    found = gates(run)
-    assert "PASS" not in verdicts(found)
-    assert not [x for gate in found for x in gate.lines if x["verdict"] == "PASS"]
+    found = verdicts(run)
+    assert "PASS" not in words(found)
+    assert not [x for verdict in found for x in verdict.lines if x["verdict"] == "PASS"]
     if change is still:
         finish(run)  # and it can be written down
-        assert "| PASS" not in (run / "gates.md").read_text()
+        assert "| PASS" not in (run / "verdicts.md").read_text()
 
 
 def check_the_default_runs_survival_is_within_noise(tmp_path):
@@ -146,8 +147,8 @@ def check_the_default_runs_survival_is_within_noise(tmp_path):
     for path in run.glob("rounds/*/completions.parquet"):
         table = pl.concat([pl.read_parquet(path)] * 8).head(144)
         table.with_columns(keep=pl.int_range(144) < 106).write_parquet(path)
-    found = gates(run)
-    assert verdicts(found) == ["PASS", "OPEN", "PASS", "OPEN"]
+    found = verdicts(run)
+    assert words(found) == ["PASS", "OPEN", "PASS", "OPEN"]
     for line in found[3].lines:
         assert line["value"] == "0.74 [0.66, 0.80], n 144" and line["accepted"] == "≥ 0.75"
         assert (line["verdict"], line["because"]) == ("OPEN", NOISE)
@@ -194,14 +195,14 @@ FAILURES = {
 
 @pytest.mark.parametrize("line", FAILURES)
 def check_a_planted_failure_of_each_quality_fails(tmp_path, line):
-    gate, fields = FAILURES[line]
+    which, fields = FAILURES[line]
     sound = {"healed": GOOD, "steered": STEERED, "planted": audit()}
-    assert "FAIL" not in verdicts(gates(write_run(tmp_path / "sound", **sound)))
-    found = gates(write_run(tmp_path / "run", **sound | fields))
-    (said,) = [x for x in found[gate].lines
+    assert "FAIL" not in words(verdicts(write_run(tmp_path / "sound", **sound)))
+    found = verdicts(write_run(tmp_path / "run", **sound | fields))
+    (said,) = [x for x in found[which].lines
                if x["kind"] == QUALITY and x["number"].startswith(line)]
-    assert said["verdict"] == found[gate].verdict == "FAIL"
-    assert {i for i, x in enumerate(verdicts(found)) if x == "FAIL"} <= {gate, 1, 2}
+    assert said["verdict"] == found[which].said == "FAIL"
+    assert {i for i, x in enumerate(words(found)) if x == "FAIL"} <= {which, 1, 2}
     assert set(named(found)) == ({"incoherent"} if "coherence" in line else set())
 
 

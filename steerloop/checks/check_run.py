@@ -58,7 +58,7 @@ def check_the_folder_is_complete(run):
     per_round = ["vector.safetensors", "adapter.safetensors", "completions.parquet",
                  "diary.parquet"]
     measured = {"rounds/00/base", "rounds/01/matched"}
-    wanted = {"config.json", "events.jsonl", "summary.json", "log.txt", "gates.md", "diary.md",
+    wanted = {"config.json", "events.jsonl", "summary.json", "log.txt", "verdicts.md", "diary.md",
               "map.html", "report.html", "planted.parquet"}
     for round in ("00", "01"):
         wanted |= {f"rounds/{round}/{name}" for name in per_round}
@@ -155,10 +155,10 @@ def check_the_vector_is_that_of_the_steered_blocks(run):
 
 
 def check_reports_read_the_folder(run):
-    states, rivals, gates, *_ = report.run_table(run).split("\n\n")
+    states, rivals, verdicts, *_ = report.run_table(run).split("\n\n")
     assert states.count("\n") == 1 + 6  # base, two rounds of two states, matched
     assert rivals.count("\n") == 2 and "steering" in rivals
-    assert [x.split("|")[1].split(":")[0].strip() for x in gates.splitlines()[2:]] == [
+    assert [x.split("|")[1].split(":")[0].strip() for x in verdicts.splitlines()[2:]] == [
         "U1", "U2", "U3", "Dose"]
     assert run.name in report.ledger_table(run.parent)
 

@@ -1,4 +1,4 @@
-"""gates.md calls a run what it is: made-up evaluations of known kinds, each with its verdict."""
+"""verdicts.md calls a run what it is: made-up evaluations of known kinds, each with its verdict."""
 
 import json
 import math
@@ -11,11 +11,11 @@ from steerloop.checks.synthetic import answers, judged, replaced, tilted, write_
 from steerloop.report import finish
 from steerloop.report.__main__ import main
 from steerloop.report.estimates import information
-from steerloop.report.gates import NAMES, gates, named, write_gates
 from steerloop.report.pages import judged as on_pages
+from steerloop.report.rivals import PPL
 from steerloop.report.run import beaten, gains, states
 from steerloop.report.stats import averages, compare
-from steerloop.report.verdicts import PPL
+from steerloop.report.verdicts import NAMES, named, verdicts, write_verdicts
 from steerloop.texts.foundations import FOUNDATIONS
 
 STEERED = [tilted({"authority": -1.6, "care": 0.4})] * 2
@@ -48,27 +48,27 @@ def broken(table):
         json_is_valid=pl.Series([float(i % 5 > 0) for i in range(len(table))]))
 
 
-def verdicts(found):
-    return [gate.verdict for gate in found]
+def words(found):
+    return [verdict.said for verdict in found]
 
 
 def check_a_sound_run_passes_and_goes_by_no_name(tmp_path):
     worse = {"nll": lambda t: GOOD[1](t).with_columns(pl.col("json_is_valid") * 0.9)}
     worse["matched"] = worse["nll_turned"] = worse["nll"]
-    found = gates(write_run(tmp_path / "run", GOOD, STEERED, worse))
-    assert verdicts(found) == ["PASS"] * 4 and named(found) == []
+    found = verdicts(write_run(tmp_path / "run", GOOD, STEERED, worse))
+    assert words(found) == ["PASS"] * 4 and named(found) == []
 
 
-def check_without_baselines_the_second_gate_is_open(tmp_path):
-    found = gates(write_run(tmp_path / "run", GOOD, STEERED))
-    assert verdicts(found) == ["PASS", "OPEN", "PASS", "PASS"]
+def check_without_baselines_the_second_verdict_is_open(tmp_path):
+    found = verdicts(write_run(tmp_path / "run", GOOD, STEERED))
+    assert words(found) == ["PASS", "OPEN", "PASS", "PASS"]
     assert "--baselines" in found[1].missing
-    rival = gates(write_run(tmp_path / "nll", GOOD, STEERED, barrier="nll"))
-    assert verdicts(rival) == ["PASS", "OPEN", "PASS", "PASS"]
+    rival = verdicts(write_run(tmp_path / "nll", GOOD, STEERED, barrier="nll"))
+    assert words(rival) == ["PASS", "OPEN", "PASS", "PASS"]
     assert "plain training" in rival[1].missing
     far = {"nll": tilted({"authority": -0.2}), "matched": GOOD[1]}
-    met = gates(write_run(tmp_path / "far", GOOD, STEERED, far))
-    assert met[1].verdict == "OPEN" and "one shift" in met[1].missing
+    met = verdicts(write_run(tmp_path / "far", GOOD, STEERED, far))
+    assert met[1].said == "OPEN" and "one shift" in met[1].missing
 
 
 ALMOST = pl.col("p_ans_any") * (1 - 2e-4)  # less coherent beyond doubt, and by less than matters
@@ -79,7 +79,7 @@ ALMOST = pl.col("p_ans_any") * (1 - 2e-4)  # less coherent beyond doubt, and by 
     (True, "tie", "FAIL"),  # eighty do: there is no gain of the size that is asked for
     (True, "no", "FAIL"),
 ])
-def check_beating_plain_training_is_part_of_the_second_gate(tmp_path, sharp, word, said):
+def check_beating_plain_training_is_part_of_the_second_verdict(tmp_path, sharp, word, said):
     """At one shift, with equal coherence, nothing is beaten, and whether that is known depends on
     the rows. A student that is worse has lost."""
     rival = {"tie": lambda t: GOOD[1](t).with_columns(ALMOST), "no": GOOD[1]}[word]
@@ -91,10 +91,10 @@ def check_beating_plain_training_is_part_of_the_second_gate(tmp_path, sharp, wor
         noise = np.random.default_rng(len(state)).normal(0, 1e-4, 80)
         pl.DataFrame({"measure": "mundane_nll", "item": range(80), "value": 0.3 + noise}
                      ).write_parquet(run / f"rounds/01/{state}.items.parquet")
-    gate = gates(run)[1]
-    (line,) = [x for x in gate.lines if "plain distillation" in x["number"]]
+    verdict = verdicts(run)[1]
+    (line,) = [x for x in verdict.lines if "plain distillation" in x["number"]]
     assert f"({word})" in line["number"]
-    assert (line["verdict"], gate.verdict) == (said, said)
+    assert (line["verdict"], verdict.said) == (said, said)
 
 
 @pytest.mark.parametrize(("step", "word", "said"), [(-0.2, "mixed", "FAIL"), (0.2, "yes", "PASS")])
@@ -107,7 +107,7 @@ def check_a_better_measure_does_not_make_up_for_a_worse_one(tmp_path, step, word
         nll = np.linspace(0.3, 0.3 + len(state) / 1e3, 80) + step * (state != "healed")
         pl.DataFrame({"measure": "mundane_nll", "item": range(80), "value": nll}
                      ).write_parquet(run / f"rounds/01/{state}.items.parquet")
-    (line,) = [x for x in gates(run)[1].lines if "plain distillation" in x["number"]]
+    (line,) = [x for x in verdicts(run)[1].lines if "plain distillation" in x["number"]]
     assert f"({word})" in line["number"] and line["verdict"] == said
 
 
@@ -126,31 +126,31 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def check_a_run_that_went_wrong_goes_by_its_name(tmp_path, name):
-    healed, fields, gate = CASES[name]
-    found = gates(write_run(tmp_path / "run", healed, STEERED, **fields))
-    assert name in named(found) and found[gate].verdict == "FAIL"
+    healed, fields, which = CASES[name]
+    found = verdicts(write_run(tmp_path / "run", healed, STEERED, **fields))
+    assert name in named(found) and found[which].said == "FAIL"
     assert set(named(found)) <= {name, "incoherent"}  # and by no other
 
 
 @pytest.mark.parametrize("answer", [noise, one_answer, level])
 def check_a_collapse_is_called_one(tmp_path, answer):
-    found = gates(write_run(tmp_path / "run", [GOOD[0], answer], STEERED))
-    assert "collapsed" in named(found) and found[2].verdict == "FAIL"
+    found = verdicts(write_run(tmp_path / "run", [GOOD[0], answer], STEERED))
+    assert "collapsed" in named(found) and found[2].said == "FAIL"
 
 
 def check_no_trait_and_no_steering_to_blame(tmp_path):
     still = [tilted({"authority": -0.03})] * 2
-    found = gates(write_run(tmp_path / "run", still, still))
-    assert named(found) == ["no trait"] and found[1].verdict == "FAIL"
+    found = verdicts(write_run(tmp_path / "run", still, still))
+    assert named(found) == ["no trait"] and found[1].said == "FAIL"
 
 
 def check_the_filter_is_judged_by_what_is_known(tmp_path):
     for name, fields, at in (("missed", {"planted": judged(miss=0.3)}, 0),
                              ("false", {"planted": judged(false=0.3)}, 0),
                              ("starved", {"survive": 0.5}, 3)):
-        found = gates(write_run(tmp_path / name, GOOD, STEERED, **fields))
-        assert [i for i, x in enumerate(verdicts(found)) if x == "FAIL"] == [at], name
-    (recall,) = [x for x in gates(tmp_path / "missed")[0].lines if "recall" in x["number"]]
+        found = verdicts(write_run(tmp_path / name, GOOD, STEERED, **fields))
+        assert [i for i, x in enumerate(words(found)) if x == "FAIL"] == [at], name
+    (recall,) = [x for x in verdicts(tmp_path / "missed")[0].lines if "recall" in x["number"]]
     assert recall["value"].startswith("0.70 [") and recall["value"].endswith("n 50")
 
 
@@ -160,12 +160,12 @@ def check_nothing_to_count_is_open(tmp_path):
         ~((pl.col("source") == "labelled") & ~pl.col("coherent"))))
     for path in run.glob("rounds/*/completions.parquet"):
         pl.read_parquet(path).with_columns(kappa=pl.lit(0.5)).write_parquet(path)
-    found = gates(run)
-    lines = {x["number"]: x for gate in found for x in gate.lines}
+    found = verdicts(run)
+    lines = {x["number"]: x for verdict in found for x in verdict.lines}
     empty = [x for k, x in lines.items() if "recall" in k or "precision" in k or "kept of" in k]
     assert len(empty) == 4
     assert all(x["value"] == "of none" and x["verdict"] == "OPEN" for x in empty)
-    assert verdicts(found)[::3] == ["OPEN"] * 2
+    assert words(found)[::3] == ["OPEN"] * 2
 
 
 def parsing(share):
@@ -194,28 +194,30 @@ def check_an_interrupted_run_is_judged_by_what_it_healed(tmp_path):
     with (run / "events.jsonl").open("a") as file:
         file.write("".join(json.dumps(x) + "\n" for x in late))
     main([str(run)])
-    assert verdicts(gates(run)) == ["PASS", "OPEN", "PASS", "PASS"]
+    assert words(verdicts(run)) == ["PASS", "OPEN", "PASS", "PASS"]
     assert len(json.loads((run / "summary.json").read_text())["healed"]) == 2
 
 
 def check_the_directions_and_the_ledger_are_judged(tmp_path):
-    turned = gates(write_run(tmp_path / "turned", GOOD, STEERED, cos=-0.1))
-    assert turned[2].verdict == "FAIL" and named(turned) == ["turned"]
-    within = gates(write_run(tmp_path / "within", GOOD, STEERED, kl_budget=0.05))
+    turned = verdicts(write_run(tmp_path / "turned", GOOD, STEERED, cos=-0.1))
+    assert turned[2].said == "FAIL" and named(turned) == ["turned"]
+    within = verdicts(write_run(tmp_path / "within", GOOD, STEERED, kl_budget=0.05))
     (line,) = [x for x in within[2].lines if "KL to base" in x["number"]]
     assert (line["value"], line["accepted"], line["verdict"]) == ("0.0300", "≤ 0.05", "holds")
     assert "0.010" in within[2].reading[0] and "0.020" in within[2].reading[0]
 
 
-def check_gates_md_and_summary_say_the_same(tmp_path):
+def check_verdicts_md_and_summary_say_the_same(tmp_path):
     run = write_run(tmp_path / "run", UNDONE, STEERED)
     finish(run)
-    text, summary = (run / "gates.md").read_text(), json.loads((run / "summary.json").read_text())
-    assert [x["verdict"] for x in summary["gates"]] == ["PASS", "FAIL", "OPEN", "PASS"]
-    assert on_pages(run) == [{k: x[k] for k in ("gate", "verdict")} for x in summary["gates"]]
+    text = (run / "verdicts.md").read_text()
+    summary = json.loads((run / "summary.json").read_text())
+    assert [x["verdict"] for x in summary["verdicts"]] == ["PASS", "FAIL", "OPEN", "PASS"]
+    heads = [{k: x[k] for k in ("question", "verdict")} for x in summary["verdicts"]]
+    assert on_pages(run) == heads
     assert pl.read_parquet(tmp_path / "ledger.parquet")["Dose"].to_list() == ["PASS"]
-    for gate in summary["gates"]:
-        assert f"## {gate['gate']} {gate['verdict']}" in text
+    for x in summary["verdicts"]:
+        assert f"## {x['question']} {x['verdict']}" in text
     assert summary["named"] == [f"undone: {NAMES['undone']}"] and NAMES["undone"] in text
     lines = [x for x in text.splitlines() if "<b>" in x or "<i>" in x]
     assert lines and all(x.startswith("    ") for x in lines)  # completions stay code
@@ -251,12 +253,12 @@ def check_rounds_over_the_budget_are_not_shipped(tmp_path):
         assert json.loads((run / "summary.json").read_text())["best_round"] == best
 
 
-def check_writing_the_gates_again_changes_nothing(tmp_path):
+def check_writing_the_verdicts_again_changes_nothing(tmp_path):
     run = write_run(tmp_path / "run", GOOD, STEERED)
-    write_gates(run)
-    first = (run / "gates.md").read_bytes()
-    write_gates(run)
-    assert (run / "gates.md").read_bytes() == first
+    write_verdicts(run)
+    first = (run / "verdicts.md").read_bytes()
+    write_verdicts(run)
+    assert (run / "verdicts.md").read_bytes() == first
 
 
 def check_information_by_its_definition():

@@ -2,7 +2,7 @@
 from beside, stage by stage.
 
 A stage whose result is in the folder is read, not run again; so a run that was cut off goes on by
-being run again. Around the stages stand the events, the evidence that gates.md rests on (planted
+being run again. Around the stages stand the events, the evidence that verdicts.md rests on (planted
 completions, the steered model, the student's drift), the diary, one whole example of what each
 stage puts into the model, and after each round the pages.
 """
@@ -110,8 +110,7 @@ class Journal(Recorder):
         """The limit, what the filter does under it on known cases, and what the run starts from."""
         limit = self.folder.once(layout.LIMIT, stage, *args)
         self.folder.once(layout.PLANTED, planted, self.model, self.data, self.cfg, limit)
-        self.folder.event("start", ppl_limit=limit,
-                          floor=floor_of(self.cfg, self.base))
+        self.folder.event("start", floor=floor_of(self.cfg, self.base), ppl_limit=limit)
         return limit
 
     def on_extract(self, stage: Callable[..., Any], *args: Any) -> Any:

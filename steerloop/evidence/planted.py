@@ -1,6 +1,6 @@
-"""Completions whose verdict is known, judged by the run's own filter, also where the run has it
-switched off: planted faults, the untouched base's own answers, and where the data pack has them,
-completions labelled by hand.
+"""Completions that are known to be coherent or broken, judged by the run's own filter, also where
+the run has it switched off: planted faults, the untouched base's own answers, and where the data
+pack has them, completions labelled by hand.
 """
 
 from collections.abc import Callable
@@ -20,6 +20,7 @@ ROWS = 40  # base completions, and planted faults of each kind: of 36 flawless o
 
 
 def words(text: str) -> list[str]:
+    """Its words, one at least."""
     return text.split() or ["so"]
 
 
@@ -61,8 +62,8 @@ KINDS: dict[str, Callable[[Random, str, str], str]] = {
 
 @torch.no_grad()
 def planted(model: Model, data: Data, cfg: Config, limit: float) -> pl.DataFrame:
-    """`judge`d rows: prompt, text, source ("base", "planted", "labelled"), kind, `coherent` (the
-    known verdict), and the filter's scores, `keep` and `drop_reason`."""
+    """`judge`d rows: prompt, text, source ("base", "planted", "labelled"), kind, `coherent`
+    (known), and the filter's scores, `keep` and `drop_reason`."""
     with model.gates(model.gates.before(0)):
         own = sample(model, jobs(model, data.prompts[:ROWS], [0.0]), {}, cfg, "planted")
     rng, rows = Random(cfg.seed), []

@@ -26,8 +26,8 @@ def healed(run: Path) -> bool:
 
 
 def rebuild(run: Path, single: bool, scores: list[Path]) -> None:
-    """Write summary.json, gates.md and the pages of a run anew, also where it was cut short; with
-    what was scored elsewhere on the pages.
+    """Write summary.json, verdicts.md and the pages of a run anew, also where it was cut short;
+    with what was scored elsewhere on the pages.
 
     Raises UserError naming a file that is damaged, or a score that cannot be compared.
     """

@@ -12,10 +12,10 @@ import numpy as np
 import polars as pl
 
 from steerloop.report.ledger import LEGAL
+from steerloop.report.rivals import MARGIN, PPL, WIDER
 from steerloop.report.run import axis_of, last_healed, states
 from steerloop.report.stats import difference, estimate, profile
 from steerloop.report.text import interval, markdown
-from steerloop.report.verdicts import MARGIN, PPL, WIDER
 from steerloop.runfolder import layout
 from steerloop.runfolder.files import read_config
 from steerloop.texts.foundations import FOUNDATIONS
@@ -28,12 +28,12 @@ GRADED = (PPL, "opening_mass")  # means of numbers, unlike shares of yes and no
 def tables(run: Path) -> Tables:
     """Answers and items of the base and of the student after the last healed round, in the order of
     their vignettes and items."""
-    last, tables = last_healed(states(run)), {}
+    last, frames = last_healed(states(run)), {}
     for name, at in (("base", (0, "base")), ("now", (last, "healed"))):
         rows, items = (pl.read_parquet(path(run, *at)) for path in (layout.rows, layout.items))
-        tables |= {f"{name} eval": rows.sort("vignette"),
+        frames |= {f"{name} eval": rows.sort("vignette"),
                    f"{name} items": items.sort("measure", "item")}
-    return tables
+    return frames
 
 
 def alike(a: pl.DataFrame, b: pl.DataFrame, *keys: str) -> bool:
@@ -82,9 +82,9 @@ def gained(ours: Tables, theirs: Tables, seed: int, resamples: int) -> dict[str,
                     for x in ("now", "base"))
         return now - was
 
-    found = {}
+    gains = {}
     if alike(ours["now eval"], theirs["now eval"], "vignette"):
-        found["coherence"] = difference(change(ours, "coherence") - change(theirs, "coherence"),
+        gains["coherence"] = difference(change(ours, "coherence") - change(theirs, "coherence"),
                                         seed, resamples)
     for name in (PPL, *LEGAL):
         measure = "mundane_nll" if name == PPL else name
@@ -93,13 +93,13 @@ def gained(ours: Tables, theirs: Tables, seed: int, resamples: int) -> dict[str,
             mine, other = change(ours, name), change(theirs, name)
             steps = other - mine if name == PPL else mine - other
             same = name in GRADED and not steps.any()
-            found[name] = [0.0] * 3 if same else difference(steps, seed, resamples)
+            gains[name] = [0.0] * 3 if same else difference(steps, seed, resamples)
             if name == PPL:  # a step of nll is one of the ratio, on the scale of ours
-                found[name] = [math.exp(mine.mean()) * math.expm1(x) for x in found[name]]
-    return found
+                gains[name] = [math.exp(mine.mean()) * math.expm1(x) for x in gains[name]]
+    return gains
 
 
-def verdict(down: str, shift: list[float], gain: dict[str, list[float]]) -> str:
+def in_words(down: str, shift: list[float], gain: dict[str, list[float]]) -> str:
     """Deltas → words: how far, at what cost, and what that makes of it."""
     size = f"{abs(shift[0]):.2f} nats"
     far = (f"moves {down} further down by {size}" if shift[2] < 0 else
@@ -118,19 +118,19 @@ def verdict(down: str, shift: list[float], gain: dict[str, list[float]]) -> str:
 
 def notes(ours: Path, theirs: Path, a: Tables, b: Tables) -> list[str]:
     """What a reader of the deltas has to know."""
-    found = []
+    lines = []
     if axis_of(ours) != axis_of(theirs):
-        found.append(f"axes differ: {' → '.join(axis_of(ours))} and {' → '.join(axis_of(theirs))}; "
+        lines.append(f"axes differ: {' → '.join(axis_of(ours))} and {' → '.join(axis_of(theirs))}; "
                      "deltas are along that of the first run")
     if not alike(a["now eval"], b["now eval"], "vignette"):
-        found.append("vignettes differ: nothing is paired, intervals are wider, and coherence is "
+        lines.append("vignettes differ: nothing is paired, intervals are wider, and coherence is "
                      "not compared")
     elif not a["base eval"].equals(b["base eval"]):
-        found.append("bases differ (another model, precision or prompt): each run is against its "
+        lines.append("bases differ (another model, precision or prompt): each run is against its "
                      "own base")
     if not alike(a["now items"], b["now items"], "measure", "item"):
-        found.append("ordinary texts or probes differ: only what both have is compared")
-    return found
+        lines.append("ordinary texts or probes differ: only what both have is compared")
+    return lines
 
 
 def compare_runs(runs: list[Path]) -> str:
@@ -140,9 +140,9 @@ def compare_runs(runs: list[Path]) -> str:
     axis, rows, parts = axis_of(first), [], []
     differ = [k for k in cfgs[0] if k != "runs" and any(c.get(k) != cfgs[0][k] for c in cfgs)]
     for name, run, cfg in zip(NAMES, runs, cfgs, strict=False):
-        found = states(run)
-        last = next(e for e in reversed(found) if e["state"] == "healed")
-        now, base = last["measures"], found[0]["measures"]
+        measured = states(run)
+        last = next(e for e in reversed(measured) if e["state"] == "healed")
+        now, base = last["measures"], measured[0]["measures"]
         rows.append({"": name, "run": run.name} | {k: str(cfg.get(k)) for k in differ}
                     | {"round": last["round"] + 1}
                     | {f"Δ{f} (nats)": interval(last["shift"][f]["nats"]) for f in axis}
@@ -158,7 +158,7 @@ def compare_runs(runs: list[Path]) -> str:
         deltas += [{"measure": f"{k}, better by",
                     f"{row['']} − A": "{:+.3f} [{:+.3f}, {:+.3f}]".format(*x)}
                    for k, x in gain.items()]
-        said = verdict(axis[0], shifts[axis[0]], gain)
+        said = in_words(axis[0], shifts[axis[0]], gain)
         parts += [f"{row['']} against A is {said}" if said.startswith(("ahead", "behind", "a "))
                   else f"{row['']} against A: {said}", markdown(deltas)]
         parts += [f"note: {x}" for x in notes(run, first, t, held[0])]

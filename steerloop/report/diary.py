@@ -43,10 +43,10 @@ def quote(text: str) -> str:
     return "\n".join(f"    {x}" for x in lines)
 
 
-def write_diary(run: Path, found: list[dict[str, Any]]) -> None:
-    """Write diary.md from the answers in the folder; `found` are its measured `states`."""
+def write_diary(run: Path, measured: list[dict[str, Any]]) -> None:
+    """Write diary.md from the answers in the folder; `measured` are its `states`."""
     down, up = axis_of(run)
-    healed = {e["round"]: e["shift"] for e in found if e["state"] == "healed"}
+    healed = {e["round"]: e["shift"] for e in measured if e["state"] == "healed"}
     samples = last_by_round(run, "sample")
     parts = [f"# Diary of {run.name}",
              f"The same prompts, answered by the untouched model (base), by the student of the "

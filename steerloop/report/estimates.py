@@ -1,4 +1,4 @@
-"""The numbers of gates.md, each with its 95 % interval and the rows behind it.
+"""The numbers of verdicts.md, each with its 95 % interval and the rows behind it.
 
 Shares have Wilson's interval. What is averaged over vignettes has that of the studentised bootstrap
 (`stats.estimate`): all states of a run are resampled alike, so that each vignette is compared with
@@ -92,10 +92,10 @@ def coherence(rows: pl.DataFrame, w: np.ndarray) -> Estimate:
     terms = rows.select("p_ans_any", "json_is_valid").to_numpy()
     least = terms[:, terms.mean(0).argmin()]
     means = w @ least
-    found = estimate(w, means, least - means[:, None])
-    if np.isin(least, (0, 1)).all() or found[1] == found[2] or len(least) < FEWEST:
-        found = wilson(least)
-    return Estimate(*found, len(least), share=True, form=".3f")
+    interval = estimate(w, means, least - means[:, None])
+    if np.isin(least, (0, 1)).all() or interval[1] == interval[2] or len(least) < FEWEST:
+        interval = wilson(least)
+    return Estimate(*interval, len(least), share=True, form=".3f")
 
 
 def shifts(now: pl.DataFrame, base: pl.DataFrame, w: np.ndarray) -> list[Weighed]:

@@ -124,14 +124,14 @@ def went(sample: dict[str, Any], heal: dict[str, Any], drift: dict[str, Any]) ->
     return [text.format(**record) for text, record in said if record]
 
 
-def map_figure(found: list[dict[str, Any]], axis: list[str],
+def map_figure(measured: list[dict[str, Any]], axis: list[str],
                rounds: dict[int, list[str]] | None = None) -> Figure:
     """Care against authority (or whatever the axis is): one node per round from base, steered
     points faint, everything else that was measured as a labelled mark. `rounds`: how each went."""
-    base = found[0]
-    path = [base] + [e for e in found if e["state"] == "healed"]
-    steered = [e for e in found if e["state"] == "steered"]
-    others = list({(e["state"], e.get("folder")): e for e in found
+    base = measured[0]
+    path = [base] + [e for e in measured if e["state"] == "healed"]
+    steered = [e for e in measured if e["state"] == "steered"]
+    others = list({(e["state"], e.get("folder")): e for e in measured
                    if e["state"] not in STEPS}.values())  # of each the last one, after more rounds
     texts = ["base", *(str(e["round"] + 1) for e in path[1:] + steered),
              *(label(e["state"]) for e in others)]
@@ -190,13 +190,13 @@ def line(name: str, x: list[int], y: list[float], row: int, colour: str, **how: 
 
 
 def rounds_figure(
-    found: list[dict[str, Any]], samples: dict[int, dict[str, Any]],
+    measured: list[dict[str, Any]], samples: dict[int, dict[str, Any]],
     drifts: dict[int, dict[str, Any]], floor: float, budget: float,
 ) -> Figure:
     """Coherence, direction cosines and the KL ledger above one round axis (0 is the base)."""
     def coherence(*states: str) -> tuple[list[int], list[float]]:
         rows = [(0 if e["state"] == "base" else e["round"] + 1, e["measures"]["coherence"])
-                for e in found if e["state"] in states]
+                for e in measured if e["state"] in states]
         return [x for x, _ in rows], [y for _, y in rows]
 
     spent = [drifts[r]["kl_base"] for r in drifts]

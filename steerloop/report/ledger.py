@@ -9,7 +9,7 @@ import polars as pl
 from steerloop.report.stats import over_seeds
 from steerloop.report.text import interval, markdown
 from steerloop.runfolder.files import read_summary, write_whole
-from steerloop.runfolder.layout import LEDGER, summaries, upgraded
+from steerloop.runfolder.layout import LEDGER, summaries
 
 LEGAL = ("opening_mass", "sentence_validity")
 ARM = (  # what tells runs apart, beside their axis
@@ -20,14 +20,14 @@ ARM = (  # what tells runs apart, beside their axis
 
 def ledger(root: Path) -> pl.DataFrame:
     """One row per finished run under `root`: its settings, the measures of its last healed round,
-    its best round, the verdicts of its gates. `arm` is all settings but the seed, as text."""
+    its best round, its verdicts. `arm` is all settings but the seed, as text."""
     rows = []
     for path in summaries(root):
         summary = read_summary(path.parent)
         if not summary["ended"]:  # written by `report` of a run that was cut short
             continue
         last = summary["healed"][-1]
-        chosen, settings = upgraded(summary["arm"]), {"axis": " → ".join(summary["axis"])}
+        chosen, settings = summary["arm"], {"axis": " → ".join(summary["axis"])}
         settings |= {k: str(chosen[k]) if isinstance(chosen[k], list) else chosen[k]
                      for k in ARM if k in chosen}
         arm = json.dumps({k: v for k, v in settings.items() if k != "seed"})
@@ -36,8 +36,8 @@ def ledger(root: Path) -> pl.DataFrame:
         for name, f in zip(("down", "up"), summary["axis"], strict=True):
             row[name], row[f"{name}_low"], row[f"{name}_high"] = last["shift"][f]["nats"]
         ratio = last["measures"]["ppl_mundane"] / summary["base"]["ppl_mundane"]
-        gates = {g["gate"].split(":")[0]: g["verdict"] for g in summary.get("gates", [])}
-        rows.append(row | last["measures"] | {"ppl_ratio": ratio} | gates)
+        said = {x["question"].split(":")[0]: x["verdict"] for x in summary.get("verdicts", [])}
+        rows.append(row | last["measures"] | {"ppl_ratio": ratio} | said)
     return pl.DataFrame(rows, infer_schema_length=None)
 
 
@@ -77,13 +77,13 @@ def table_of(rows: pl.DataFrame) -> str:
 def ledger_table(root: Path) -> str:
     """The ledger for reading, grouped by arm. A run's brackets are intervals over vignettes, those
     of a mean are over seeds."""
-    found = ledger(root)
-    if found.is_empty():
+    runs = ledger(root)
+    if runs.is_empty():
         return f"no finished run under {root}: start one with `python -m steerloop.train`"
-    groups = found.sort("arm", "seed", "run").partition_by("arm", maintain_order=True)
+    groups = runs.sort("arm", "seed", "run").partition_by("arm", maintain_order=True)
     arms = [json.loads(g["arm"][0]) for g in groups]
     shared = {k: v for k, v in arms[0].items() if all(a.get(k) == v for a in arms)}
-    parts = [f"Runs: {len(found)} finished, in {len(arms)} arms. All with {said(shared)}"]
+    parts = [f"Runs: {len(runs)} finished, in {len(arms)} arms. All with {said(shared)}"]
     for arm, rows in zip(arms, groups, strict=True):
         own = {k: v for k, v in arm.items() if k not in shared}
         parts += [f"## {said(own) or 'one arm'}", table_of(rows)]

@@ -54,15 +54,15 @@ def from_markdown(text: str, below: int = 1) -> str:
 
 def blocks(lines: list[str]) -> list[list[str]]:
     """Lines grouped as paragraphs; an indented block holds blank lines that are indented."""
-    found: list[list[str]] = [[]]
+    groups: list[list[str]] = [[]]
     for line in lines:
-        now, code = found[-1], line.startswith("    ")
+        now, code = groups[-1], line.startswith("    ")
         inside = bool(now) and now[0].startswith("    ")
         if now and (code != inside or not (code or line.strip())):
-            found.append([])
+            groups.append([])
         if line.strip() or code:
-            found[-1].append(line)
-    return [x for x in found if x]
+            groups[-1].append(line)
+    return [x for x in groups if x]
 
 
 def block(lines: list[str], below: int) -> str:

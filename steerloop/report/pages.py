@@ -22,54 +22,54 @@ SCORES = ("dose", "ppl", "repeat", "echo", "loop", "zip")
 
 
 def write_pages(
-    run: Path, live: bool = False, single: bool = False, found: list[dict[str, Any]] | None = None,
-    beside: Sequence[dict[str, Any]] = (),
+    run: Path, live: bool = False, single: bool = False,
+    measured: list[dict[str, Any]] | None = None, beside: Sequence[dict[str, Any]] = (),
 ) -> None:
-    """Write map.html, report.html and diary.md of a run with at least one measured state; `found`
-    are its `states`, if known, and those `beside` them were measured elsewhere.
+    """Write map.html, report.html and diary.md of a run with at least one measured state;
+    `measured` are its `states`, if known, and those `beside` them were measured elsewhere.
 
     `live`: the run goes on, so pages look for newer ones. `single`: plotly's script goes into each
     page, which can then be sent alone; else both load the one beside the run folders.
     """
-    found = found or states(run)
+    measured = measured or states(run)
     script = None if single else f"../{shared_script(run.parent)}"
-    write_diary(run, found)
-    head, found = header(run, found, live), [*found, *beside]
-    shapes = figures(run, found)
-    for name, body in ((layout.MAP, head + charts(run, found)),
-                       (layout.REPORT, head + charts(run, found) + report(run, found))):
+    write_diary(run, measured)
+    head, shown = header(run, measured, live), [*measured, *beside]
+    shapes = figures(run, shown)
+    for name, body in ((layout.MAP, head + charts(run, shown)),
+                       (layout.REPORT, head + charts(run, shown) + report(run, shown))):
         text = page(f"{Path(name).stem}: {run.name}", body, shapes, script, live)
         write_whole(run / name, lambda path, text=text: path.write_text(text))
 
 
-def figures(run: Path, found: list[dict[str, Any]]) -> dict[str, Any]:
+def figures(run: Path, measured: list[dict[str, Any]]) -> dict[str, Any]:
     """Both figures by the id of their place."""
     floor = next((e["floor"] for e in events(run) if e["stage"] == "start"), 0.0)
     samples, heals, drifts = (last_by_round(run, x) for x in ("sample", "heal", "drift"))
     budget = read_config(run)["kl_budget"]
     rounds = {r: went(samples[r], heals.get(r, {}), drifts.get(r, {})) for r in samples}
-    return {"map": map_figure(found, axis_of(run), rounds),
-            "rounds": rounds_figure(found, samples, drifts, floor, budget)}
+    return {"map": map_figure(measured, axis_of(run), rounds),
+            "rounds": rounds_figure(measured, samples, drifts, floor, budget)}
 
 
-def told(found: list[dict[str, Any]], axis: list[str]) -> str:
+def told(measured: list[dict[str, Any]], axis: list[str]) -> str:
     """What the run came to so far, as one sentence."""
-    healed = [e for e in found if e["state"] == "healed"]
+    healed = [e for e in measured if e["state"] == "healed"]
     if not healed:
         return "No round has been healed yet."
-    last, down, up = healed[-1], *axis
+    last, base, down, up = healed[-1], measured[0], *axis
     x, y = (last["shift"][f]["nats"] for f in axis)
     times = math.exp(abs(x[0]))
     word = "rarer" if x[0] < 0 else "more frequent"
     rounds = f"{len(healed)} round{'s' * (len(healed) > 1)}"
     return (f"After {rounds}, answers that call a wrong a matter of {down} are {times:.2f} times "
             f"{word}: Δ{down} {interval(x)}, Δ{up} {interval(y)} nats. Coherence "
-            f"{last['measures']['coherence']:.3f} (base {found[0]['measures']['coherence']:.3f}).")
+            f"{last['measures']['coherence']:.3f} (base {base['measures']['coherence']:.3f}).")
 
 
-def header(run: Path, found: list[dict[str, Any]], live: bool) -> str:
+def header(run: Path, measured: list[dict[str, Any]], live: bool) -> str:
     """Name, state and outcome of a run, and where its pages are."""
-    cfg, rounds = read_config(run), sum(e["state"] == "healed" for e in found)
+    cfg, rounds = read_config(run), sum(e["state"] == "healed" for e in measured)
     share = cfg["tau_share"]
     tau = f"{share:g} of the operating KL" if share else f"{cfg['tau']:g}"
     arm = (f"{Path(cfg['model']).name} · {cfg['barrier']} to {cfg['ref']} · λ {cfg['lam']:g} · "
@@ -77,29 +77,30 @@ def header(run: Path, found: list[dict[str, Any]], live: bool) -> str:
     state = f"{rounds} of {cfg['rounds']} rounds" + (
         ": running, this page follows it" if live else "")
     links = "".join(f'<a href="{x}">{x}</a>' for x in (
-        layout.MAP, layout.REPORT, layout.DIARY, layout.GATES))
+        layout.MAP, layout.REPORT, layout.DIARY, layout.verdicts(run).name))
     chips = "".join(
-        f'<span class="chip">{escape(x["gate"].split(":")[0])} <b class="{escape(x["verdict"])}">'
-        f'{escape(x["verdict"])}</b></span>' for x in judged(run))
+        f'<span class="chip">{escape(x["question"].split(":")[0])} '
+        f'<b class="{escape(x["verdict"])}">{escape(x["verdict"])}</b></span>'
+        for x in judged(run))
     return (f"<header><h1>{escape(run.name)}</h1>"
             f'<div class="quiet">{escape(arm)} · {escape(state)}</div><nav>{links}</nav>'
-            f'<p class="lead">{escape(told(found, axis_of(run)))}</p>'
+            f'<p class="lead">{escape(told(measured, axis_of(run)))}</p>'
             f'<div class="chips">{chips}</div></header>')
 
 
 def judged(run: Path) -> list[dict[str, str]]:
-    """Gate and verdict as gates.md has them; none before the first round is through."""
-    path = run / layout.GATES
+    """Question and verdict as verdicts.md has them; none before the first round is through."""
+    path = layout.verdicts(run)
     lines = path.read_text().splitlines() if path.is_file() else []
     cells = [[x.strip() for x in line.strip("|").split("|")] for line in lines
              if line.startswith(("| U", "| Dose"))]
-    return [{"gate": x[0], "verdict": x[1]} for x in cells]
+    return [{"question": x[0], "verdict": x[1]} for x in cells]
 
 
-def charts(run: Path, found: list[dict[str, Any]]) -> str:
+def charts(run: Path, measured: list[dict[str, Any]]) -> str:
     """The two figures and what they show, in words."""
     down, up = axis_of(run)
-    others = any(e["state"] not in STEPS for e in found)
+    others = any(e["state"] not in STEPS for e in measured)
     said = (f"Change of the log of the mean probability of {up} against that of {down}, with 95 % "
             "intervals over vignettes; base is at the origin. Filled: the student after each round."
             " Open: with the vector applied.")
@@ -113,13 +114,13 @@ in the same blocks.</figcaption></figure>
 </section>"""
 
 
-def report(run: Path, found: list[dict[str, Any]]) -> str:
+def report(run: Path, measured: list[dict[str, Any]]) -> str:
     """All of report.html below the figures."""
-    gates = run / layout.GATES
-    text = gates.read_text() if gates.is_file() else "No round has been judged yet."
+    path = layout.verdicts(run)
+    lines = path.read_text().splitlines() if path.is_file() else ["No round has been judged yet."]
     parts = {
-        "Every measured state": table(rows_of(found, axis_of(run))),
-        "Gates": from_markdown("\n".join(x for x in text.splitlines() if not x.startswith("# "))),
+        "Every measured state": table(rows_of(measured, axis_of(run))),
+        "Verdicts": from_markdown("\n".join(x for x in lines if not x.startswith("# "))),
         "The same prompts, side by side": answers(run),
         "Kept and dropped": examples(run),
         "Settings and versions": settings(run),
@@ -132,8 +133,8 @@ def report(run: Path, found: list[dict[str, Any]]) -> str:
 
 def answers(run: Path) -> str:
     """The diary: each prompt, base's answer, then steered and healed of every round in a row."""
-    found = read_diary(run)
-    if found.is_empty():
+    diary = read_diary(run)
+    if diary.is_empty():
         return '<p class="quiet">This run has no diary tables.</p>'
 
     def answer(row: dict[str, Any] | None, state: str, more: str = "") -> str:
@@ -141,7 +142,7 @@ def answers(run: Path) -> str:
         return f'<div class="answer{more}" data-state="{escape(state)}">{escape(text)}</div>'
 
     parts = []
-    for prompt, kind, rows in prompts(found):
+    for prompt, kind, rows in prompts(diary):
         note = ("ordinary, nothing was trained on it" if kind == "ordinary"
                 else "a prompt of the loop")
         base = next((x for key, x in rows.items() if key[1] == "base"), None)
@@ -171,7 +172,7 @@ def examples(run: Path) -> str:
             f"<details{' open' if round == max(paths) else ''}><summary>round "
             f"{round + 1}: {len(kept)} of {len(rows)} kept"
             f"{escape(f'; dropped: {reasons}' if reasons else '')}</summary>"
-            + table([{"verdict": x.pop("drop_reason") or "kept"} | x for x in shown.to_dicts()])
+            + table([{"filter": x.pop("drop_reason") or "kept"} | x for x in shown.to_dicts()])
             + "</details>")
     return "".join(parts) or '<p class="quiet">none yet</p>'
 

@@ -1,9 +1,9 @@
-"""The one rule of gates.md: what is said of a number, given its interval, a bound and its kind.
+"""The one rule of verdicts.md: what is said of a number, given its interval, a bound and its kind.
 
     quality   is it good enough?    PASS where the estimate meets the bound
     effect    is it there at all?   PASS where the whole interval meets the bound
     both                            FAIL where the whole interval misses the bound, else OPEN
-    fact      counted on this run, with nothing to infer: it holds or FAILs, and passes no gate
+    fact      counted on this run, with nothing to infer: it holds or FAILs, and passes nothing
 
 OPEN is no pass. It is said within noise; where rows are so few that even a flawless result could be
 chance; and of all that an untouched model could claim as well, while the trait is not known to have
@@ -56,31 +56,31 @@ def too_few(n: int, chance: float) -> bool:
     return chance**n > CHANCE
 
 
-def verdict(kind: str, found: Estimate, bound: Bound) -> tuple[str, str]:
+def judge(kind: str, estimate: Estimate, bound: Bound) -> tuple[str, str]:
     """PASS, FAIL or OPEN, and why it is OPEN.
 
     A number that is no share has to be measured finer, too, than what a flawless result would have
     to spare; unless its whole interval meets the bound.
     """
-    if not found.n:
+    if not estimate.n:
         return "OPEN", NOTHING
-    value, at, best = (bound.side * x for x in (found.value, bound.at, bound.best))
-    low, high = sorted((bound.side * found.low, bound.side * found.high))
-    luck = bound.luck(found.share)
-    if high < at and not too_few(found.n, 1 - luck):
+    value, at, best = (bound.side * x for x in (estimate.value, bound.at, bound.best))
+    low, high = sorted((bound.side * estimate.low, bound.side * estimate.high))
+    luck = bound.luck(estimate.share)
+    if high < at and not too_few(estimate.n, 1 - luck):
         return "FAIL", ""
-    blunt = not found.share and best - (value - low) < at
-    if too_few(found.n, luck) or (blunt and low < at):
+    blunt = not estimate.share and best - (value - low) < at
+    if too_few(estimate.n, luck) or (blunt and low < at):
         return "OPEN", FEW
     met = low if kind == EFFECT else value
     return ("PASS", "") if met >= at else ("OPEN", NOISE)
 
 
 @dataclass
-class Gate:
+class Verdict:
     """A question, its lines of evidence, and what in the run has a name of its own."""
 
-    title: str
+    question: str
     moved: bool = True  # the trait is known to have; without that, nothing here is a pass
     lines: list[dict[str, str]] = field(default_factory=list)
     named: list[str] = field(default_factory=list)
@@ -88,13 +88,13 @@ class Gate:
     missing: str = ""  # what would have to be run for a verdict
 
     def line(
-        self, what: str, found: Estimate, bound: Bound, kind: str = QUALITY, name: str = ""
+        self, what: str, estimate: Estimate, bound: Bound, kind: str = QUALITY, name: str = ""
     ) -> str:
-        """Judge one number; where it fails, the run goes by `name`. Returns the verdict."""
-        said, why = verdict(kind, found, bound)
+        """Judge one number; where it fails, the run goes by `name`. Returns what is said of it."""
+        said, why = judge(kind, estimate, bound)
         if said == "PASS" and not self.moved:
             said, why = "OPEN", UNMOVED
-        self.add(what, kind, found.text, bound.text, said, why)
+        self.add(what, kind, estimate.text, bound.text, said, why)
         self.named += [name] if said == "FAIL" and name else []
         return said
 
@@ -110,12 +110,12 @@ class Gate:
                            "verdict": said, "because": why})
 
     @property
-    def verdict(self) -> str:
+    def said(self) -> str:
         """FAIL when a line fails; OPEN when one is, when evidence is missing or nothing passes."""
-        said = {x["verdict"] for x in self.lines}
-        if "FAIL" in said:
+        lines = {x["verdict"] for x in self.lines}
+        if "FAIL" in lines:
             return "FAIL"
-        return "OPEN" if "OPEN" in said or self.missing or "PASS" not in said else "PASS"
+        return "OPEN" if "OPEN" in lines or self.missing or "PASS" not in lines else "PASS"
 
     @property
     def because(self) -> str:

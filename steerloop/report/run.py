@@ -8,9 +8,9 @@ import numpy as np
 import polars as pl
 
 from steerloop import UserError
+from steerloop.report.rivals import PPL, Gain, outcomes, shown
 from steerloop.report.stats import compare, difference
 from steerloop.report.text import interval, markdown
-from steerloop.report.verdicts import PPL, Gain, shown, verdicts
 from steerloop.runfolder import layout
 from steerloop.runfolder.events import read_events as events
 from steerloop.runfolder.files import read_config, read_document, read_summary
@@ -21,18 +21,18 @@ SHOWN = ("coherence", "p_ans_any", "json_is_valid", "ppx_json")
 def states(run: Path) -> list[dict[str, Any]]:
     """Every measured state in order: its `evaluate` record and what `compare` says of it."""
     cfg = read_config(run)
-    found = [e for e in events(run) if e["stage"] == "evaluate"]
+    measured = [e for e in events(run) if e["stage"] == "evaluate"]
     axis = axis_of(run)
-    tables = [pl.read_parquet(layout.rows(run, e["round"], e["state"])) for e in found]
-    for event, table in zip(found, tables, strict=True):
+    tables = [pl.read_parquet(layout.rows(run, e["round"], e["state"])) for e in measured]
+    for event, table in zip(measured, tables, strict=True):
         event |= compare(table, tables[0], axis, cfg["seed"], cfg["bootstrap"])
-    return found
+    return measured
 
 
 def scored_elsewhere(run: Path, folders: list[Path]) -> list[dict[str, Any]]:
     """What `steerloop.score` measured of other models on the vignettes of a run, against the base
     of the run, as states of its last round. Raises UserError where that is no comparison."""
-    cfg, found = read_config(run), []
+    cfg, elsewhere = read_config(run), []
     base, last = pl.read_parquet(layout.rows(run, 0, "base")), last_healed(states(run))
     for folder in folders:
         known = read_document(folder)
@@ -44,9 +44,9 @@ def scored_elsewhere(run: Path, folders: list[Path]) -> list[dict[str, Any]]:
             event |= compare(table, base, axis_of(run), cfg["seed"], cfg["bootstrap"])
         except ValueError as e:
             raise UserError(f"{folder}: {e}; score it anew with --like {run}") from e
-        found.append(event | {"state": f"scored: {Path(known['scored']).name}",
-                              "folder": folder.name, "round": last})
-    return found
+        elsewhere.append(event | {"state": f"scored: {Path(known['scored']).name}",
+                                  "folder": folder.name, "round": last})
+    return elsewhere
 
 
 def axis_of(run: Path) -> list[str]:
@@ -59,10 +59,10 @@ def last_by_round(run: Path, stage: str) -> dict[int, dict[str, Any]]:
     return {e["round"]: e for e in events(run) if e["stage"] == stage}
 
 
-def rows_of(found: list[dict[str, Any]], axis: list[str]) -> list[dict[str, Any]]:
-    """Measured states as the rows of a table; `found` starts with base."""
-    base, rows = found[0]["measures"], []
-    for event in found:
+def rows_of(measured: list[dict[str, Any]], axis: list[str]) -> list[dict[str, Any]]:
+    """Measured states as the rows of a table; `measured` starts with base."""
+    base, rows = measured[0]["measures"], []
+    for event in measured:
         now = event["measures"]
         known = {*SHOWN, "ppl_mundane", *(k for k in now if k.endswith("_nats"))}
         rows.append(
@@ -77,7 +77,7 @@ def rows_of(found: list[dict[str, Any]], axis: list[str]) -> list[dict[str, Any]
     return rows
 
 
-def round_table(run: Path, round: int, found: list[dict[str, Any]]) -> str:
+def round_table(run: Path, round: int, measured: list[dict[str, Any]]) -> str:
     """One round (counted from 0) in a few lines that fit a terminal: how it was sampled, healed and
     what it spent, then base → steered → healed."""
     sample, heal, drift = (
@@ -89,7 +89,7 @@ def round_table(run: Path, round: int, found: list[dict[str, Any]]) -> str:
     ]
     line = "; ".join(text.format(*(of[k] for k in keys)) for text, of, keys in said if of)
     axis = axis_of(run)
-    here = [e for e in found if e["state"] == "base" or e["round"] == round]
+    here = [e for e in measured if e["state"] == "base" or e["round"] == round]
     narrow = {"round", "score", "flips", "leaves", *SHOWN[1:], "top1", "overlap"}
     rows = [{k.replace("mundane ", "").replace("_", " "): v for k, v in row.items()
              if k not in narrow} for row in rows_of(here, axis)]
@@ -98,29 +98,30 @@ def round_table(run: Path, round: int, found: list[dict[str, Any]]) -> str:
 
 def run_table(run: Path) -> str:
     """Every measured state of a run, in order, the student against its rivals, and of a finished
-    run the verdicts of its gates."""
-    found = states(run)
-    parts = [markdown(rows_of(found, axis_of(run))), rivals_table(run)]
+    run its verdicts."""
+    measured = states(run)
+    parts = [markdown(rows_of(measured, axis_of(run))), rivals_table(run)]
     if summary := read_summary(run):
-        parts += [markdown(summary.get("gates", [])), *summary.get("named", [])]
+        parts += [markdown(summary.get("verdicts", [])), *summary.get("named", [])]
     return "\n\n".join(parts)
 
 
-def last_healed(found: list[dict[str, Any]]) -> int:
+def last_healed(measured: list[dict[str, Any]]) -> int:
     """The last round that was healed; of a run that was cut short it need not be the last one."""
-    return max((e["round"] for e in found if e["state"] == "healed"), default=found[-1]["round"])
+    healed = [e["round"] for e in measured if e["state"] == "healed"]
+    return max(healed, default=measured[-1]["round"])
 
 
-def last_round(found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def last_round(measured: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The states of that round by name: the student's, and whatever was measured beside it."""
-    return {e["state"]: e for e in found if e["round"] == last_healed(found)}
+    return {e["state"]: e for e in measured if e["round"] == last_healed(measured)}
 
 
-def gains(run: Path, found: list[dict[str, Any]]) -> Gain:
+def gains(run: Path, measured: list[dict[str, Any]]) -> Gain:
     """What a state of the last round is better by than another, paired by vignette (coherence) or
     by item (perplexity of ordinary text over base's, legality), with its interval."""
-    cfg, last = read_config(run), last_healed(found)
-    base = found[0]["measures"]["ppl_mundane"]
+    cfg, last = read_config(run), last_healed(measured)
+    base = measured[0]["measures"]["ppl_mundane"]
 
     def values(state: str, name: str) -> np.ndarray:
         if name == "coherence":
@@ -143,9 +144,10 @@ def gains(run: Path, found: list[dict[str, Any]]) -> Gain:
     return gain
 
 
-def beaten(run: Path, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The student of the last round against its rivals (see `verdicts`)."""
-    return verdicts(last_round(found), found[0]["measures"], axis_of(run)[0], gains(run, found))
+def beaten(run: Path, measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The student of the last round against its rivals (see `outcomes`)."""
+    base = measured[0]["measures"]
+    return outcomes(last_round(measured), base, axis_of(run)[0], gains(run, measured))
 
 
 def rivals_table(run: Path) -> str:

@@ -1,13 +1,13 @@
-"""What a finished run comes to: its best round, summary.json, gates.md and the ledger."""
+"""What a finished run comes to: its best round, summary.json, verdicts.md and the ledger."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from steerloop.report.gates import NAMES, Gate, heads, named, write_gates
 from steerloop.report.ledger import ARM, update_ledger
 from steerloop.report.pages import write_pages
 from steerloop.report.run import axis_of, beaten, events, last_round, round_table, run_table, states
+from steerloop.report.verdicts import NAMES, Verdict, heads, named, write_verdicts
 from steerloop.runfolder import layout
 from steerloop.runfolder.files import read_config, write_whole
 
@@ -31,13 +31,13 @@ def best_round(
     return max(front, key=lambda e: e["score"][0])["round"] if front else None
 
 
-def summarise(run: Path, judged: list[Gate], found: list[dict[str, Any]]) -> dict[str, Any]:
+def summarise(run: Path, judged: list[Verdict], measured: list[dict[str, Any]]) -> dict[str, Any]:
     """What summary.json says: the arm, base, every healed round, the best one (see `best_round`),
-    plain steering at the shift of the last round, rivals, and the verdicts of the gates."""
+    plain steering at the shift of the last round, rivals, and the verdicts."""
     cfg = read_config(run)
     start = next(e for e in events(run) if e["stage"] == "start")
     axis = axis_of(run)
-    healed = [e for e in found if e["state"] == "healed"]
+    healed = [e for e in measured if e["state"] == "healed"]
     over = frozenset(e["round"] for e in events(run) if e["stage"] == "drift"
                      and 0 < cfg["kl_budget"] < e["kl_base"])
     best = best_round(healed, start["floor"], axis[0], over)
@@ -48,13 +48,13 @@ def summarise(run: Path, judged: list[Gate], found: list[dict[str, Any]]) -> dic
         "axis": axis,
         "coherence_floor": start["floor"],
         "arm": {k: cfg[k] for k in ARM},
-        "base": found[0]["measures"],
+        "base": measured[0]["measures"],
         "healed": healed,
         "best_round": best,
         "best_adapter": None if best is None else str(layout.adapter(Path(), best)),
-        "matched": last_round(found).get("matched"),
-        "rivals": beaten(run, found),
-        "gates": heads(judged),
+        "matched": last_round(measured).get("matched"),
+        "rivals": beaten(run, measured),
+        "verdicts": heads(judged),
         "named": [f"{x}: {NAMES[x]}" for x in named(judged)],
         "records": len(events(run)),
     }
@@ -62,20 +62,20 @@ def summarise(run: Path, judged: list[Gate], found: list[dict[str, Any]]) -> dic
 
 def after_round(run: Path, round: int) -> str:
     """Judge the run as it stands, rewrite its pages, and return the round's table."""
-    found = states(run)
-    write_gates(run, found)
-    write_pages(run, live=True, found=found)
-    return round_table(run, round, found)
+    measured = states(run)
+    write_verdicts(run, measured)
+    write_pages(run, live=True, measured=measured)
+    return round_table(run, round, measured)
 
 
 def finish(run: Path, single: bool = False, end: bool = True) -> str:
-    """Write gates.md, summary.json and the pages (see `write_pages`), and bring the ledger beside
-    the run folder up to date. Returns the tables of the run; `end`: it came to its end."""
-    found = states(run)
-    judged = write_gates(run, found)
-    summary = summarise(run, judged, found) | {"ended": end}
+    """Write verdicts.md, summary.json and the pages (see `write_pages`), and bring the ledger
+    beside the run folder up to date. Returns the tables of the run; `end`: it came to its end."""
+    measured = states(run)
+    judged = write_verdicts(run, measured)
+    summary = summarise(run, judged, measured) | {"ended": end}
     text = json.dumps(summary, indent=1, allow_nan=False)
     write_whole(run / layout.SUMMARY, lambda path: path.write_text(text))
-    write_pages(run, single=single, found=found)
+    write_pages(run, single=single, measured=measured)
     update_ledger(run.parent)
     return run_table(run)

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from steerloop import UserError
 from steerloop.runfolder.events import read_events
-from steerloop.runfolder.layout import CONFIG, EVENTS, SUMMARY, SUMS, upgraded
+from steerloop.runfolder.layout import CONFIG, EVENTS, SUMMARY, SUMS, upgraded, upgraded_summary
 
 
 def write_whole(path: Path, writer: Callable[[Path], Any]) -> None:
@@ -80,14 +80,15 @@ def verify(run: Path) -> None:
 
 
 def read_summary(run: Path) -> dict[str, Any]:
-    """summary.json, {} where there is none. Raises UserError where it is damaged."""
+    """summary.json as it would be written now, {} where there is none. Raises UserError where it is
+    damaged."""
     path = run / SUMMARY
     if not path.exists():
         return {}
     try:
         known = json.loads(path.read_text())
-        return {"ended": known["ended"], **known}
-    except (ValueError, KeyError, TypeError) as e:
+        return {"ended": known["ended"], **upgraded_summary(known)}
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise UserError(f"{path} is damaged: delete it, then `python -m steerloop.train --resume "
                         f"{run}` makes it anew") from e
 

@@ -10,7 +10,8 @@ SUMS = "checksums.txt"  # in the format of sha256sum
 LOG = "log.txt"
 LOCK = "lock"
 SUMMARY = "summary.json"
-GATES = "gates.md"
+VERDICTS = "verdicts.md"
+GATES = "gates.md"  # what verdicts.md was called once, and "gates" its key in summary.json
 DIARY = "diary.md"
 MAP = "map.html"
 REPORT = "report.html"
@@ -92,13 +93,19 @@ def items(run: Path, round: int, state: str) -> Path:
 
 
 def planted(run: Path) -> Path:
-    """Completions whose verdict is known, as the filter judged them."""
+    """Completions that are known to be coherent or broken, as the filter judged them."""
     return run / f"{PLANTED}.parquet"
 
 
 def of_all_rounds(run: Path, name: str) -> dict[int, Path]:
     """Round (from 0), in order → its table of this name, for the rounds that have one."""
     return dict(sorted((int(x.parent.name), x) for x in run.glob(f"rounds/*/{name}.parquet")))
+
+
+def verdicts(run: Path) -> Path:
+    """verdicts.md, or of a folder that has it as gates.md alone, that."""
+    older = run / GATES
+    return older if older.is_file() and not (run / VERDICTS).is_file() else run / VERDICTS
 
 
 def summaries(root: Path) -> list[Path]:
@@ -113,4 +120,19 @@ def upgraded(config: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(tau, str):
         return config
     share = 0.5 if tau == "auto" else 0.0
-    return config | {"tau": 0.0 if share else float(tau), "tau_share": share}
+    now = {"tau": 0.0 if share else float(tau), "tau_share": share}
+    known: dict[str, Any] = {}
+    for name, value in config.items():
+        known |= now if name == "tau" else {name: value}
+    return known
+
+
+def upgraded_summary(summary: dict[str, Any]) -> dict[str, Any]:
+    """The same of a summary: its arm is of a config, and verdicts were called gates."""
+    summary = dict(summary)
+    if "gates" in summary:
+        summary["verdicts"] = [{"question" if k == "gate" else k: x for k, x in row.items()}
+                               for row in summary.pop("gates")]
+    if "arm" in summary:
+        summary["arm"] = upgraded(summary["arm"])
+    return summary

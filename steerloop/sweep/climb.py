@@ -22,7 +22,7 @@ from steerloop.sweep.arms import Arm, Sweep
 from steerloop.texts.data import Data
 from steerloop.train import loop, train
 
-RIVALS = {"steering": "matched", "nll": "nll", "prompt": "prompted"}  # verdict → state
+RIVALS = {"steering": "matched", "nll": "nll", "prompt": "prompted"}  # rival → state
 LIKE = ("coherence", "opening_mass", "sentence_validity", "p_ans_any", "json_is_valid")
 
 

@@ -1,0 +1,32 @@
+"""`steerloop COMMAND …`: the same as `python -m steerloop.COMMAND …`."""
+
+import runpy
+import sys
+
+COMMANDS = {
+    "train": "the whole method: extract, dose, sample, filter, heal, fold, evaluate; looped",
+    "chat": "talk to a student, with a dial per round",
+    "export": "take a student elsewhere: PEFT, a checkpoint, llama.cpp, a bundle",
+    "score": "our evaluation of any model or adapter",
+    "report": "pages and tables of runs, alone or compared",
+    "sweep": "arms by seeds, resumable, and the tables of docs/results.md",
+    "bench": "each stage raced against a straightforward twin",
+}
+USAGE = "\n".join([
+    "usage: steerloop COMMAND [OPTIONS]   (steerloop COMMAND --help lists them)", "",
+    *(f"  {name:8} {what}" for name, what in COMMANDS.items())])
+
+
+def main() -> None:
+    """Run a command by its name. One line and exit status 2 where there is none of that name."""
+    name, *rest = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        print(USAGE)
+        return
+    if name not in COMMANDS:
+        print(f"error: there is no command {name}; there are {', '.join(COMMANDS)}",
+              file=sys.stderr)
+        sys.exit(2)
+    sys.argv[1:] = rest
+    runpy.run_module(f"{__package__.partition('.')[0]}.{name}", run_name="__main__",
+                     alter_sys=True)

@@ -1,0 +1,96 @@
+"""Does the student beat its rivals? Only states that moved the trait alike are compared."""
+
+from collections.abc import Callable
+from typing import Any
+
+Gain = Callable[[str, str, str], list[float]]
+PPL = "mundane ppl ×"
+MARGIN = {"coherence": 0.002, PPL: 0.002}  # smaller differences are ties
+WIDER = 0.005  # for whatever the probes measure, shares of 1
+PROBED = ("opening_mass", "sentence_validity")
+COMPARED = (*MARGIN, *PROBED)
+NEAR = 0.05  # nats, and share of the shift: what counts as the same shift
+SHIFTS = "Δ{} student, rival"
+COSTS = "{}: student, rival; gain"
+
+
+def pairs(by_name: dict[str, dict[str, Any]]) -> dict[str, tuple[str, str] | None]:
+    """Rival → the names of (student, rival) at the same shift; None where nothing matches.
+
+    `by_name` are the measured states of the last round, as `steerloop.baselines` names them.
+    """
+    known: dict[str, tuple[str, str] | None] = {"steering": ("healed", "matched")}
+    if "nll" in by_name:
+        turned = "nll_turned" in by_name
+        known["nll"] = ("healed", "nll_turned") if turned else ("healed_as_nll", "nll")
+        known["prompt"] = ("healed_as_prompted", "prompted")
+    return {k: v if v and set(v) <= by_name.keys() else None for k, v in known.items()}
+
+
+def sides(event: dict[str, Any], base: dict[str, float]) -> dict[str, float]:
+    """What a comparison looks at: coherence, perplexity of ordinary text over base, legality."""
+    now = event["measures"]
+    return {"coherence": now["coherence"],
+            PPL: now["ppl_mundane"] / base["ppl_mundane"]} | {
+        k: now[k] for k in PROBED if k in now}
+
+
+def outcomes(
+    by_name: dict[str, dict[str, Any]], base: dict[str, float], down: str, gain: Gain
+) -> list[dict[str, Any]]:
+    """One row per rival: both shifts, what each costs, and whether the student beats it.
+
+    `gain(student, rival, measure)` is [estimate, low, high] of what the student is better by.
+    "yes": better somewhere and worse nowhere, by more than a margin and with 0 outside of the
+    interval; "no" the other way round; "mixed" or "tie" else; "no match" where student and rival
+    did not reach one shift.
+    """
+    rows = []
+    for rival, pair in pairs(by_name).items():
+        if pair is None:
+            rows.append({"rival": rival, "beaten": "no match"})
+            continue
+        shift = [by_name[x]["shift"][down]["nats"][0] for x in pair]
+        if abs(shift[0] - shift[1]) > NEAR + NEAR * abs(shift[1]):
+            rows.append({"rival": rival, "beaten": "no match", SHIFTS.format(down): tuple(shift)})
+            continue
+        ours, theirs = (sides(by_name[name], base) for name in pair)
+        gains = {k: gain(*pair, k) for k in ours}
+        better = [k for k, (x, low, _) in gains.items() if x > margin(k) and low > 0]
+        worse = [k for k, (x, _, high) in gains.items() if x < -margin(k) and high < 0]
+        word = {(True, False): "yes", (False, True): "no", (False, False): "tie"}
+        rows.append({"rival": rival, "beaten": word.get((bool(better), bool(worse)), "mixed")}
+                    | {SHIFTS.format(down): tuple(shift)}
+                    | {COSTS.format(k): (ours[k], theirs[k], *gains[k]) for k in ours})
+    return rows
+
+
+def margin(measure: str) -> float:
+    """Smaller gains are ties."""
+    return MARGIN.get(measure, WIDER)
+
+
+def decisive(row: dict[str, Any]) -> tuple[str, list[float]]:
+    """The measure that a row of `outcomes` turns on, and the student's gain in it: where it is
+    worse in any, the worst of those; else the one that comes nearest to a gain beyond doubt."""
+    gains = {k: list(row[COSTS.format(k)][2:]) for k in COMPARED if COSTS.format(k) in row}
+
+    def certainty(name: str) -> tuple[bool, bool, float]:
+        value, low, high = (x - margin(name) for x in gains[name])
+        return low >= 0, high >= 0, value
+
+    worse = [k for k, (value, _, high) in gains.items() if value < -margin(k) and high < 0]
+    name = min(worse, key=certainty) if worse else max(gains, key=certainty)
+    return name, gains[name]
+
+
+def shown(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`outcomes` for reading: (student, rival) and (student, rival, gain, low, high) as text."""
+    def text(value: Any) -> Any:
+        if not isinstance(value, tuple):
+            return value
+        ours, theirs, *gain = value
+        interval = "; {:+.3f} [{:+.3f}, {:+.3f}]".format(*gain) if gain else ""
+        return f"{ours:.3f} {theirs:.3f}{interval}"
+
+    return [{k: text(v) for k, v in row.items()} for row in rows]
