@@ -42,6 +42,12 @@ def check_commands_are_listed():
         assert status == 0 and all(f"  {name} " in said for name in commands.COMMANDS)
 
 
+@pytest.mark.parametrize("name", commands.COMMANDS)
+def check_every_command_explains_itself(name):
+    status, said, _ = run(name, "--help")
+    assert status == 0 and len(said.splitlines()) > 4 and "Traceback" not in said
+
+
 def check_a_command_is_its_module():
     for argv in (["train", "--lam", "-1"], ["export"], ["report", "nowhere"]):
         module = subprocess.run([sys.executable, "-m", f"steerloop.{argv[0]}", *argv[1:]],

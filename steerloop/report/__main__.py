@@ -42,6 +42,9 @@ def rebuild(run: Path, single: bool, scores: list[Path]) -> None:
 
 def main(argv: list[str]) -> None:
     """Exits with one line when a named folder is not a run, or two cannot be compared."""
+    if {"-h", "--help"} & set(argv):
+        print(__doc__)
+        return
     at = argv.index(WITH) if WITH in argv else len(argv)
     runs, scores = ([Path(x) for x in part if x not in (SINGLE, WITH)]
                     for part in (argv[:at], argv[at:]))
