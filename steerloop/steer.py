@@ -52,7 +52,7 @@ def steered(model: Model, vector: Vector, rows: float | Dosed) -> Iterator[None]
         raise RuntimeError("steering is for sampling and scoring: use torch.no_grad()")
 
     def add(h: Tensor, v: Tensor) -> Tensor:
-        dose = rows.dose[:, None, None] if isinstance(rows, Dosed) else rows
+        dose = rows if isinstance(rows, float | int) else rows.dose[:, None, None]
         return h + (dose * v).to(h.dtype)
 
     hooks = {block: partial(add, v=v) for block, v in vector.items()}
