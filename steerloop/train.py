@@ -3,8 +3,10 @@
     extract   steer.py     a vector from opposed personas
     dose      dose.py      how hard to steer: c*, and a walk below it
     sample    sample.py    prompts × doses → completions; kernels/decode.py draws the tokens (pick)
-    filter    filter.py    a completion is kept, or dropped for a reason
-    heal      heal.py      the live Δ of lora.py is trained, under the hinge of barrier.py
+    filter    filter.py    a completion is marked as kept, or dropped for a reason; those that are
+                           kept are taken by `choose` (dose.py)
+    heal      heal.py      trains Δ, the live A and B (lora.py) of the layers that model.py wraps,
+                           under the hinge of barrier.py
     fold      lora.py      Δ joins the gated stack; all gates at zero are the base
     evaluate  evaluate.py  foundations and coherence of the model as it stands
 

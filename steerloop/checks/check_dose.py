@@ -176,10 +176,12 @@ def check_the_walk_lowers_the_dose_until_enough_survive(case):
 def check_the_walk_is_the_search_replayed(edge, most):
     """What κ comes next follows from the judged batches alone, so that a run can go on anywhere."""
     cfg, batches = Config(kappa_min=0.2, survival=0.5), []
-    while not walk(batches, (0.2, most), cfg)[1]:
-        kappa, _ = walk(batches, (0.2, most), cfg)
+    for _ in range(WALK):
+        kappa, settled = walk(batches, (0.2, most), cfg)
+        if settled:
+            break
         batches.append(pl.DataFrame({"keep": [kappa <= edge] * 4}))
-    assert len(batches) <= WALK
+    assert walk(batches, (0.2, most), cfg)[1]
     assert walk(batches, (0.2, most), cfg)[0] == largest(lambda x: x <= edge, 0.2, most, WALK)
     later = [*batches, pl.DataFrame({"keep": [False]})]  # sampled once it is settled
     assert walk(later, (0.2, most), cfg) == walk(batches, (0.2, most), cfg)
