@@ -117,7 +117,7 @@ def check_a_run_killed_anywhere_ends_in_the_same_bits(rich, rich_whole, tmp_path
 
 def check_what_is_done_is_not_done_again(cfg, tmp_path, monkeypatch):
     """A run that ends after the first round's sampling samples the second round alone when it goes
-    on; nothing before it is made anew."""
+    on, and a third one alone when it is given more rounds; nothing before it is made anew."""
     calls, stop = Counter(), ["choose"]
 
     def counted(stage):
@@ -143,6 +143,12 @@ def check_what_is_done_is_not_done_again(cfg, tmp_path, monkeypatch):
     assert calls.pop("short") > batches
     assert calls == {"extract": 1, "dose": 1, "sample": batches, "filter": batches, "choose": 2,
                      "heal": 2, "drift": 2}
+    calls.clear()
+    resumed(run, cfg, rounds=3)
+    batches = pl.read_parquet(run / "rounds/02/completions.parquet")["copy"].n_unique()
+    assert calls.pop("short") > batches
+    assert calls == {"extract": 1, "dose": 1, "sample": batches, "filter": batches, "choose": 1,
+                     "heal": 1, "drift": 1}
 
 
 def check_an_interrupted_run_says_how_to_go_on(cfg, whole, tmp_path):
