@@ -65,11 +65,11 @@ def pad(pair: Factors, rank: int) -> Factors:
 
 def allowed(rank: int) -> int:
     """The next rank that vLLM takes. Raises UserError above the largest."""
-    found = next((x for x in RANKS if x >= rank), None)
-    if found is None:
+    next_rank = next((x for x in RANKS if x >= rank), None)
+    if next_rank is None:
         raise UserError(f"rank {rank} is above what vLLM serves ({RANKS[-1]}): --rank {RANKS[-1]} "
                         "truncates it and prints what is lost")
-    return found
+    return next_rank
 
 
 def write_adapter(student: Student, out: Path, rank: int = 0, prefix: str = "") -> dict:

@@ -158,11 +158,11 @@ def fixed(cache: Cache, read: int, end: int) -> Cache:
 
 def flowing(cache: Cache, read: int, decoder: PreTrainedModel) -> Cache:
     """The way back: a cache that grows, of `read` tokens; `cache` is used up."""
-    found = empty_cache(decoder)
-    for old, new in zip(cache.layers, found.layers, strict=True):
+    grown = empty_cache(decoder)
+    for old, new in zip(cache.layers, grown.layers, strict=True):
         new.update(old.keys[:, :, :read], old.values[:, :, :read])
         old.keys = old.values = None
-    return found
+    return grown
 
 
 @cache

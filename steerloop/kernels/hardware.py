@@ -41,12 +41,12 @@ def hardware(device: str, threads: int) -> torch.device:
         torch.set_num_threads(threads)
     auto = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        found = torch.empty(0, device=auto if device == "auto" else device).device
+        chosen = torch.empty(0, device=auto if device == "auto" else device).device
     except (RuntimeError, AssertionError) as e:
         raise UserError(f"--device {device}: {str(e).splitlines()[0]}") from e
-    if found.type == "cpu":
+    if chosen.type == "cpu":
         keep_freed(True)
-    return found
+    return chosen
 
 
 def memory(device: torch.device) -> int:

@@ -53,14 +53,14 @@ def stored(folder: Path) -> dict[str, Stored]:
     index = folder / "model.safetensors.index.json"
     names = json.loads(index.read_text())["weight_map"].values() if index.exists() else [
         x.name for x in folder.glob("*.safetensors")]
-    found = {}
+    weights = {}
     for name in sorted(set(names)):
         try:
             with safe_open(folder / name, "pt") as file:
-                found |= {key: Stored(folder / name, key) for key in file.keys()}  # noqa: SIM118
+                weights |= {key: Stored(folder / name, key) for key in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as e:
             raise ValueError(f"{name}: {e}; download or save it again") from e
-    return found
+    return weights
 
 
 def refuse(config: PretrainedConfig, text: PretrainedConfig) -> None:
@@ -98,7 +98,7 @@ def load_weights(
             from steerloop.loading.streaming import Streamed
 
             options["quantization_config"] = Streamed(device)
-        hf, found = MODEL_FOR_CAUSAL_LM_MAPPING[type(text)].from_pretrained(
+        hf, info = MODEL_FOR_CAUSAL_LM_MAPPING[type(text)].from_pretrained(
             None, config=text, state_dict=stored(folder), dtype=precision(dtype, device),
             attn_implementation=None if attn == "auto" else attn,
             output_loading_info=True, ignore_mismatched_sizes=True, **options,
@@ -111,15 +111,15 @@ def load_weights(
     finally:
         library_log.set_verbosity(verbosity)
         hub_log.set_verbosity(hub_verbosity)
-    if wrong := sorted(found["mismatched_keys"]):
+    if wrong := sorted(info["mismatched_keys"]):
         raise UserError(f"cannot load --model {model}: {wrong[0][0]} is {list(wrong[0][1])} in its "
                         f"files, {list(wrong[0][2])} by its config.json")
-    if missing := sorted(found["missing_keys"]):
+    if missing := sorted(info["missing_keys"]):
         raise UserError(f"cannot load --model {model}: {len(missing)} weights of "
                         f"{type(hf).__name__} are not in its files, or in another shape: "
                         f"{missing[0]} for one; it is incomplete, or has the config.json of "
                         "another architecture")
-    if text is config and (unused := sorted(found["unexpected_keys"])):
+    if text is config and (unused := sorted(info["unexpected_keys"])):
         logger.warning(f"{len(unused)} weights in the files of {model} are not used by "
                        f"{type(hf).__name__}, {unused[0]} for one")
     if getattr(hf.get_decoder(), "layers", None) is None or hf.get_output_embeddings() is None:
@@ -130,5 +130,5 @@ def load_weights(
 
 def stop_ids(hf: PreTrainedModel) -> list[int]:
     """The end tokens of a model's generation config; none where it has none."""
-    found = hf.generation_config.eos_token_id
-    return found if isinstance(found, list) else [] if found is None else [found]
+    ends = hf.generation_config.eos_token_id
+    return ends if isinstance(ends, list) else [] if ends is None else [ends]

@@ -23,7 +23,7 @@ def read_events(run: Path) -> list[dict[str, Any]]:
 
     Raises UserError naming a line that is not what was written.
     """
-    found, text = [], (run / EVENTS).read_text(errors="replace")
+    records, text = [], (run / EVENTS).read_text(errors="replace")
     for number, line in enumerate(text.split("\n")[:-1], 1):
         try:
             record = json.loads(line)
@@ -33,5 +33,5 @@ def read_events(run: Path) -> list[dict[str, Any]]:
         if not good:
             raise UserError(f"{run / EVENTS}, line {number} is damaged: delete the file, "
                             f"`python -m steerloop.train --resume {run}` writes it anew")
-        found.append(record)
-    return found
+        records.append(record)
+    return records

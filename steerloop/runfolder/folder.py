@@ -39,11 +39,11 @@ def _made(path: Path) -> bool:
 
 def digest(note: str, tensors: dict[str, Tensor]) -> str:
     """SHA-256 of a note and of named tensors."""
-    found = hashlib.sha256(note.encode())
+    hash = hashlib.sha256(note.encode())
     for name in sorted(tensors):
-        found.update(name.encode())
-        found.update(tensors[name].cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return found.hexdigest()
+        hash.update(name.encode())
+        hash.update(tensors[name].cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return hash.hexdigest()
 
 
 class Folder:
@@ -181,9 +181,9 @@ class Folder:
             return pl.read_parquet(path)
         if path.suffix == ".json":
             return json.loads(path.read_text())["value"]
-        found = load_file(path, self.device)
-        blocks = all(k.startswith("block.") for k in found)
-        return {int(k[6:]): x for k, x in found.items()} if blocks else found
+        tensors = load_file(path, self.device)
+        blocks = all(k.startswith("block.") for k in tensors)
+        return {int(k[6:]): x for k, x in tensors.items()} if blocks else tensors
 
     def latest(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The state of work in progress as it was last written by `tensors`, and its note.

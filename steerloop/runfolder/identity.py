@@ -28,15 +28,15 @@ EDGE = 2**20  # bytes at either end of a larger one that stand for it: its heade
 
 def fingerprint(folder: Path) -> str:
     """Hash of a checkpoint: names, sizes and contents of its files, of large ones both ends."""
-    found = hashlib.sha256()
+    hash = hashlib.sha256()
     for path in sorted(x for kind in KINDS for x in folder.glob(kind)):
         size = path.stat().st_size
         with path.open("rb") as file:
-            found.update(f"{path.name} {size}".encode())
-            found.update(file.read(WHOLE if size <= WHOLE else EDGE))
+            hash.update(f"{path.name} {size}".encode())
+            hash.update(file.read(WHOLE if size <= WHOLE else EDGE))
             file.seek(max(0, size - EDGE))
-            found.update(file.read(EDGE))
-    return found.hexdigest()
+            hash.update(file.read(EDGE))
+    return hash.hexdigest()
 
 
 def source() -> str:

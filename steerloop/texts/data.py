@@ -54,12 +54,12 @@ def read(name: str, parse: Callable[[str], Any]) -> Any:
     """
     path = Path(name) if Path(name).exists() else PACKAGE / name
     try:
-        found = parse(path.read_text())
+        parsed = parse(path.read_text())
     except (OSError, ValueError, pl.exceptions.PolarsError) as e:
         raise UserError(f"cannot read {name}: {str(e).splitlines()[0]}") from e
-    if len(found) == 0:
+    if len(parsed) == 0:
         raise UserError(f"cannot read {name}: there is nothing in it")
-    return found
+    return parsed
 
 
 def lines(text: str) -> list[str]:
@@ -71,13 +71,13 @@ def table(*columns: str) -> Callable[[str], pl.DataFrame]:
     """JSON lines → a frame of these text columns."""
 
     def parse(text: str) -> pl.DataFrame:
-        found = pl.read_ndjson(text.encode()) if text.strip() else pl.DataFrame()
-        if not len(found):
+        rows = pl.read_ndjson(text.encode()) if text.strip() else pl.DataFrame()
+        if not len(rows):
             return pl.DataFrame(schema=dict.fromkeys(columns, pl.String))
-        if not set(columns) <= set(found.columns) or found.select(columns).null_count().row(0) != (
+        if not set(columns) <= set(rows.columns) or rows.select(columns).null_count().row(0) != (
                 0,) * len(columns):
             raise ValueError(f"every line needs {' and '.join(columns)}")
-        return found.select(pl.col(columns).cast(pl.String))
+        return rows.select(pl.col(columns).cast(pl.String))
 
     return parse
 
@@ -90,30 +90,30 @@ def vignettes(text: str) -> pl.DataFrame:
     any rating has shares of 0. Raises ValueError for a foundation that is none, or that has no
     rating.
     """
-    found = table("text", "foundation_coarse")(text)
-    if not len(found):
-        return found
+    rows = table("text", "foundation_coarse")(text)
+    if not len(rows):
+        return rows
     rated = pl.read_ndjson(text.encode()).select("^human_.*$")
     label = pl.col("foundation_coarse").map_elements(foundation, pl.String)
     if not rated.width:
-        return found.select("text", label=label)
+        return rows.select("text", label=label)
     rated = rated.rename(lambda x: "h_" + foundation(x.removeprefix("human_"))).fill_null(0.0)
     if missing := {f"h_{f}" for f in FOUNDATIONS} - set(rated.columns):
         raise ValueError(f"human ratings lack {', '.join(sorted(missing))}")
     shares = rated.select(pl.col(H) / pl.max_horizontal(pl.sum_horizontal(H), 1e-9))
     best = [FOUNDATIONS[row.index(max(row))] if max(row) > 0 else coarse for row, coarse in zip(
-        shares.rows(), found.select(label).to_series(), strict=True)]
-    return pl.concat([found.select("text", label=pl.Series(best)), shares], how="horizontal")
+        shares.rows(), rows.select(label).to_series(), strict=True)]
+    return pl.concat([rows.select("text", label=pl.Series(best)), shares], how="horizontal")
 
 
 def persona(text: str) -> tuple[list[tuple[str, str]], str, str]:
     """TOML with `positive` and `negative` lists → pairs, and the axis (up, down) they move."""
-    found = tomllib.loads(text)
-    poles = [found.get(pole, []) for pole in ("positive", "negative")]
+    tables = tomllib.loads(text)
+    poles = [tables.get(pole, []) for pole in ("positive", "negative")]
     texts = all(isinstance(x, list) and all(isinstance(t, str) for t in x) for x in poles)
     if not texts or not poles[0] or len(poles[0]) != len(poles[1]):
         raise ValueError("two poles are needed, equally long lists 'positive' and 'negative'")
-    up, down = (foundation(found.get(*x)) for x in (("up", "care"), ("down", "authority")))
+    up, down = (foundation(tables.get(*x)) for x in (("up", "care"), ("down", "authority")))
     if up == down:
         raise ValueError(f"'up' and 'down' are both {up}")
     return list(zip(*poles, strict=True)), up, down

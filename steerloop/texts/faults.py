@@ -37,8 +37,8 @@ def repeated(text: str) -> float:
     """
     worst = 0.0
     for n, allowed in ALLOWED.items():
-        if len(found := grams(text, n)[-64:]) > 4:
-            share = 1 - len(set(found)) / len(found)
+        if len(last := grams(text, n)[-64:]) > 4:
+            share = 1 - len(set(last)) / len(last)
             worst = max(worst, (share - allowed) / (1 - allowed))
     return worst
 
@@ -50,9 +50,9 @@ def looped(text: str) -> float:
 
 def echoed(text: str) -> float:
     """Share of sentences, of three words or more, that were said before in the same text."""
-    found = [tuple(re.findall(r"\w+", x.lower())) for x in re.split(r"[.?!]+\s|\n", text)]
-    found = [x for x in found if len(x) >= 3]
-    return 1 - len(set(found)) / len(found) if found else 0.0
+    sentences = [tuple(re.findall(r"\w+", x.lower())) for x in re.split(r"[.?!]+\s|\n", text)]
+    sentences = [x for x in sentences if len(x) >= 3]
+    return 1 - len(set(sentences)) / len(sentences) if sentences else 0.0
 
 
 def zipped(text: str) -> float:

@@ -22,9 +22,9 @@ def question(vignette: str, reverse: bool, think: bool = False) -> str:
 
 def parses(text: str) -> bool:
     """Whether the first {...} in a free answer is JSON with an allowed choice."""
-    found = re.search(r"\{[^{}]*\}", text)
+    braces = re.search(r"\{[^{}]*\}", text)
     try:
-        answer = json.loads(found[0]).get("choice") if found else None
+        answer = json.loads(braces[0]).get("choice") if braces else None
     except json.JSONDecodeError:
         return False
     return type(answer) is int and 1 <= answer <= len(FOUNDATIONS)
