@@ -4,6 +4,8 @@ changed or is in use is refused in one line that says what to do."""
 import dataclasses
 import itertools
 import json
+import os
+import re
 import signal
 import subprocess
 import time
@@ -259,6 +261,26 @@ def check_every_byte_of_a_small_checkpoint_counts(cfg, tmp_path):
         path.write_bytes(flipped(path.read_bytes()))
         seen.add(identity.fingerprint(tmp_path / "m"))
     assert len(seen) == 3
+
+
+def check_asking_for_the_commit_writes_nothing(tmp_path, monkeypatch):
+    """A run that is killed while it asks would leave the user's repository locked."""
+    def git(*argv):
+        subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x",
+                        *argv], check=True, capture_output=True)
+
+    monkeypatch.setattr(identity, "PACKAGE", tmp_path)
+    assert identity.code_version() == ""
+    (tmp_path / "file").write_text("one")
+    git("init")
+    git("add", "file")
+    git("commit", "-m", "first")
+    os.utime(tmp_path / "file", (1, 1))  # git would like to note that it looked
+    before = (tmp_path / ".git/index").read_bytes()
+    assert re.fullmatch(r"[0-9a-f]{7,}", identity.code_version())
+    assert (tmp_path / ".git/index").read_bytes() == before
+    (tmp_path / "file").write_text("two")
+    assert re.fullmatch(r"[0-9a-f]{7,}\+", identity.code_version())
 
 
 def check_one_process_at_a_time(tmp_path):

@@ -99,8 +99,17 @@ def accepted(run: Path, now: dict[str, Any], force: bool) -> dict[str, Any]:
 
 
 def code_version() -> str:
-    """Commit of this code, '+' if changed since; '' outside a git checkout."""
-    command = ["git", "-C", str(PACKAGE), "describe", "--always", "--dirty=+", "--exclude=*"]
+    """Commit of this code, '+' if changed since; '' outside a git checkout.
+
+    Nothing is locked or written: a run that is killed here must not leave the user's repository
+    locked, as `git describe --dirty` would.
+    """
     if shutil.which("git") is None:
         return ""
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+    def git(*argv: str) -> str:
+        command = ["git", "--no-optional-locks", "-C", str(PACKAGE), *argv]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+    commit = git("describe", "--always", "--exclude=*")
+    return commit + "+" * bool(git("status", "--porcelain", "--untracked-files=no"))
