@@ -35,9 +35,9 @@ gate-long: gate && mutate
 mutate *NAMES:
     {{ python }} -m steerloop.checks.mutate {{ NAMES }}
 
-# clone the public systems this one learned from into docs/vendor, or bring them up to date, and say which
-# commits those are (docs/vendor/COMMITS); --install adds their evaluation. No commit of them was tried by this
-# project: where it is built they cannot be fetched, and `--eval moralmaps` is checked against a stand-in.
+# No commit of these was tried by this project: where it is built they cannot be fetched, and `--eval moralmaps` is
+# checked against a stand-in. docs/vendor/COMMITS says which ones are there.
+# clone the public systems this one learned from into docs/vendor, or bring them up to date; --install adds their evaluation
 vendor flag="":
     #!/usr/bin/env bash
     set -euo pipefail
