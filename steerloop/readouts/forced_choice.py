@@ -59,23 +59,27 @@ def choices(model: Model, vignettes: pl.DataFrame, cfg: Config, free: bool = Tru
     digits = [ids[-1] for ids in ends]
     logps, nlls, written = [], [], []
     for at in Bar(range(0, len(texts), size), "evaluate"):
-        asked = [model.render(question(x, reverse, think)) for x in texts[at : at + size]
-                 for reverse in (False, True)]
+        asked = []
+        for text in texts[at : at + size]:
+            asked += [model.render(question(text, reverse, think)) for reverse in (False, True)]
         h, said = read(model, asked, ends[0][:-1], cfg.think_tokens, free)
         nlls.append(scaffold_nll(model, h, ends[0][:-1]))
         logps.append(model.head(h[:, -1]).log_softmax(-1)[:, digits])
         written += said
-    p = both_orders(logp := torch.cat(logps).cpu())
+    logp = torch.cat(logps).cpu()
+    p = both_orders(logp)
     rows = {"p_ans_any": logp.exp().sum(-1), "scaffold_nll": torch.cat(nlls).cpu()}
     if free:
         rows["json_is_valid"] = torch.tensor([float(parses(x)) for x in written])
     labels = vignettes["label"].to_list()
-    return pl.DataFrame(
-        {"vignette": texts, "foundation": labels}
-        | {f"p_{f}": p[:, i].tolist() for i, f in enumerate(FOUNDATIONS)}
-        | {k: rearrange(x, "(v o) -> v o", o=2).mean(1).tolist() for k, x in rows.items()}
-        | {"top1": [float(FOUNDATIONS[i] == f) for i, f in zip(p.argmax(-1), labels, strict=True)]}
-        | vignettes.select("^h_.*$").to_dict())
+    columns = {"vignette": texts, "foundation": labels}
+    for i, foundation in enumerate(FOUNDATIONS):
+        columns[f"p_{foundation}"] = p[:, i].tolist()
+    for name, values in rows.items():
+        columns[name] = rearrange(values, "(v o) -> v o", o=2).mean(1).tolist()
+    picks = [FOUNDATIONS[i] for i in p.argmax(-1)]
+    columns["top1"] = [float(a == b) for a, b in zip(picks, labels, strict=True)]
+    return pl.DataFrame(columns | vignettes.select("^h_.*$").to_dict())
 
 
 def read(

@@ -66,8 +66,10 @@ def resolved(cfg: Any, device: str) -> dict[str, Any]:
 
 def flat(tree: dict[str, Any], stem: str = "") -> dict[str, Any]:
     """Nested dicts → one, keys joined by dots."""
-    return {k: v for name, x in tree.items() for k, v in (
-        flat(x, f"{stem}{name}.") if isinstance(x, dict) else {f"{stem}{name}": x}).items()}
+    leaves = {}
+    for name, x in tree.items():
+        leaves |= flat(x, f"{stem}{name}.") if isinstance(x, dict) else {f"{stem}{name}": x}
+    return leaves
 
 
 def accepted(run: Path, now: dict[str, Any], force: bool) -> dict[str, Any]:

@@ -29,10 +29,14 @@ LIKE = ("coherence", "opening_mass", "sentence_validity", "p_ans_any", "json_is_
 
 def shown(now: dict[str, float], base: dict[str, float], data: Data) -> dict[str, float]:
     """The columns of a point that a state's measures fill."""
-    return {name: now[f"{f}_nats"] - base[f"{f}_nats"]
-            for name, f in (("down", data.down), ("up", data.up))} | {
-        "ppl": now["ppl_mundane"] / base["ppl_mundane"]} | {
-        k: v for x in LIKE if x in now for k, v in ((x, now[x]), (f"{x}_base", base[x]))}
+    columns = {}
+    for name, f in (("down", data.down), ("up", data.up)):
+        columns[name] = now[f"{f}_nats"] - base[f"{f}_nats"]
+    columns["ppl"] = now["ppl_mundane"] / base["ppl_mundane"]
+    for measure in LIKE:
+        if measure in now:
+            columns[measure], columns[f"{measure}_base"] = now[measure], base[measure]
+    return columns
 
 
 class Climb(Recorder):
