@@ -91,7 +91,7 @@ def check_the_limit_lies_between_own_answers_and_soup(world):
 
 
 def perplexities(s, texts):
-    """What `judge` finds for texts as completions of one prompt: (prompt ids, ids, ppl) each."""
+    """What `filter` says of texts as completions of one prompt: (prompt ids, ids, ppl) each."""
     none, ids = pl.DataFrame(), s.model.render("Well?")
     data = Data([("Be kind.", "Obey.")], "care", "authority", [], [], none, none, none)
     table = pl.DataFrame({
