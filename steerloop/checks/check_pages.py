@@ -63,9 +63,9 @@ def check_the_report_draws_what_the_folder_says(run):
     wanted = "round 2, healedΔauthority {:+.2f} [{:+.2f}, {:+.2f}] nats".format(*shift)
     assert box.startswith(wanted) and "coherence 0.99" in box
     assert "of rows over τ" in box and "KL to base" in box and "κ =" in box
-    labels = [x for x in page.find("text") if x in ("base", "1", "2", "steering, same shift",
+    labels = [x for x in page.find("text") if x in ("base", "1", "2", "steering, nearest shift",
                                                     "plain distillation")]
-    assert {"base", "1", "2", "steering, same shift", "plain distillation"} <= set(labels)
+    assert {"base", "1", "2", "steering, nearest shift", "plain distillation"} <= set(labels)
 
     buttons = {a["data-title"] for _, a, _ in page.elements if "data-title" in a}
     assert buttons == {"Download plot as a PNG", "Zoom in", "Zoom out", "Reset axes"}  # no cloud

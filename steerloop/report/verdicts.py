@@ -204,8 +204,8 @@ def against_nll(
         verdict.missing = "this run is plain training: it has nothing to beat"
     elif "nll" not in rows:
         verdict.missing = "plain distillation was not measured: run with --baselines"
-    elif rows["nll"]["beaten"] == "no match":
-        verdict.missing = "student and plain distillation did not reach one shift"
+    elif why := rows["nll"].get("because"):
+        verdict.missing = f"plain distillation: {why}"
     else:
         name, gain = decisive(rows["nll"])
         n = rows_behind(run, last_healed(measured), name)
