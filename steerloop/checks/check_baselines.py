@@ -135,7 +135,7 @@ def check_only_equal_shifts_are_compared():
     rows = {x["rival"]: x for x in outcomes(found, BASE, "authority", exact(found), 1.0)}
     assert rows["nll"]["beaten"] == "yes"
     assert rows["nll"]["Δauthority student, rival"] == (-0.4, -0.4)
-    assert rows["prompt"]["beaten"] == "no match" and "no state" in rows["prompt"]["because"]
+    assert rows["prompt"]["beaten"] == "no match" and "one shift" in rows["prompt"]["because"]
     far = {"healed": state(-1.2, 0.9, 1.1), "matched": state(-0.02, 1.0, 1.0)}
     assert [x["beaten"] for x in outcomes(far, BASE, "authority", exact(far), 1.0)] == ["no match"]
     found["nll_turned"] = state(-1, 0.8, 1.1)

@@ -52,7 +52,7 @@ def outcomes(
     for rival, pair in pairs(by_name).items():
         if pair is None:
             rows.append({"rival": rival, "beaten": "no match",
-                         "because": "no state of it is at a shift of the student's"})
+                         "because": "it was not measured at one shift with the student"})
             continue
         shift = [by_name[x]["shift"][down]["nats"][0] for x in pair]
         row = {"rival": rival, "beaten": "no match", SHIFTS.format(down): tuple(shift)}
