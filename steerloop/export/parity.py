@@ -51,7 +51,7 @@ class Parity(NamedTuple):
     @property
     def share(self) -> str:
         """How much of the student that is, as text; '' for the base itself."""
-        part = f"{self.mean_kl / self.whole:.2%}" if self.whole else ""
+        part = f"{100 * self.mean_kl / self.whole:.2g} %" if self.whole else ""
         return part and f", {part} of KL(student || base) {self.whole:.2e}"
 
     @property
