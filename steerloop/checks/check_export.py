@@ -263,7 +263,7 @@ def check_a_truncated_bf16_student_does_not_pass_in_silence(run, tmp_path):
     folder = shutil.copytree(run(dtype="bfloat16"), tmp_path / "run")
     change_json(folder / "summary.json", **SUMMARY)
     student = open_student(folder, "3")
-    with pytest.raises(UserError, match=r"% of the delta's norm is lost.*.* % of KL.*larger --rank"):
+    with pytest.raises(UserError, match=r"% of the delta's norm is lost.* % of KL.*larger"):
         export_adapter(student, tmp_path / "out", rank=2)
     export_adapter(student, tmp_path / "out", rank=2, tolerance=99.0)
     text = (tmp_path / "out/README.md").read_text()
@@ -290,8 +290,8 @@ def check_rounding_that_eats_the_student_is_refused(run, tmp_path):
 
 
 FILES = ["tokenizer.model", "vocab.json", "merges.txt", "spiece.model", "source.spm",
-         "qwen.tiktoken", "added_tokens.json", "special_tokens_map.json", "tekken.json", "chat_template.json",
-         "additional_chat_templates/tool_use.jinja", "preprocessor_config.json"]
+         "qwen.tiktoken", "added_tokens.json", "special_tokens_map.json", "tekken.json",
+         "chat_template.json", "additional_chat_templates/tool_use.jinja", "preprocessor_config.json"]
 OTHERS = ["model_old.safetensors", "README.md", "pytorch_model.bin", "training_args.json",
           "config.json", "generation_config.json"]
 
