@@ -4,9 +4,9 @@ import re
 from pathlib import Path
 from shlex import quote
 
-from steerloop.export.adapter import base_name
 from steerloop.export.student import Student
 from steerloop.export.vectors import GGUF, SAFE, flags
+from steerloop.loading.hub import locate, public_name
 from steerloop.report.text import inline
 from steerloop.runfolder.files import read_summary
 
@@ -61,13 +61,21 @@ def measured(student: Student, as_run: bool) -> str:
                       f"- perplexity of ordinary text: × {ratio:.3f}"])
 
 
+def source(student: Student) -> tuple[str, list[str]]:
+    """The base as others find it, and lines on it."""
+    base, revision = public_name(locate(student.cfg.model))
+    lines = [f"base: {base}" + (f" at {revision}" if revision else ""),
+             f"files of the base: sha256 {student.weights} over their names and contents"]
+    return base, lines + [f"forced, the base is not that of the run: {k}: {x}"
+                          for k, x in student.forced.items()]
+
+
 def card(student: Student, kind: str, facts: list[str], found: str, rank: int = 0) -> str:
     """Markdown of the card; `facts` are lines on how the artefact was made and checked, `found` is
     what was `measured`."""
-    base, revision = base_name(student.cfg.model)
+    base, lines = source(student)
     gates = ", ".join(f"{g:g}" for g in student.gates[: student.rounds].tolist())
-    made = [f"base: {base}" + (f" at {revision}" if revision else ""),
-            f"run: {student.run.name}, {student.rounds} rounds, gates {gates}",
+    made = [*lines, f"run: {student.run.name}, {student.rounds} rounds, gates {gates}",
             f"trained on a {'4-bit (NF4)' if student.cfg.quant == 'nf4' else 'dense'} base in "
             f"{student.cfg.dtype}, r {student.cfg.r} and alpha {student.cfg.alpha:g} a round",
             *facts]
@@ -81,9 +89,8 @@ def vector_card(
     student: Student, blocks: list[int], gguf: bool, facts: list[str], out: Path
 ) -> tuple[str, str]:
     """Markdown of the card of a vector that will lie in the folder `out`, and how it is loaded."""
-    base, revision = base_name(student.cfg.model)
-    made = [f"base: {base}" + (f" at {revision}" if revision else ""),
-            f"run: {student.run.name}, round {student.rounds}",
+    base, lines = source(student)
+    made = [*lines, f"run: {student.run.name}, round {student.rounds}",
             f"added to the output of blocks {blocks[0]} to {blocks[-1]} (from 0), everywhere",
             *facts]
     load = (f"llama.cpp: {flags(out / GGUF, blocks)}" if gguf else
