@@ -291,7 +291,8 @@ def check_rounding_that_eats_the_student_is_refused(run, tmp_path):
 
 FILES = ["tokenizer.model", "vocab.json", "merges.txt", "spiece.model", "source.spm",
          "qwen.tiktoken", "added_tokens.json", "special_tokens_map.json", "tekken.json",
-         "chat_template.json", "additional_chat_templates/tool_use.jinja", "preprocessor_config.json"]
+         "chat_template.json", "additional_chat_templates/tool_use.jinja",
+         "preprocessor_config.json"]
 OTHERS = ["model_old.safetensors", "README.md", "pytorch_model.bin", "training_args.json",
           "config.json", "generation_config.json"]
 
