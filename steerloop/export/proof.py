@@ -81,7 +81,7 @@ def unlike(a: Any, b: Any, at: str = "") -> Iterator[str]:
         for i, (x, y) in enumerate(zip(a, b, strict=True)):
             yield from unlike(x, y, f"{at}/{i}")
     elif type(a) in (int, float) and type(b) in (int, float):
-        if not math.isclose(a, b, rel_tol=EQUAL, abs_tol=EQUAL):
+        if not math.isclose(a, b, rel_tol=EQUAL, abs_tol=1e-9):
             yield at
     elif type(a) is not type(b) or a != b:
         yield at
@@ -163,30 +163,39 @@ def check_record(name: str, folder: Path, manifest: dict[str, Any], data: dict[s
     wrong += [f"{k} in {layout.CONFIG}" for k, x in data.items()
               if k in inputs and inputs[k]["sha256"] != x]
 
-    def kept(round: int, stem: str) -> Any:
-        path = folder / layout.of_round(round, f"{stem}.json")
-        return json.loads(path.read_text("utf-8"))["value"]
+    def kept(stem: str) -> Any:
+        value = json.loads((folder / f"{stem}.json").read_text("utf-8"))
+        if value.keys() != {"schema", "value"} or value["schema"] != 1:
+            wrong.append(f"{stem}.json is no result of a stage")
+        return value["value"]
 
-    first = read_vector(folder, 1, torch.device("cpu"))
+    first, seen = read_vector(folder, 1, torch.device("cpu")), []
     for event in read_events(folder):
         found: dict[str, Any] = {}
         stage, round = event["stage"], event.get("round", 0)
+        if type(round) is not int:
+            raise UserError(f"a record of {stage} has round {json.dumps(round)}")
+        seen.append((round, stage))
         if stage == "start":
             base = [pl.read_parquet(x(folder, 0, layout.BASE)) for x in (layout.rows, layout.items)]
-            limit = json.loads((folder / f"{layout.LIMIT}.json").read_text("utf-8"))["value"]
-            found = {"floor": floor_of(config_of(folder), base), "ppl_limit": limit}
+            found = {"floor": floor_of(config_of(folder), base), "ppl_limit": kept(layout.LIMIT)}
         elif stage in (layout.HEAL, layout.DRIFT):
-            found = kept(round, stage)
+            found = kept(layout.of_round(round, stage))
         elif stage == "sample":
             table = pl.read_parquet(layout.completions(folder, round))
             curve = pl.read_parquet(folder / layout.of_round(round, f"{layout.CURVE}.parquet"))
             vector = read_vector(folder, round + 1, torch.device("cpu"))
-            found = {"c_star": kept(round, layout.DOSE), "kappa": kept(round, layout.KAPPA),
+            found = {"c_star": kept(layout.of_round(round, layout.DOSE)),
+                     "kappa": kept(layout.of_round(round, layout.KAPPA)),
                      "curve": curve.to_dicts(), "survival": report.survival(table),
                      "cos_first": cosine(vector, first)}
         known = {k: x for k, x in event.items() if k not in ("stage", "round")}
         wrong += [f"{stage} of round {round + 1}: {x[1:]}" for x in unlike(known, found)
                   if stage in ("start", "sample", layout.HEAL, layout.DRIFT)]
+    needed = {(k, x) for k in range(finished_rounds(folder))
+              for x in ("sample", layout.HEAL, layout.DRIFT)} | {(0, "start")}
+    wrong += [f"no record, or several, of {stage} of round {round + 1}"
+              for round, stage in sorted(needed) if seen.count((round, stage)) != 1]
     return told(name, wrong, "manifest, config, checksums and records agree")
 
 

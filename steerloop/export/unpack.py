@@ -14,7 +14,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any
 
 from steerloop import UserError
 
@@ -52,7 +52,7 @@ def said(e: BaseException) -> str:
 
 
 def members(
-    bundle: Path, stream: BinaryIO, most: int
+    bundle: Path, stream: gzip.GzipFile, most: int
 ) -> Iterator[tuple[str, Callable[[], Iterator[bytes]]]]:
     """Name and content (to be read once, before the next) of every file in a tar of `most` bytes at
     most. Raises UserError for any other kind of member."""
@@ -78,7 +78,7 @@ def members(
             raise UserError(f"{bundle} goes on after its end: not unpacked")
 
 
-def content(stream: BinaryIO, size: int) -> Iterator[bytes]:
+def content(stream: gzip.GzipFile, size: int) -> Iterator[bytes]:
     """The bytes of a member, chunk by chunk, and past the padding after them. Raises EOFError where
     there are fewer."""
     padding = -size % BLOCK
@@ -138,7 +138,7 @@ def faults(manifest: Any) -> str:
     texts = [x for name in ("weights", "versions", "files") for x in manifest[name].values()]
     if not all(isinstance(x, str) for x in texts):
         return "has hashes or versions that are no text"
-    if manifest["run"] in ("", ".", "..") or re.search(r"[/\0]", manifest["run"]):
+    if not re.fullmatch(r"(?!\.)[\w.,+=@~ -]{1,120}", manifest["run"]):
         return "names a run that no folder can be called"
     if not manifest["files"]:
         return "lists no file"
