@@ -20,7 +20,7 @@ T = TypeVar("T")
 def preset(name: str) -> dict[str, Any]:
     """The differences kept in presets/<name>.toml; none for a name without a file there."""
     path = PRESETS / f"{name}.toml"
-    return tomllib.loads(path.read_text()) if path.is_file() else {}
+    return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 class Parser(HfArgumentParser):
@@ -40,7 +40,7 @@ class Parser(HfArgumentParser):
 def stored(run: Path) -> dict[str, Any]:
     """The config of a run folder. Raises UserError where there is none."""
     try:
-        return upgraded(json.loads((run / CONFIG).read_text())["config"])
+        return upgraded(json.loads((run / CONFIG).read_text(encoding="utf-8"))["config"])
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise UserError(f"--resume {run}: no run folder ({str(e).splitlines()[0]})") from e
 

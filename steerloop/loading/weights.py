@@ -51,7 +51,7 @@ class Stored(NamedTuple):
 def stored(folder: Path) -> dict[str, Stored]:
     """Name → weight, over every file of a checkpoint. Raises ValueError naming a damaged file."""
     index = folder / "model.safetensors.index.json"
-    names = json.loads(index.read_text())["weight_map"].values() if index.exists() else [
+    names = json.loads(index.read_bytes())["weight_map"].values() if index.exists() else [
         x.name for x in folder.glob("*.safetensors")]
     weights = {}
     for name in sorted(set(names)):
