@@ -16,6 +16,7 @@ import pytest
 
 from steerloop import UserError
 from steerloop.checks.small import Small, data_files, small_config
+from steerloop.config import Config
 from steerloop.evaluate import evaluate
 from steerloop.readouts import probes
 from steerloop.readouts.mundane import mundane
@@ -401,6 +402,7 @@ def check_an_interval_without_width_is_not_shown():
     assert interval([0.5, 0.25, 0.75]) == "+0.50 [+0.25, +0.75]"
     assert interval([0.0, 0.0, 0.0]) == interval([-0.0] * 3) == "+0.00"
     assert interval([1.0, 0.5, 2.0], ".3f") == "1.000 [0.500, 2.000]"
+    assert "--bootstrap takes" in refusal(lambda: Config(bootstrap=1))  # has no width, either
 
 
 def check_ordinary_text_without_tokens_is_named(folders, tmp_path, monkeypatch):
