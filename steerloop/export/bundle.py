@@ -120,7 +120,7 @@ def unpack(bundle: Path, into: Path) -> dict:
                                     "it: not unpacked")
                 (into / name).parent.mkdir(parents=True, exist_ok=True)
                 (into / name).write_bytes(tar.extractfile(entry).read())
-        return json.loads((into / MANIFEST).read_text())
+        return json.loads((into / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, tarfile.TarError, ValueError, EOFError) as e:
         raise UserError(f"{bundle} is no bundle: {e}") from e
 

@@ -68,4 +68,4 @@ def card(student: Student, kind: str, facts: list[str], rank: int = 0) -> str:
 
 def write_card(path: Path, text: str) -> None:
     """Write it as README.md of the export."""
-    (path / "README.md").write_text(text)
+    (path / "README.md").write_text(text, encoding="utf-8")

@@ -75,7 +75,7 @@ def finish(run: Path, single: bool = False, end: bool = True) -> str:
     judged = write_verdicts(run, measured)
     summary = summarise(run, judged, measured) | {"ended": end}
     text = json.dumps(summary, indent=1, allow_nan=False)
-    write_whole(run / layout.SUMMARY, lambda path: path.write_text(text))
+    write_whole(run / layout.SUMMARY, lambda path: path.write_text(text, encoding="utf-8"))
     write_pages(run, single=single, measured=measured)
     update_ledger(run.parent)
     return run_table(run)
