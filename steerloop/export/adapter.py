@@ -102,8 +102,8 @@ def write_adapter(student: Student, out: Path, rank: int = 0, prefix: str = "") 
         tensors[f"base_model.model.{theirs}.lora_A.weight"] = A.cpu().contiguous()
         tensors[f"base_model.model.{theirs}.lora_B.weight"] = B.cpu().contiguous()
     save_file(tensors, out / WEIGHTS, {"format": "pt"})
-    (out / SETTINGS).write_text(
-        json.dumps(adapter_config(student, list(names.values()), written), indent=2))
+    settings = json.dumps(adapter_config(student, list(names.values()), written), indent=2)
+    (out / SETTINGS).write_text(settings, encoding="utf-8")
     error = (lost / total) ** 0.5 if total else 0.0
     return {"cls": cls, "rank": rank or full, "written": written, "error": error}
 

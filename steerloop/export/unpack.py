@@ -17,12 +17,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from steerloop import UserError
+from steerloop.texts.printable import printable
 
 MANIFEST, SCHEMA = "bundle.json", 1
 BLOCK, CHUNK = 512, 2**20  # bytes: of a tar, and read at once
 RATIO, SLACK = 20, 2**24  # most bytes unpacked: 20 times those of the archive and 16 MB
 LARGEST = 2**22  # bytes of a manifest
-MEMBERS = 10_000
+MEMBERS, LONGEST = 10_000, 200  # files, and bytes of a run's name
 FAULTS = (OSError, EOFError, ValueError, zlib.error, tarfile.TarError)
 
 
@@ -138,7 +139,9 @@ def faults(manifest: Any) -> str:
     texts = [x for name in ("weights", "versions", "files") for x in manifest[name].values()]
     if not all(isinstance(x, str) for x in texts):
         return "has hashes or versions that are no text"
-    if not re.fullmatch(r"(?!\.)[\w.,+=@~ -]{1,120}", manifest["run"]):
+    name = manifest["run"]
+    if name in ("", ".", "..") or re.search(r"[/\n\t]", name) or printable(name) != name or len(
+            name.encode()) > LONGEST:
         return "names a run that no folder can be called"
     if not manifest["files"]:
         return "lists no file"

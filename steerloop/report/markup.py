@@ -57,7 +57,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def from_markdown(text: str, below: int = 1) -> str:
     """The Markdown that this package writes (headings, tables, bullets, indented code) → HTML,
     headings `below` levels further down. Text of completions is indented there, hence code here."""
-    return "\n".join(block(lines, below) for lines in blocks(text.splitlines()))
+    return "\n".join(block(lines, below) for lines in blocks(text.split("\n")))
 
 
 def blocks(lines: list[str]) -> list[list[str]]:
@@ -123,7 +123,8 @@ def page(
     """A whole page. `script`: address of plotly's script; None puts it into the page itself.
     While `live` the page looks for a newer version of itself now and then."""
     title, body, data = printable(title), printable(body), embedded(figures)
-    own, plotly = (HERE / "page.js").read_text(), get_plotlyjs() if script is None else ""
+    own = (HERE / "page.js").read_text(encoding="utf-8")
+    plotly = get_plotlyjs() if script is None else ""
     nonce = digest(f"{title}\n{body}\n{data}")
     allowed = f"'sha256-{digest(own)}' " + (
         f"'sha256-{digest(plotly)}'" if script is None else f"'nonce-{nonce}'")
@@ -141,7 +142,7 @@ def page(
 {refresh}
 <title>{escape(title)}</title>
 <style>
-{(HERE / "page.css").read_text()}</style>
+{(HERE / "page.css").read_text(encoding="utf-8")}</style>
 </head>
 <body>
 {body}

@@ -15,7 +15,7 @@ from steerloop.texts.printable import printable
 MARKUP = re.compile(r"""
     [\\`*<&|~$@]             # code, emphasis, HTML, entities, cells, mathematics, mentions
     | (?<!\w)_ | _(?!\w)     # emphasis; inside of a word it is none
-    | \](?=[(\[:])        # the end of what a link shows
+    | \](?=[(\[:])           # the end of what a link shows
     | :(?=//) | (?<=www)\.   # an address that becomes a link by itself
 """, re.VERBOSE | re.IGNORECASE)
 
@@ -47,6 +47,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         return str(pl.DataFrame(cells, infer_schema_length=None))
 
 
-def interval(shift: list[float]) -> str:
-    """[estimate, low, high] → text."""
-    return "{:+.2f} [{:+.2f}, {:+.2f}]".format(*shift)
+def interval(shift: list[float], form: str = "+.2f") -> str:
+    """[estimate, low, high] → text; without brackets where there is no width to tell of: of base
+    against itself, of too few items."""
+    value, low, high = (f"{round(x, 9) + 0.0:{form}}" for x in shift)
+    return f"{value} [{low}, {high}]" if shift[1] < shift[2] else value

@@ -20,7 +20,7 @@ from loguru import logger
 
 from steerloop import UserError
 from steerloop.loading.files import model_files
-from steerloop.loading.hub import SHORT, locate
+from steerloop.loading.hub import SHORT, locate, public_name
 from steerloop.runfolder.files import read_document, sha256, write_whole
 from steerloop.runfolder.layout import contents
 from steerloop.texts.data import FILES, PACKAGE, data_files
@@ -126,6 +126,21 @@ def compared(run: Path, cfg: Any, knobs: list[str], force: bool) -> dict[str, st
     if changed:
         logger.warning(f"forced: {told}")
     return changed
+
+
+def public(document: dict[str, Any]) -> dict[str, Any]:
+    """config.json for others: its inputs by names and hashes. Where they lay, and where the run
+    did, is nobody else's business."""
+    config, inputs = dict(document["config"]), document.get("inputs", {})
+    for knob in config.keys() & {*KNOBS, "runs", "resume"}:
+        path = Path(inputs.get(knob, {}).get("path", config[knob]))
+        if not path.is_relative_to(PACKAGE):
+            config[knob] = Path(config[knob]).name
+    if "model" in inputs:
+        name, revision = public_name(Path(inputs["model"]["path"]))
+        config["model"] = f"{name}@{revision}" if revision else name
+    hashed = {k: {"sha256": x["sha256"]} for k, x in inputs.items()}
+    return document | {"config": config, "inputs": hashed}
 
 
 def tell(cfg: Any, inputs: Record) -> None:

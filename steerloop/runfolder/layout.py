@@ -153,11 +153,13 @@ def contents(inputs: dict[str, dict[str, Any]]) -> dict[str, str]:
 
 
 def upgraded_summary(summary: dict[str, Any]) -> dict[str, Any]:
-    """The same of a summary: its arm is of a config, and verdicts were called gates."""
+    """The same of a summary: its arm is of a config, models are known by their names alone, and
+    verdicts were called gates."""
     summary = dict(summary)
     if "gates" in summary:
         summary["verdicts"] = [{"question" if k == "gate" else k: x for k, x in row.items()}
                                for row in summary.pop("gates")]
     if "arm" in summary:
         summary["arm"] = upgraded(summary["arm"])
+        summary["arm"]["model"] = Path(summary["arm"]["model"]).name
     return summary
