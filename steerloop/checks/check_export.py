@@ -242,6 +242,17 @@ def check_a_bf16_student_is_compared_in_fp32(run, tmp_path, quant):
     assert 0.3 < rounded / (share / 100) / kl < 3  # other texts, the same student
 
 
+def check_the_bound_of_parity_sees_what_bf16_hides(run, tmp_path, monkeypatch):
+    """A delta of a bf16 run that is 2 % too large: below the noise of one bf16 pass, and refused."""
+    real = adapter.factors
+    monkeypatch.setattr("steerloop.export.adapter.factors",
+                        lambda layer, gates: (real(layer, gates)[0], 1.02 * real(layer, gates)[1]))
+    student = open_student(run(dtype="bfloat16"), "3")
+    with pytest.raises(UserError, match="not the student") as e:
+        export_adapter(student, tmp_path / "peft")
+    assert float(re.search(r"mean ([^,]+),", str(e.value))[1]) < 2e-3
+
+
 def check_the_wide_student_multiplies_with_what_the_run_did(run):
     """Its weights are those of the bf16 run, bit for bit: nothing is rounded anew, nothing less."""
     for quant in ("none", "nf4"):
