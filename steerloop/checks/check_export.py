@@ -243,7 +243,7 @@ def check_a_bf16_student_is_compared_in_fp32(run, tmp_path, quant):
 
 
 def check_the_bound_of_parity_sees_what_bf16_hides(run, tmp_path, monkeypatch):
-    """A delta of a bf16 run that is 2 % too large: below the noise of one bf16 pass, and refused."""
+    """A delta of a bf16 run that is 2 % too large: below the noise of a bf16 pass, and refused."""
     real = adapter.factors
     monkeypatch.setattr("steerloop.export.adapter.factors",
                         lambda layer, gates: (real(layer, gates)[0], 1.02 * real(layer, gates)[1]))
@@ -387,6 +387,7 @@ def check_llama_cpps_flag_is_what_it_parses():
     (["--to", "peft", "--round", "3", "--rank", "13"], "the stack has rank 12"),
     (["--to", "peft", "--rank", "-1"], "the stack has rank"),
     (["--to", "vector", "--out", "."], "exists: remove it"),
+    (["--to", "bundle", "--out", "."], "exists: remove it"),
     (["--to", "gguf-vector"], "cannot steer block 0"),
     (["--to", "gguf-vector", "--round", "2"], "no architecture for a gemma3_other"),
 ])

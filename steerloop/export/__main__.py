@@ -57,7 +57,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--dose", type=float, default=1.0,
                         help="vectors: what scale 1 means, in multiples of c*")
     parser.add_argument("--tolerance", type=float, default=0.0,
-                        help="mean KL per token allowed, nats; 0: that of the dtype")
+                        help="mean KL per token allowed, in fp32, nats; 0: 1e-6")
     parser.add_argument("--device", default="", help="default: that of the run")
     parser.add_argument("--verify", type=Path, metavar="BUNDLE", help="compare a bundle with here")
     args = parser.parse_args(argv)
@@ -82,7 +82,9 @@ def run(args: argparse.Namespace) -> None:
         verify(args.verify, args.device)
         return
     if args.to == "bundle":
-        print(write_bundle(args.run, args.out or args.run / layout.EXPORTS / layout.BUNDLE))
+        out = args.out or args.run / layout.EXPORTS / layout.BUNDLE
+        absent(out)
+        print(write_bundle(args.run, out))
         return
     round = args.round or ("1" if "vector" in args.to else "best")
     out = target(args, rounds_of(args.run, round))
@@ -90,11 +92,16 @@ def run(args: argparse.Namespace) -> None:
     print(write(args, open_student(args.run, round, args.gates, args.device), out))
 
 
+def absent(out: Path) -> None:
+    """Raise UserError where something is there already."""
+    if out.exists():
+        raise UserError(f"{out} exists: remove it, or name another --out")
+
+
 def possible(args: argparse.Namespace, round: str, out: Path) -> None:
     """Whatever can be refused by the run folder alone is refused before a model is loaded. Raises
     UserError."""
-    if out.exists():
-        raise UserError(f"{out} exists: remove it, or name another --out")
+    absent(out)
     cfg, rounds = config_of(args.run), rounds_of(args.run, round)
     gates = read_gates(args.gates, rounds, cfg.rounds)
     if args.to == "peft":
