@@ -21,6 +21,7 @@ from safetensors import safe_open
 from steerloop import UserError, lora, report
 from steerloop.config import Config
 from steerloop.evaluate import evaluate
+from steerloop.evidence.lengths import check_lengths
 from steerloop.export.adapter import SETTINGS, WEIGHTS
 from steerloop.export.extras import extra
 from steerloop.kernels.dense import Dense
@@ -100,8 +101,7 @@ def bare(cfg: Config) -> Model:
     dense, decoder = Dense(hf, {}, gates := lora.Gates(1), cfg.decode), hf.get_decoder()
     model = Model(tokenizer, stop_ids(hf), hf, decoder, Trunk(decoder), output_head(hf), gates, {},
                   dense, device)
-    check_fit(cfg.model, model)
-    return model
+    return check_fit(cfg.model, model)
 
 
 def put_on(model: Model, adapter: Adapter) -> Any:
@@ -161,6 +161,7 @@ def score(name: str, cfg: Config, base: str = "", forced: dict[str, str] | None 
     if adapter:
         adapter.base = first
     model = bare(cfg := dataclasses.replace(cfg, model=first))
+    check_lengths(model, data, cfg, loop=False)
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
     run = Folder(Path(cfg.runs) / f"{stamp}_{Path(name).name}_score")
     inputs = record(cfg, READ) | {"scored": file_record(
@@ -178,6 +179,7 @@ def score(name: str, cfg: Config, base: str = "", forced: dict[str, str] | None 
     if adapter or first != name:
         if not adapter:
             model = bare(dataclasses.replace(cfg, model=name))
+            check_lengths(model, data, cfg, loop=False)
         measure(run, "scored", model, data, cfg)
     logger.info(f"{run.path}: {name}" + (f" against {first}" if first != name else ""))
     logger.info(f"\n{run_table(run.path)}")
