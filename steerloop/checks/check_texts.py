@@ -326,6 +326,9 @@ def check_a_rating_spelt_twice_or_of_no_foundation_is_refused():
     ("labelled", {"prompt": "A", "text": "B", "label": "Coherent", "note": ""}, "not 'Coherent'"),
     ("labelled", {"prompt": "A", "text": "B", "label": None, "note": ""}, "here it is null"),
     ("labelled", {"prompt": "A", "text": "B", "label": "coherent"}, "needs note"),
+    ("labelled", {"prompt": "A", "text": "Good.", "label": "incoherent", "note": "no"},
+     "says the same as line 1"),
+    ("labelled", {"prompt": "A", "text": "", "label": "incoherent", "note": ""}, "it is blank"),
 ])
 def check_a_bad_line_is_named_before_anything_runs(tmp_path, field, line, says):
     good = {"labelled": {"prompt": "A", "text": "Good.", "label": "coherent", "note": ""}}

@@ -152,7 +152,7 @@ def prompts(text: str) -> list[str]:
 
 def table(*columns: str, blank: tuple[str, ...] = ()) -> Callable[[str], pl.DataFrame]:
     """JSON lines → a frame of these text columns, of which those in `blank` may be empty. What
-    raises ValueError: a line without them, and one that says what another one does."""
+    raises ValueError: a line without them, and one whose first two say what another's do."""
 
     def parse(text: str) -> pl.DataFrame:
         return frame(json_lines(text), columns, blank)
@@ -167,7 +167,7 @@ def frame(rows: list[Row], columns: tuple[str, ...], blank: tuple[str, ...]) -> 
         with at_line(number):
             found.append([text_of(row, x, x in blank) for x in columns])
     numbers = [number for number, _ in rows]
-    no_repeats(zip(numbers, ("\0".join(x) for x in found), strict=True))
+    no_repeats(zip(numbers, ("\0".join(x[:2]) for x in found), strict=True))
     return pl.DataFrame(found, dict.fromkeys(columns, pl.String), orient="row")
 
 
