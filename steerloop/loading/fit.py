@@ -75,6 +75,7 @@ def check_fit(name: str, model: Any) -> Any:
         raise UserError(f"--model {name} does not fit: its logits are not finite; the weights are "
                         "damaged, or --dtype is too narrow for them")
     if not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2 * theirs.std().item()):
-        raise UserError(f"--model {name} does not fit: its logits are not its output embedding "
-                        f"times its last states{why_other_logits(model.hf)}: take another model")
+        raise UserError(f"--model {name} does not fit: its logits are not head(trunk(ids)), a "
+                        "product of its last states and its output embedding"
+                        f"{why_other_logits(model.hf)}: take another model")
     return model

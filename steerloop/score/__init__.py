@@ -7,16 +7,20 @@ a run: config.json, events.jsonl and the tables of base and scored state, which
 """
 
 import dataclasses
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
+from warnings import catch_warnings
 
 import torch
 from huggingface_hub import snapshot_download
 from loguru import logger
 from safetensors import safe_open
+from torch import Tensor
 
 from steerloop import UserError, lora, report
 from steerloop.config import Config
@@ -84,9 +88,10 @@ def bare(cfg: Config) -> Model:
     return check_fit(cfg.model, model)
 
 
-def put_on(model: Model, adapter: Adapter) -> Any:
-    """Put an adapter into the model's layers with PEFT, and return PEFT's handle (which can switch
-    it off). Names of a multimodal checkpoint are turned into those of its text decoder.
+def put_on(model: Model, adapter: Adapter) -> Callable[[], AbstractContextManager]:
+    """Put an adapter into the model's layers with PEFT, and return what switches it off for a
+    while, trained biases included. Names of a multimodal checkpoint are turned into those of its
+    text decoder.
 
     Raises UserError where keys match nothing, or what it changes would not be measured.
     """
@@ -99,6 +104,8 @@ def put_on(model: Model, adapter: Adapter) -> Any:
         config.target_modules = {x.replace("language_model.", "") for x in config.target_modules}
     probe = torch.tensor([model.render("Hello")], device=model.device)
     before = model.hf(input_ids=probe).logits
+    biases = [(x, x.detach().clone()) for name, x in model.hf.named_parameters()
+              if name.endswith("bias")]
     try:
         handle = peft.PeftModel.from_pretrained(
             model.hf, str(adapter.folder), config=config,
@@ -108,7 +115,7 @@ def put_on(model: Model, adapter: Adapter) -> Any:
                         f"{str(e).splitlines()[0]}; name another --base") from e
     with safe_open(adapter.folder / WEIGHTS, "pt") as file:
         there = {x.replace("language_model.", "") for x in file.keys()  # noqa: SIM118
-                 if ".base_layer." not in x}  # PEFT saves whole embeddings beside their adapters
+                 if ".base_layer.weight" not in x}  # PEFT saves embeddings beside their adapters
     placed = set(peft.get_peft_model_state_dict(handle, save_embedding_layers=False))
     if lost := sorted(there ^ placed):
         raise UserError(f"{lost[0]} of {adapter.folder} has no place in {type(model.hf).__name__}, "
@@ -117,7 +124,26 @@ def put_on(model: Model, adapter: Adapter) -> Any:
     if torch.equal(before, model.hf(input_ids=probe).logits):
         raise UserError(f"{adapter.folder} changes nothing on {adapter.base}: is it trained?")
     check_fit(str(adapter.folder), model)
-    return handle
+    off = partial(without, handle, [(x, x.detach().clone(), was) for x, was in biases])
+    with off():
+        if not torch.equal(before, model.hf(input_ids=probe).logits):
+            raise UserError(f"{adapter.folder} cannot be switched off again, so its base cannot be "
+                            "measured: merge it with PEFT, and give the result and --base")
+    return off
+
+
+@contextmanager
+def without(handle: Any, biases: list[tuple[Tensor, Tensor, Tensor]]) -> Iterator[None]:
+    """While open, PEFT's adapter is off, and so are its biases, which PEFT leaves in: of each the
+    parameter, its value under the adapter, and that of the base."""
+    with catch_warnings(action="ignore"), handle.disable_adapter():
+        for parameter, _, base in biases:
+            parameter.data.copy_(base)
+        try:
+            yield
+        finally:
+            for parameter, adapted, _ in biases:
+                parameter.data.copy_(adapted)
 
 
 def measure(
@@ -146,9 +172,8 @@ def score(name: str, cfg: Config, base: str = "") -> Path:
     run.json(layout.CONFIG, config=dataclasses.asdict(cfg), scored=name, code=code_version())
     log_to(run.path / layout.LOG)
     run.event("axis", axis=[data.down, data.up])
-    handle = put_on(model, adapter) if adapter else None
-    off: AbstractContextManager = handle.disable_adapter() if handle else nullcontext()
-    with off:
+    off = put_on(model, adapter) if adapter else nullcontext
+    with off():
         measure(run, "base", model, data, cfg)
     if adapter or first != name:
         if not adapter:
