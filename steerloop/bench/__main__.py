@@ -158,7 +158,7 @@ def main(argv: list[str]) -> None:
         text = json.dumps(rounded(facts | measured), indent=1)
         print(text)
         if chosen.json:
-            write_whole(chosen.json, lambda path: path.write_text(text + "\n"))
+            write_whole(chosen.json, lambda path: path.write_text(text + "\n", encoding="utf-8"))
     except UserError as e:
         sys.exit(f"error: {e}")
 

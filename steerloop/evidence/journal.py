@@ -23,6 +23,7 @@ from steerloop.evidence.diary import diary, examples
 from steerloop.evidence.lengths import check_lengths
 from steerloop.evidence.planted import planted
 from steerloop.kernels.spectral import cosine
+from steerloop.loading.hub import locate, public_name
 from steerloop.model import Model
 from steerloop.readouts.states import Vector
 from steerloop.runfolder import layout
@@ -170,7 +171,7 @@ class Journal(Recorder):
                 round: int, run: Recorder) -> Any:
         stats, delta = self.keep(
             [layout.HEAL, layout.ADAPTER], stage, model, table, cfg, round, run, round=round,
-            model=cfg.model, r=cfg.r, alpha=cfg.alpha, targets=cfg.targets)
+            model=public_name(locate(cfg.model))[0], r=cfg.r, alpha=cfg.alpha, targets=cfg.targets)
         self.folder.event("heal", round=round, **stats)
         return stats, delta
 

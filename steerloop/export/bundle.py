@@ -43,9 +43,9 @@ from steerloop.report.text import markdown
 from steerloop.runfolder import layout
 from steerloop.runfolder.files import read_document, sha256, write_whole
 from steerloop.runfolder.files import verify as verify_run
-from steerloop.runfolder.identity import code_version, data_files
+from steerloop.runfolder.identity import code_version
 from steerloop.steer import extract
-from steerloop.texts.data import Data, read_data
+from steerloop.texts.data import Data, data_files, read_data
 from steerloop.texts.foundations import FOUNDATIONS
 
 MANIFEST = "bundle.json"
@@ -120,7 +120,7 @@ def unpack(bundle: Path, into: Path) -> dict:
                                     "it: not unpacked")
                 (into / name).parent.mkdir(parents=True, exist_ok=True)
                 (into / name).write_bytes(tar.extractfile(entry).read())
-        return json.loads((into / MANIFEST).read_text())
+        return json.loads((into / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, tarfile.TarError, ValueError, EOFError) as e:
         raise UserError(f"{bundle} is no bundle: {e}") from e
 

@@ -47,7 +47,7 @@ def bounded(seconds: float) -> Iterator[None]:
         return watch if frame.f_code.co_filename == "<template>" else None
 
     if sys.platform == "linux":
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        pages = int(Path("/proc/self/statm").read_bytes().split()[0])
         room = pages * resource.getpagesize() + MEMORY
         lowest = min(x for x in (room, *limits) if x != resource.RLIM_INFINITY)
         resource.setrlimit(resource.RLIMIT_AS, (lowest, limits[1]))

@@ -72,4 +72,4 @@ def write_diary(run: Path, measured: list[dict[str, Any]]) -> None:
                     dose = f" (dose {row['dose']:.2f}{kappa})" if state == "steered" else ""
                     parts += [f"**{state}**{dose}", quote(said(row))]
     text = "\n\n".join(parts) + "\n"
-    write_whole(run / layout.DIARY, lambda path: path.write_text(text))
+    write_whole(run / layout.DIARY, lambda path: path.write_text(text, encoding="utf-8"))

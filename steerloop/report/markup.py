@@ -49,7 +49,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def from_markdown(text: str, below: int = 1) -> str:
     """The Markdown that this package writes (headings, tables, bullets, indented code) → HTML,
     headings `below` levels further down. Text of completions is indented there, hence code here."""
-    return "\n".join(block(lines, below) for lines in blocks(text.splitlines()))
+    return "\n".join(block(lines, below) for lines in blocks(text.split("\n")))
 
 
 def blocks(lines: list[str]) -> list[list[str]]:
@@ -93,7 +93,7 @@ def shared_script(root: Path) -> str:
     """Name of plotly's script under a runs folder, written there once."""
     path = root / SCRIPT.format(get_plotlyjs_version())
     if not path.is_file():
-        write_whole(path, lambda part: part.write_text(get_plotlyjs()))
+        write_whole(path, lambda part: part.write_text(get_plotlyjs(), encoding="utf-8"))
     return path.name
 
 
@@ -102,7 +102,8 @@ def page(
 ) -> str:
     """A whole page. `script`: address of plotly's script; None puts it into the page itself.
     While `live` the page looks for a newer version of itself now and then."""
-    own, plotly = (HERE / "page.js").read_text(), get_plotlyjs() if script is None else ""
+    own = (HERE / "page.js").read_text(encoding="utf-8")
+    plotly = get_plotlyjs() if script is None else ""
     hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(x.encode()).digest()).decode()}'"
                       for x in (own, plotly) if x)
     policy = (f"default-src 'none'; script-src 'self' file: {hashes}; img-src data: blob:; "
@@ -119,7 +120,7 @@ def page(
 {refresh}
 <title>{escape(title)}</title>
 <style>
-{(HERE / "page.css").read_text()}</style>
+{(HERE / "page.css").read_text(encoding="utf-8")}</style>
 </head>
 <body>
 {body}

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from steerloop.report.text import interval
+
 Gain = Callable[[str, str, str], list[float]]
 PPL = "mundane ppl ×"
 MARGIN = {"coherence": 0.002, PPL: 0.002}  # smaller differences are ties
@@ -90,7 +92,6 @@ def shown(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if not isinstance(value, tuple):
             return value
         ours, theirs, *gain = value
-        interval = "; {:+.3f} [{:+.3f}, {:+.3f}]".format(*gain) if gain else ""
-        return f"{ours:.3f} {theirs:.3f}{interval}"
+        return f"{ours:.3f} {theirs:.3f}" + (f"; {interval(gain, '+.3f')}" if gain else "")
 
     return [{k: text(v) for k, v in row.items()} for row in rows]

@@ -15,6 +15,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         return str(pl.DataFrame(rows, infer_schema_length=None))
 
 
-def interval(shift: list[float]) -> str:
-    """[estimate, low, high] → text."""
-    return "{:+.2f} [{:+.2f}, {:+.2f}]".format(*shift)
+def interval(shift: list[float], form: str = "+.2f") -> str:
+    """[estimate, low, high] → text; without brackets where there is no width to tell of: of base
+    against itself, of too few items."""
+    value, low, high = (f"{round(x, 9) + 0.0:{form}}" for x in shift)
+    return f"{value} [{low}, {high}]" if shift[1] < shift[2] else value

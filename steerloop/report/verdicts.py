@@ -31,7 +31,7 @@ from steerloop.report.rivals import PPL, decisive, margin, shown
 from steerloop.report.rule import EFFECT, Bound, Verdict, judge
 from steerloop.report.run import axis_of, beaten, events, last_healed, last_round, states
 from steerloop.report.stats import LEAST, averages, profile
-from steerloop.report.text import markdown
+from steerloop.report.text import interval, markdown
 from steerloop.runfolder import layout
 from steerloop.runfolder.files import read_config, write_whole
 from steerloop.texts.foundations import FOUNDATIONS
@@ -230,7 +230,7 @@ def cost(event: dict[str, Any]) -> str:
     """Coherence gained or lost per nat, as text."""
     if event["slope"] is None:
         return f"not defined: the trait moved by less than {LEAST:g} nats"
-    return "{:+.4f} [{:+.4f}, {:+.4f}]".format(*event["slope"])
+    return interval(event["slope"], "+.4f")
 
 
 def course_verdict(
@@ -308,6 +308,6 @@ def write_verdicts(run: Path, measured: list[dict[str, Any]] | None = None) -> l
     for x in judged:
         parts += [f"## {x.question} {x.said}", markdown(x.lines), *x.reading]
     text = "\n\n".join(parts) + "\n"
-    write_whole(run / layout.VERDICTS, lambda path: path.write_text(text))
+    write_whole(run / layout.VERDICTS, lambda path: path.write_text(text, encoding="utf-8"))
     (run / layout.GATES).unlink(missing_ok=True)  # what it says is out of date
     return judged

@@ -55,7 +55,7 @@ def checksums(run: Path) -> dict[str, str]:
     Raises UserError where the list itself is damaged.
     """
     path = run / SUMS
-    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     if not all(re.fullmatch(r"[0-9a-f]{64}  .+", x) for x in lines):
         raise UserError(f"{path} is damaged: delete it, then `python -m steerloop.train --resume "
                         f"{run}` makes everything anew")
@@ -86,7 +86,7 @@ def read_summary(run: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        known = json.loads(path.read_text())
+        known = json.loads(path.read_text(encoding="utf-8"))
         return {"ended": known["ended"], **upgraded_summary(known)}
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise UserError(f"{path} is damaged: delete it, then `python -m steerloop.train --resume "
@@ -109,7 +109,7 @@ def read_document(run: Path) -> dict[str, Any]:
     """config.json of a run folder: the config, as it would be written now, and what else made the
     run what it is. Raises UserError where there is none."""
     try:
-        known = json.loads((run / CONFIG).read_text())
+        known = json.loads((run / CONFIG).read_text(encoding="utf-8"))
         return known | {"config": upgraded(known["config"])}
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise UserError(f"{run} is not a run folder (no readable {CONFIG} in it): name one below "
