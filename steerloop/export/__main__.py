@@ -13,11 +13,16 @@ import sys
 from pathlib import Path
 
 from loguru import logger
+from transformers import AutoConfig
 
 from steerloop import UserError, export
 from steerloop.cli.entry import command
+from steerloop.export.adapter import ranks
 from steerloop.export.bundle import verify, write_bundle
-from steerloop.export.student import Student, open_student, rounds_of
+from steerloop.export.extras import extra
+from steerloop.export.student import Student, config_of, open_student, read_gates, rounds_of
+from steerloop.export.vectors import blocks_of, check_gguf
+from steerloop.loading.hub import locate
 from steerloop.runfolder import layout
 
 KINDS = ["peft", "merged", "gguf-vector", "vector", "bundle"]
@@ -52,7 +57,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--dose", type=float, default=1.0,
                         help="vectors: what scale 1 means, in multiples of c*")
     parser.add_argument("--tolerance", type=float, default=0.0,
-                        help="mean KL per token allowed, nats; 0: that of the dtype")
+                        help="mean KL per token allowed, in fp32, nats; 0: 1e-6")
     parser.add_argument("--device", default="", help="default: that of the run")
     parser.add_argument("--verify", type=Path, metavar="BUNDLE", help="compare a bundle with here")
     args = parser.parse_args(argv)
@@ -77,13 +82,36 @@ def run(args: argparse.Namespace) -> None:
         verify(args.verify, args.device)
         return
     if args.to == "bundle":
-        print(write_bundle(args.run, args.out or args.run / layout.EXPORTS / layout.BUNDLE))
+        out = args.out or args.run / layout.EXPORTS / layout.BUNDLE
+        absent(out)
+        print(write_bundle(args.run, out))
         return
     round = args.round or ("1" if "vector" in args.to else "best")
     out = target(args, rounds_of(args.run, round))
+    possible(args, round, out)
+    print(write(args, open_student(args.run, round, args.gates, args.device), out))
+
+
+def absent(out: Path) -> None:
+    """Raise UserError where something is there already."""
     if out.exists():
         raise UserError(f"{out} exists: remove it, or name another --out")
-    print(write(args, open_student(args.run, round, args.gates, args.device), out))
+
+
+def possible(args: argparse.Namespace, round: str, out: Path) -> None:
+    """Whatever can be refused by the run folder alone is refused before a model is loaded. Raises
+    UserError."""
+    absent(out)
+    cfg, rounds = config_of(args.run), rounds_of(args.run, round)
+    gates = read_gates(args.gates, rounds, cfg.rounds)
+    if args.to == "peft":
+        extra("peft")
+        ranks(gates, cfg.r, args.rank)
+    if args.to == "gguf-vector":
+        extra("gguf")
+        text = AutoConfig.from_pretrained(locate(cfg.model), trust_remote_code=False)
+        check_gguf(blocks_of(layout.vector(args.run, rounds - 1)),
+                   text.get_text_config().model_type)
 
 
 def write(args: argparse.Namespace, student: Student, out: Path) -> Path:

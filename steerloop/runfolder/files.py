@@ -27,6 +27,7 @@ def write_whole(path: Path, writer: Callable[[Path], Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         writer(temporary)
+        ordinary(temporary)
         with temporary.open("rb+") as file:  # on the disk before it has the name
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -41,6 +42,15 @@ def write_whole(path: Path, writer: Callable[[Path], Any]) -> None:
     finally:
         with suppress(OSError):  # nothing there, or a disk that is read only: that has been said
             temporary.unlink()
+
+
+def ordinary(path: Path) -> None:
+    """The mode that new files have here: safetensors makes its own for its owner alone. Where a
+    file system knows no modes, nothing changes."""
+    mask = os.umask(0)
+    os.umask(mask)
+    with suppress(OSError):
+        path.chmod(0o666 & ~mask)
 
 
 def sha256(path: Path) -> str:
