@@ -15,8 +15,8 @@ from loguru import logger
 from steerloop import UserError
 from steerloop.chat import Talk, compare, dialled, say
 from steerloop.cli.entry import Stopped, command
-from steerloop.cli.knobs import DIAL, MANY, SEEDS, Range
-from steerloop.cli.options import Parser, device, filled, number, path
+from steerloop.cli.knobs import DIAL, MANY, SEEDS, Range, check_device
+from steerloop.cli.options import Parser, filled, gates, number, path
 from steerloop.export.student import c_star, open_student, read_gates, read_vector
 from steerloop.texts.printable import printable
 
@@ -40,21 +40,21 @@ def parse(argv: list[str]) -> Namespace:
     add = parser.add_argument
     add("run", type=path, help="a run folder")
     add("--round", type=filled, default="best", help="best, or a number as the tables count")
-    add("--gates", type=filled, default="1", help="one number, or one a round: 1,1,0.5")
+    add("--gates", type=gates, default="1", help="one number, or one a round: 1,1,0.5")
     add("--dose", type=number(float, *DIAL), default=0.0, help="steering, multiples of c*")
     add("--tokens", type=number(int, 0, MANY), default=0, help="longest answer; 0: as in the run")
     add("--temperature", type=number(float, *HEAT), help="0: greedy; default: as in the run")
     add("--seed", type=number(int, 0, SEEDS), default=0, help="of every draw")
-    add("--device", type=device, default="", help="default: that of the run")
-    add("--model", type=filled, default="", help="where the base is now, if it was moved")
+    add("--device", type=check_device, help="default: that of the run")
+    add("--model", type=filled, help="where the base is now, if it was moved")
     add("--force", action="store_true", help="go on although an input changed")
     return parser.parse_args(argv)
 
 
 def open_talk(args: Namespace) -> Talk:
     """Load the student and set the dial. Raises UserError."""
-    student = open_student(args.run, args.round, args.gates, args.device, model=args.model,
-                           force=args.force)
+    student = open_student(args.run, args.round, args.gates, args.device or "", args.model or "",
+                           args.force)
     cfg = student.cfg
     heat = cfg.temperature if args.temperature is None else args.temperature
     return Talk(student, read_vector(args.run, 1, student.model.device), c_star(args.run, 1),
@@ -70,6 +70,11 @@ def read_number(text: str, name: str, allowed: Range) -> float:
     if not allowed.holds(value):
         raise UserError(f"/{name} takes one number {allowed}, not '{printable(text)}'")
     return value
+
+
+def label(speaker: str) -> str:
+    """Who speaks, before what is said."""
+    return f"{speaker}: ".ljust(10)
 
 
 def dial(talk: Talk) -> str:
@@ -88,7 +93,7 @@ def answers(talk: Talk, text: str) -> str:
     asked = talk if text else replace(talk, context=talk.before, turns=talk.turns[:-1])
     said = compare(asked, text or talk.turns[-1].user)
     names = ("base", "previous", talk.speaker)
-    lines = [f"{name + ':':10}{printable(x)}" for name, x in zip(names, said, strict=True)]
+    lines = [label(name) + printable(x) for name, x in zip(names, said, strict=True)]
     if asked.turns:
         lines.append(f"(all three after {len(asked.turns)} turns of conversation: /history)")
     return "\n".join(lines)
@@ -98,9 +103,9 @@ def history(talk: Talk) -> str:
     """The conversation, each answer under the name of who spoke, and its dial."""
     lines = []
     for turn in talk.turns:
-        under = "" if turn.speaker == dialled(turn.dial) else f" ({dialled(turn.dial)})"
-        lines += [f"you:      {printable(turn.user)}",
-                  f"{turn.speaker}{under}: {printable(turn.answer)}"]
+        under = dialled(turn.dial)
+        who = under if turn.speaker == under else f"{turn.speaker} ({under})"
+        lines += [label("you") + printable(turn.user), label(who) + printable(turn.answer)]
     return "\n".join(lines) or "empty"
 
 
@@ -142,7 +147,7 @@ def answer_line(talk: Talk, line: str, write: Callable[[str], object]) -> None:
         word, _, rest = line[1:].partition(" ")
         write(obey(talk, word, rest.strip()) + "\n")
     elif line:
-        write(f"{talk.speaker + ':':10}")
+        write(label(talk.speaker))
         say(talk, line, write)
         write("\n")
 

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from steerloop import UserError
-from steerloop.cli.knobs import Range, check_device, expanded
+from steerloop.cli.knobs import DIAL, Range, expanded
 
 USAGE = 2  # exit status: the command line cannot be used
 LONGEST = 2000  # characters of a line that somebody should read
@@ -57,22 +56,6 @@ def number(kind: type[Number], low: Number | None, high: Number) -> Callable[[st
     return read
 
 
-def _argument(read: Callable[[str], Any]) -> Callable[[str], Any]:
-    """A reader that raises UserError as the type of an option."""
-
-    def checked(text: str) -> Any:
-        try:
-            return read(text)
-        except UserError as e:
-            raise argparse.ArgumentTypeError(str(e)) from e
-
-    return checked
-
-
-def _path(text: str) -> Path:
-    return Path(expanded(filled(text)))
-
-
 def filled(text: str) -> str:
     """The type of an option whose text may not be empty."""
     if not text.strip():
@@ -80,5 +63,14 @@ def filled(text: str) -> str:
     return text
 
 
-path = _argument(_path)  # the type of an option that takes a path; ~ is the home directory
-device = _argument(check_device)
+def gates(text: str) -> str:
+    """The type of an option that takes gates, one number or several; they stay text until it is
+    known how many there have to be."""
+    for gate in filled(text).replace(",", " ").split():
+        number(float, *DIAL)(gate)
+    return text
+
+
+def path(text: str) -> Path:
+    """The type of an option that takes a path; ~ is the home directory. Raises UserError."""
+    return Path(expanded(filled(text)))

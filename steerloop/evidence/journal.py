@@ -9,7 +9,7 @@ stage puts into the model, and after each round the pages.
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from typing import Any, Self
+from typing import Any
 
 import polars as pl
 from loguru import logger
@@ -55,7 +55,7 @@ class Journal(Recorder):
         self.stage = ""  # of sampling: walk, or sample
         self.folder.event("axis", axis=[data.down, data.up])
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Journal":
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:

@@ -17,8 +17,8 @@ from loguru import logger
 
 from steerloop import UserError, export
 from steerloop.cli.entry import command
-from steerloop.cli.knobs import DIAL
-from steerloop.cli.options import Parser, device, filled, number, path
+from steerloop.cli.knobs import DIAL, check_device
+from steerloop.cli.options import Parser, filled, gates, number, path
 from steerloop.export.bundle import verify, write_bundle
 from steerloop.export.student import Student, open_student, rounds_of
 from steerloop.runfolder import layout
@@ -44,9 +44,9 @@ def parse(argv: list[str]) -> Namespace:
     add = parser.add_argument
     add("run", nargs="?", type=path, help="a run folder")
     add("--to", choices=KINDS, help="what to write")
-    add("--round", type=filled, default="", help="best, or a number as the tables count; "
+    add("--round", type=filled, help="best, or a number as the tables count; "
         "default: best, of vectors 1 (that of the untouched base)")
-    add("--gates", type=filled, default="1", help="one number, or one a round: 1,1,0.5")
+    add("--gates", type=gates, default="1", help="one number, or one a round: 1,1,0.5")
     add("--out", type=path, help=f"default: a folder in RUN/{layout.EXPORTS}")
     add("--rank", type=number(int, 0, 10**6), default=0, help="peft: truncate by SVD; 0: exact")
     add("--key-prefix", default="", help="peft: where the blocks are in the class that will load "
@@ -60,8 +60,8 @@ def parse(argv: list[str]) -> Namespace:
         help="vectors: what scale 1 means, in multiples of c*")
     add("--tolerance", type=number(float, 0, 100), default=0.0,
         help="mean KL per token allowed, nats; 0: that of the dtype")
-    add("--device", type=device, default="", help="default: that of the run")
-    add("--model", type=filled, default="", help="where the base is now, if it was moved")
+    add("--device", type=check_device, help="default: that of the run")
+    add("--model", type=filled, help="where the base is now, if it was moved")
     add("--force", action="store_true", help="go on although an input changed; recorded")
     add("--verify", type=path, metavar="BUNDLE", help="compare a bundle with here")
     args = parser.parse_args(argv)
@@ -88,7 +88,7 @@ def run(args: Namespace) -> None:
     logger.remove()
     logger.add(sys.stderr, format="{message}", level="INFO")
     if args.verify:
-        verify(args.verify, args.device)
+        verify(args.verify, args.device or "")
         return
     if args.to == "bundle":
         print(write_bundle(args.run, args.out or args.run / layout.EXPORTS / layout.BUNDLE))
@@ -97,8 +97,8 @@ def run(args: Namespace) -> None:
     out = target(args, rounds_of(args.run, round))
     if out.exists():
         raise UserError(f"{out} exists: remove it, or name another --out")
-    student = open_student(args.run, round, args.gates, args.device, model=args.model,
-                           force=args.force)
+    student = open_student(args.run, round, args.gates, args.device or "", args.model or "",
+                           args.force)
     print(write(args, student, out))
 
 
