@@ -114,12 +114,11 @@ def leave(how: str, error: BaseException, status: int) -> NoReturn:
 def line(how: str, error: BaseException) -> str:
     """How it ended, in one line: what was said, the remedy, what was noted on the exception, where
     the traceback is."""
-    said, notes = str(error), getattr(error, "__notes__", [])
+    said, notes = one_line(str(error)), getattr(error, "__notes__", [])
     if isinstance(error, BrokenPipeError):
         said = "what read the output has closed it"
-    elif not isinstance(error, (*FORESEEN, OSError)):
-        said = f"{type(error).__name__}: {said}" if said else type(error).__name__
-    parts = [f"{how}: {said}" if said else how]
+    plain = isinstance(error, (*FORESEEN, OSError)) if said else how != "error"
+    parts = [": ".join(x for x in (how, "" if plain else type(error).__name__, said) if x)]
     if isinstance(error, MemoryError) or any(x in said for x in NO_MEMORY):
         parts.append("try --checkpointing, --batch 1 --accumulate 6, a smaller --batch_rows or "
                      "--max_new_tokens, --quant nf4")

@@ -6,6 +6,7 @@ from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentParser, Name
 from collections.abc import Callable
 from copy import copy
 from dataclasses import fields, make_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,6 +58,11 @@ def stored(run: Path) -> dict[str, Any]:
         raise UserError(f"--resume {run}: no run folder ({str(e).splitlines()[0]})") from e
 
 
+@cache
+def _parser(options: type, description: str) -> Knobs:
+    return Knobs(options, description=description, formatter_class=ArgumentDefaultsHelpFormatter)
+
+
 def parse(
     options: type[T], argv: list[str], description: str,
     refuse: Callable[[T, dict[str, Any]], None] = lambda parsed, said: None,
@@ -66,9 +72,7 @@ def parse(
     `refuse` may raise UserError for options that make no sense beside what was said. Raises it for
     a run folder that cannot be gone on with.
     """
-    parser = Knobs(options, description=description,
-                   formatter_class=ArgumentDefaultsHelpFormatter)
-    said = given(parser, argv)
+    said = given(_parser(options, description), argv)
     model = said.get("model", options.model)
     changes = (preset(model) if model != TINY else {}) | (preset(TINY) if said.get(TINY) else {})
     if "resume" in said:
