@@ -45,6 +45,17 @@ def why_other_logits(hf: PreTrainedModel) -> str:
     return f"; of what can change them it has {', '.join(names)}" if names else ""
 
 
+def check_trainable(hf: PreTrainedModel, checkpointing: bool) -> None:
+    """Raises UserError for a model with dropout under gradient checkpointing: the library
+    recomputes in training mode only, which would switch the dropout on."""
+    config = vars(hf.config.get_text_config())
+    dropout = [x for x, share in config.items() if "dropout" in x and share]
+    if checkpointing and dropout:
+        raise UserError(f"--checkpointing needs training mode, where the {dropout[0]} of this "
+                        "model's config.json is active: set it to 0 there, or leave "
+                        "--checkpointing out")
+
+
 @torch.no_grad()
 def check_fit(name: str, model: Any) -> Any:
     """Try a wrapped model on a prompt: its logits are the library's own, rows stay rows, and every

@@ -42,7 +42,7 @@ from steerloop.runfolder.folder import Folder
 from steerloop.runfolder.identity import code_version
 from steerloop.runfolder.inputs import file_record, model_record, record, tell
 from steerloop.runfolder.layout import of_state
-from steerloop.runfolder.opening import log_to
+from steerloop.runfolder.opening import log_to, note_end
 from steerloop.texts.data import Data, read_data
 
 READ = ("model", "persona", "vignettes", "mundane")  # of the inputs of a run
@@ -176,6 +176,22 @@ def measure(
     run.event("evaluate", round=0, state=state, dose=0.0, measures=report.measures(*frames))
 
 
+def measure_both(
+    run: Folder, name: str, adapter: Adapter | None, model: Model, data: Data, cfg: Config
+) -> None:
+    """The base that `model` is, as it is; and what was asked for, where that is another."""
+    run.event("axis", axis=[data.down, data.up])
+    off = put_on(model, adapter) if adapter else nullcontext
+    with off():
+        measure(run, "base", model, data, cfg)
+    if adapter is None and cfg.model == name:
+        return
+    if adapter is None:
+        model = bare(dataclasses.replace(cfg, model=name))
+        check_lengths(model, data, cfg, loop=False)
+    measure(run, "scored", model, data, cfg)
+
+
 @torch.no_grad()
 def score(name: str, cfg: Config, base: str = "", forced: dict[str, str] | None = None) -> Path:
     """Measure `name` (directory, hub id, adapter) under the data and settings of `cfg`, against its
@@ -197,15 +213,11 @@ def score(name: str, cfg: Config, base: str = "", forced: dict[str, str] | None 
              inputs=inputs, resumed=[forced] if forced else [])
     log_to(run.path / layout.LOG)
     tell(cfg, inputs)
-    run.event("axis", axis=[data.down, data.up])
-    off = put_on(model, adapter) if adapter else nullcontext
-    with off():
-        measure(run, "base", model, data, cfg)
-    if adapter or first != name:
-        if not adapter:
-            model = bare(dataclasses.replace(cfg, model=name))
-            check_lengths(model, data, cfg, loop=False)
-        measure(run, "scored", model, data, cfg)
+    try:
+        measure_both(run, name, adapter, model, data, cfg)
+    except BaseException as e:
+        note_end(e, run.path, f"{run.path} is half a score: delete it, and start again")
+        raise
     logger.info(f"{run.path}: {name}" + (f" against {first}" if first != name else ""))
     logger.info(f"\n{run_table(run.path)}")
     return run.path
