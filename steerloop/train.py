@@ -83,10 +83,10 @@ def train(cfg: Config) -> Path:
     """
     probes(cfg)  # those that are not there are said at once
     data, model = read_data(cfg), load(cfg)
-    run = Journal(model, data, cfg)
-    loop(model, data, cfg, run)
-    rivals(run, loop)
-    logger.info(f"{run.path}\n{report.finish(run.path)}")
+    with Journal(model, data, cfg) as run:
+        loop(model, data, cfg, run)
+        rivals(run, loop)
+        logger.info(f"{run.path}\n{report.finish(run.path)}")
     return run.path
 
 

@@ -28,7 +28,7 @@ from steerloop.model import Model
 from steerloop.readouts.states import Vector
 from steerloop.runfolder import layout
 from steerloop.runfolder.layout import batch, of_round, of_state, work
-from steerloop.runfolder.opening import open_run
+from steerloop.runfolder.opening import note_end, open_run
 from steerloop.runfolder.progress import Rounds
 from steerloop.runfolder.recorder import Recorder
 from steerloop.steer import steered
@@ -58,12 +58,18 @@ class Journal(Recorder):
         self.stage = ""  # of sampling: walk, or sample
         self.folder.event("axis", axis=[data.down, data.up])
 
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        """The folder is free for another process. What ended the run early says how to go on."""
+        self.progress.close()
+        if error is not None:
+            note_end(error, self.path, f"--resume {self.path} goes on")
+        self.folder.lock.close()
+
     def call(self, stage: Callable[..., Any], *args: Any) -> Any:
-        try:
-            return getattr(self, f"on_{stage.__name__}")(stage, *args)
-        except KeyboardInterrupt as e:
-            raise KeyboardInterrupt(f"every file of {self.path} is whole; --resume {self.path} "
-                                    "goes on") from e
+        return getattr(self, f"on_{stage.__name__}")(stage, *args)
 
     def rounds(self, rounds: int) -> Iterator[int]:
         try:

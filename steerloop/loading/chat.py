@@ -89,9 +89,9 @@ class Chat:
             return
         bad = next(x for x in ids if not 0 <= x < size)
         name = self.tokenizer.convert_ids_to_tokens(bad) if bad >= 0 else None
-        raise UserError(f"token {bad}, {name!r}, of the chat template, a text or the end tokens has "
-                        f"no place among the model's {size} embeddings: take the tokenizer that "
-                        "belongs to the model, or leave that token out")
+        raise UserError(f"token {bad}, {name!r}, of the chat template, a text or the end tokens "
+                        f"has no place among the model's {size} embeddings: take the tokenizer "
+                        "that belongs to the model, or leave that token out")
 
     def to_text(self, ids: list[int], special: bool = False) -> str:
         """Ids → text for people; nothing is tokenised again from it."""

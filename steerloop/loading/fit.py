@@ -45,6 +45,17 @@ def why_other_logits(hf: PreTrainedModel) -> str:
     return f"; of what can change them it has {', '.join(names)}" if names else ""
 
 
+def check_trainable(hf: PreTrainedModel, checkpointing: bool) -> None:
+    """Raises UserError for a model with dropout under gradient checkpointing: the library
+    recomputes in training mode only, which would switch the dropout on."""
+    config = vars(hf.config.get_text_config())
+    dropout = [x for x, share in config.items() if "dropout" in x and share]
+    if checkpointing and dropout:
+        raise UserError(f"--checkpointing needs training mode, where the {dropout[0]} of this "
+                        "model's config.json is active: set it to 0 there, or leave "
+                        "--checkpointing out")
+
+
 @torch.no_grad()
 def check_fit(name: str, model: Any) -> Any:
     """Try a wrapped model on a prompt: its logits are the library's own, rows stay rows, and every
@@ -75,6 +86,7 @@ def check_fit(name: str, model: Any) -> Any:
         raise UserError(f"--model {name} does not fit: its logits are not finite; the weights are "
                         "damaged, or --dtype is too narrow for them")
     if not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2 * theirs.std().item()):
-        raise UserError(f"--model {name} does not fit: its logits are not its output embedding "
-                        f"times its last states{why_other_logits(model.hf)}: take another model")
+        raise UserError(f"--model {name} does not fit: its logits are not head(trunk(ids)), a "
+                        "product of its last states and its output embedding"
+                        f"{why_other_logits(model.hf)}: take another model")
     return model

@@ -1,5 +1,7 @@
 """Which blocks are steered or trained, and which linear layers of them."""
 
+from typing import Any
+
 from torch import nn
 
 from steerloop import UserError
@@ -15,6 +17,21 @@ def band(blocks: list[int], share: list[float], depth: int, name: str) -> list[i
         raise UserError(f"--{name}_blocks {blocks}, --{name}_band {share}: selects no block, or one"
                         f" that does not exist; this model has blocks 0 to {depth - 1}")
     return sorted(set(chosen))
+
+
+def trained(cfg: Any, depth: int) -> list[int]:
+    """The blocks that a config trains, in a model of this depth.
+
+    Raises UserError where it selects none, or none to steer, or trains only what comes after all
+    that it steers: the steered states would be those of the base for ever.
+    """
+    steered = band(cfg.steer_blocks, cfg.steer_band, depth, "steer")
+    blocks = band(cfg.lora_blocks, cfg.lora_band, depth, "lora")
+    if min(blocks) > max(steered):
+        raise UserError(f"--lora_blocks {blocks} all come after the steered blocks {steered}: "
+                        "training cannot change what is steered; train a block up to "
+                        f"{max(steered)}, or steer a later one")
+    return blocks
 
 
 def projections(

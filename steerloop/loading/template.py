@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from textwrap import shorten
 from types import FrameType
-from typing import Any
+from typing import Any, no_type_check
 
 import jinja2
 from transformers.utils import chat_template_utils
@@ -24,8 +24,8 @@ from steerloop import UserError
 from steerloop.texts.printable import printable
 
 TODAY = datetime(2024, 7, 26)
-SECONDS = 5.0  # for one prompt; the longest templates that people use take a hundredth of one
-MEMORY = 2**30  # bytes beyond what the process has
+SECONDS = 2.0  # for one prompt; the longest templates that people use take a hundredth of one
+MEMORY = 2**28  # bytes beyond what the process has
 WRITES = 2**20  # characters beyond the texts of the turns, and the size of a product
 
 
@@ -40,6 +40,7 @@ def bounded(seconds: float) -> Iterator[None]:
     end, before = time.monotonic() + seconds, sys.gettrace()
     limits = resource.getrlimit(resource.RLIMIT_AS)
 
+    @no_type_check  # called at every step
     def watch(frame: FrameType, event: str, arg: Any) -> Any:
         if time.monotonic() > end:
             raise TimeoutError(f"it takes more than {seconds:g} seconds")

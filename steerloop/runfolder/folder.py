@@ -137,14 +137,10 @@ class Folder:
         if self.has(names):
             values = [self._read(self._file(x)) for x in names]
         else:
-            try:
-                made = make(*args)
-                values = [made] if isinstance(name, str) else list(made)
-                for x, value in zip(names, values, strict=True):
-                    self._write(x, value, note)
-            except KeyboardInterrupt as e:
-                raise KeyboardInterrupt(f"every file of {self.path} is whole; --resume {self.path} "
-                                        "goes on") from e
+            made = make(*args)
+            values = [made] if isinstance(name, str) else list(made)
+            for x, value in zip(names, values, strict=True):
+                self._write(x, value, note)
         return values[0] if isinstance(name, str) else values
 
     def read(self, name: str) -> Any:
