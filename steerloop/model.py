@@ -88,5 +88,4 @@ def load(cfg: Config) -> Model:
     model = Model(
         tokenizer, stop_ids(hf), hf, decoder, trunk, head, gates, layers, dense, device
     )  # fmt: skip
-    check_fit(cfg.model, model)
-    return model
+    return check_fit(cfg.model, model)

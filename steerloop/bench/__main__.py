@@ -154,7 +154,7 @@ def measure_and_print(chosen: Namespace) -> None:
     text = json.dumps(rounded(facts | measured), indent=1)
     print(text)
     if chosen.json:
-        write_whole(chosen.json, lambda path: path.write_text(text + "\n"))
+        write_whole(chosen.json, lambda path: path.write_text(text + "\n", encoding="utf-8"))
 
 
 def main(argv: list[str] | None = None) -> None:

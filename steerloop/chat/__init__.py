@@ -144,7 +144,7 @@ def streamed(
         ids.extend([] if token is None else [token])
         now = text(ids)
         if token is None or (now.startswith(done) and not now.endswith("\ufffd")):
-            show(printable(now[len(done):]))
+            show(printable(now)[len(done):])
             done = now
 
     return add

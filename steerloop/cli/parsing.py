@@ -15,7 +15,7 @@ from transformers import HfArgumentParser
 from steerloop import UserError
 from steerloop.cli.knobs import RANGE, expanded
 from steerloop.cli.options import Parser
-from steerloop.runfolder.layout import CONFIG, upgraded
+from steerloop.runfolder.layout import CONFIG, located, upgraded
 
 PRESETS = Path(__file__).parents[1] / "presets"
 TINY = "tiny"  # the preset of the option, not of a model of that name
@@ -51,9 +51,11 @@ def given(parser: ArgumentParser, argv: list[str]) -> dict[str, Any]:
 
 
 def stored(run: Path) -> dict[str, Any]:
-    """The config of a run folder. Raises UserError where there is none."""
+    """The config of a run folder, its inputs by where they were found. Raises UserError where there
+    is none."""
     try:
-        return dict(upgraded(json.loads((run / CONFIG).read_text(encoding="utf-8"))["config"]))
+        known = json.loads((run / CONFIG).read_text(encoding="utf-8"))
+        return located(known | {"config": upgraded(known["config"])})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise UserError(f"--resume {run}: no run folder ({str(e).splitlines()[0]})") from e
 

@@ -20,8 +20,10 @@ from steerloop.config import Config
 from steerloop.evaluate import evaluate
 from steerloop.evidence.bounds import floor_of
 from steerloop.evidence.diary import diary, examples
+from steerloop.evidence.lengths import check_lengths
 from steerloop.evidence.planted import planted
 from steerloop.kernels.spectral import cosine
+from steerloop.loading.hub import locate, public_name
 from steerloop.model import Model
 from steerloop.readouts.states import Vector
 from steerloop.runfolder import layout
@@ -43,6 +45,7 @@ class Journal(Recorder):
 
     def __init__(self, model: Model, data: Data, cfg: Config) -> None:
         self.model, self.data, self.cfg = model, data, cfg
+        check_lengths(model, data, cfg)  # before there is a folder
         self.folder, self.progress = open_run(cfg, str(model.device)), Rounds()
         self.path = self.folder.path
         self.round = self.last = -1  # under way, and healed last: none yet
@@ -174,7 +177,7 @@ class Journal(Recorder):
                 round: int, run: Recorder) -> Any:
         stats, delta = self.keep(
             [layout.HEAL, layout.ADAPTER], stage, model, table, cfg, round, run, round=round,
-            model=cfg.model, r=cfg.r, alpha=cfg.alpha, targets=cfg.targets)
+            model=public_name(locate(cfg.model))[0], r=cfg.r, alpha=cfg.alpha, targets=cfg.targets)
         self.folder.event("heal", round=round, **stats)
         return stats, delta
 

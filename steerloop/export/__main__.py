@@ -14,13 +14,18 @@ from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 
 from loguru import logger
+from transformers import AutoConfig
 
 from steerloop import UserError, export
 from steerloop.cli.entry import command
 from steerloop.cli.knobs import DIAL, check_device
 from steerloop.cli.options import Parser, filled, gates, number, path
+from steerloop.export.adapter import ranks
 from steerloop.export.bundle import verify, write_bundle
-from steerloop.export.student import Student, open_student, rounds_of
+from steerloop.export.extras import extra
+from steerloop.export.student import Student, config_of, open_student, read_gates, rounds_of
+from steerloop.export.vectors import blocks_of, check_gguf
+from steerloop.loading.hub import locate
 from steerloop.runfolder import layout
 
 KINDS = ["peft", "merged", "gguf-vector", "vector", "bundle"]
@@ -59,7 +64,7 @@ def parse(argv: list[str]) -> Namespace:
     add("--dose", type=number(float, *DIAL), default=1.0,
         help="vectors: what scale 1 means, in multiples of c*")
     add("--tolerance", type=number(float, 0, 100), default=0.0,
-        help="mean KL per token allowed, nats; 0: that of the dtype")
+        help="mean KL per token allowed, in fp32, nats; 0: 1e-6")
     add("--device", type=check_device, help="default: that of the run")
     add("--model", type=filled, help="where the base is now, if it was moved")
     add("--force", action="store_true", help="go on although an input changed; recorded")
@@ -91,15 +96,38 @@ def run(args: Namespace) -> None:
         verify(args.verify, args.device or "")
         return
     if args.to == "bundle":
-        print(write_bundle(args.run, args.out or args.run / layout.EXPORTS / layout.BUNDLE))
+        out = args.out or args.run / layout.EXPORTS / layout.BUNDLE
+        absent(out)
+        print(write_bundle(args.run, out))
         return
     round = args.round or ("1" if "vector" in args.to else "best")
     out = target(args, rounds_of(args.run, round))
-    if out.exists():
-        raise UserError(f"{out} exists: remove it, or name another --out")
+    possible(args, round, out)
     student = open_student(args.run, round, args.gates, args.device or "", args.model or "",
                            args.force)
     print(write(args, student, out))
+
+
+def absent(out: Path) -> None:
+    """Raise UserError where something is there already."""
+    if out.exists():
+        raise UserError(f"{out} exists: remove it, or name another --out")
+
+
+def possible(args: Namespace, round: str, out: Path) -> None:
+    """Whatever can be refused by the run folder alone is refused before a model is loaded. Raises
+    UserError."""
+    absent(out)
+    cfg, rounds = config_of(args.run), rounds_of(args.run, round)
+    heard = read_gates(args.gates, rounds, cfg.rounds)
+    if args.to == "peft":
+        extra("peft")
+        ranks(heard, cfg.r, args.rank)
+    if args.to == "gguf-vector":
+        extra("gguf")
+        text = AutoConfig.from_pretrained(locate(args.model or cfg.model), trust_remote_code=False)
+        check_gguf(blocks_of(layout.vector(args.run, rounds - 1)),
+                   text.get_text_config().model_type)
 
 
 def write(args: Namespace, student: Student, out: Path) -> Path:

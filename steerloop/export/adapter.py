@@ -25,7 +25,7 @@ from steerloop.export.extras import extra
 from steerloop.export.names import resolve
 from steerloop.export.parity import Parity, against, consumer_base
 from steerloop.export.student import Student
-from steerloop.loading.hub import SHORT, locate
+from steerloop.loading.hub import locate, public_name
 from steerloop.lora import GatedLoRALinear
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as PEFT names them
@@ -72,20 +72,26 @@ def allowed(rank: int) -> int:
     return next_rank
 
 
+def ranks(gates: Float[Tensor, "R"], r: int, rank: int) -> tuple[int, int]:
+    """The rank of what is heard under these gates (r a round), and that of the file where `rank` is
+    asked for (0: all). Raises UserError where every gate is 0, or the rank is too large."""
+    full = int((gates != 0).sum()) * r
+    if not full:
+        raise UserError("every gate is 0: that is the base, there is nothing to export")
+    if rank < 0 or rank > full:
+        raise UserError(f"--rank {rank}: the stack has rank {full}; give 1 to {full}, or leave out")
+    return full, allowed(rank or full)
+
+
 def write_adapter(student: Student, out: Path, rank: int = 0, prefix: str = "") -> dict:
     """Write adapter_model.safetensors and adapter_config.json into `out`; returns what the card
     says: target class, ranks, and the share of the delta (Frobenius norm) that `rank` loses.
 
     Raises UserError where every gate is 0, a key resolves nowhere, or the rank is too large.
     """
-    open_rounds = int((student.gates != 0).sum())
-    if not open_rounds:
-        raise UserError("every gate is 0: that is the base, there is nothing to export")
+    full, written = ranks(student.gates, student.cfg.r, rank)
     cls, names = resolve(student.model, student.cfg.model, prefix)
-    full = open_rounds * student.cfg.r
-    if rank < 0 or rank > full:
-        raise UserError(f"--rank {rank}: the stack has rank {full}; give 1 to {full}, or leave out")
-    written, tensors, lost, total = allowed(rank or full), {}, 0.0, 0.0
+    tensors, lost, total = {}, 0.0, 0.0
     for ours, theirs in names.items():
         pair = factors(student.model.layers[ours], student.gates)
         if rank:
@@ -96,8 +102,8 @@ def write_adapter(student: Student, out: Path, rank: int = 0, prefix: str = "") 
         tensors[f"base_model.model.{theirs}.lora_A.weight"] = A.cpu().contiguous()
         tensors[f"base_model.model.{theirs}.lora_B.weight"] = B.cpu().contiguous()
     save_file(tensors, out / WEIGHTS, {"format": "pt"})
-    (out / SETTINGS).write_text(
-        json.dumps(adapter_config(student, list(names.values()), written), indent=2))
+    settings = json.dumps(adapter_config(student, list(names.values()), written), indent=2)
+    (out / SETTINGS).write_text(settings, encoding="utf-8")
     error = (lost / total) ** 0.5 if total else 0.0
     return {"cls": cls, "rank": rank or full, "written": written, "error": error}
 
@@ -105,7 +111,7 @@ def write_adapter(student: Student, out: Path, rank: int = 0, prefix: str = "") 
 def adapter_config(student: Student, names: list[str], rank: int) -> dict:
     """What PEFT reads. Modules by their full names: bare suffixes would make untrained adapters in
     other blocks, and in a vision tower."""
-    name, revision = base_name(student.cfg.model)
+    name, revision = public_name(locate(student.cfg.model))
     return {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": name,
         "revision": revision, "r": rank, "lora_alpha": rank, "target_modules": names,
@@ -114,14 +120,6 @@ def adapter_config(student: Student, names: list[str], rank: int) -> dict:
         "layers_pattern": None, "rank_pattern": {}, "alpha_pattern": {}, "use_rslora": False,
         "use_dora": False,
     }  # fmt: skip
-
-
-def base_name(model: str) -> tuple[str, str | None]:
-    """--model → how others find it: (hub id, revision), or (absolute folder, None)."""
-    folder = locate(model)
-    if folder.parent.name == "snapshots":
-        return SHORT.get(model.lower(), model), folder.name
-    return str(folder.resolve()), None
 
 
 def check_adapter(
@@ -133,7 +131,7 @@ def check_adapter(
     peft = extra("peft")
 
     def parity(original: bool) -> Parity:
-        hf = consumer_base(student, cls, student.cfg.dtype, original)
+        hf = consumer_base(student, cls, original)
         with warnings.catch_warnings():  # of what PEFT calls in transformers, not of this adapter
             warnings.simplefilter("ignore", FutureWarning)
             loaded = peft.PeftModel.from_pretrained(hf, str(out)).eval()

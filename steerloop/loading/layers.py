@@ -39,11 +39,12 @@ def projections(
 ) -> list[str]:
     """Paths of the linear layers in the chosen blocks whose names end in one of `targets`.
 
-    Raises UserError for a target that is in none of them.
+    Raises UserError, with those that there are, for a target that is in none of them.
     """
     linear = {m for i in chosen for m in layers[i].modules() if isinstance(m, nn.Linear)}
-    names = [path for path, m in hf.named_modules()
-             if m in linear and path.rpartition(".")[2] in targets]
-    if absent := sorted(set(targets) - {path.rpartition(".")[2] for path in names}):
-        raise UserError(f"--targets {' '.join(absent)}: this model has no such linear layer")
-    return names
+    there = {path: path.rpartition(".")[2] for path, m in hf.named_modules() if m in linear}
+    if absent := sorted(set(targets) - set(there.values())):
+        blocks = f"blocks {chosen[0]} to {chosen[-1]}"
+        raise UserError(f"--targets {' '.join(absent)}: {blocks} have no such linear layer, but "
+                        f"{', '.join(sorted(set(there.values()))) or 'none at all'}")
+    return [path for path, name in there.items() if name in targets]

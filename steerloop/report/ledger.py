@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from steerloop.report.stats import over_seeds
-from steerloop.report.text import interval, markdown
+from steerloop.report.text import inline, interval, markdown
 from steerloop.runfolder.files import read_summary, write_whole
 from steerloop.runfolder.layout import LEDGER, summaries
 
@@ -49,7 +49,7 @@ def update_ledger(root: Path) -> None:
 
 def said(settings: dict[str, Any]) -> str:
     """Settings as text."""
-    return ", ".join(f"{k} {v}" for k, v in settings.items())
+    return inline(", ".join(f"{k} {v}" for k, v in settings.items()))
 
 
 def table_of(rows: pl.DataFrame) -> str:

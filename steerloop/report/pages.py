@@ -39,7 +39,7 @@ def write_pages(
     for name, body in ((layout.MAP, head + charts(run, shown)),
                        (layout.REPORT, head + charts(run, shown) + report(run, shown))):
         text = page(f"{Path(name).stem}: {run.name}", body, shapes, script, live)
-        write_whole(run / name, lambda path, text=text: path.write_text(text))
+        write_whole(run / name, lambda path, text=text: path.write_text(text, encoding="utf-8"))
 
 
 def figures(run: Path, measured: list[dict[str, Any]]) -> dict[str, Any]:
@@ -88,11 +88,15 @@ def header(run: Path, measured: list[dict[str, Any]], live: bool) -> str:
             f'<div class="chips">{chips}</div></header>')
 
 
+def verdict_lines(run: Path) -> list[str]:
+    """The lines of verdicts.md; none before the first round is through."""
+    path = layout.verdicts(run)
+    return path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+
+
 def judged(run: Path) -> list[dict[str, str]]:
     """Question and verdict as verdicts.md has them; none before the first round is through."""
-    path = layout.verdicts(run)
-    lines = path.read_text().splitlines() if path.is_file() else []
-    cells = [[x.strip() for x in line.strip("|").split("|")] for line in lines
+    cells = [[x.strip() for x in line.strip("|").split("|")] for line in verdict_lines(run)
              if line.startswith(("| U", "| Dose"))]
     return [{"question": x[0], "verdict": x[1]} for x in cells]
 
@@ -116,8 +120,7 @@ in the same blocks.</figcaption></figure>
 
 def report(run: Path, measured: list[dict[str, Any]]) -> str:
     """All of report.html below the figures."""
-    path = layout.verdicts(run)
-    lines = path.read_text().splitlines() if path.is_file() else ["No round has been judged yet."]
+    lines = verdict_lines(run) or ["No round has been judged yet."]
     parts = {
         "Every measured state": table(rows_of(measured, axis_of(run))),
         "Verdicts": from_markdown("\n".join(x for x in lines if not x.startswith("# "))),
@@ -181,8 +184,8 @@ def settings(run: Path) -> str:
     """Every knob as resolved, and what ran."""
     known = read_document(run)
     versions = {"code": known.get("code") or "not in a git checkout"} | known.get("packages", {})
-    versions |= known.get("hardware", {}) | {k: known[k][:12] for k in ("weights", "source")
-                                             if k in known}
+    versions |= known.get("hardware", {}) | {"source": known.get("source", "")[:12]}
+    versions |= {f"input {k}": x for k, x in layout.contents(known.get("inputs", {})).items()}
     forced = [f"{k}: {x}" for change in known.get("resumed", []) for k, x in change.items()]
     versions |= {"changed when it was resumed": "; ".join(forced)} if forced else {}
     knobs = [{"knob": k, "value": json.dumps(v)} for k, v in known["config"].items()]

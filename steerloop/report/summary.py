@@ -47,7 +47,7 @@ def summarise(run: Path, judged: list[Verdict], measured: list[dict[str, Any]]) 
         "stopped_early": len(healed) < cfg["rounds"],
         "axis": axis,
         "coherence_floor": start["floor"],
-        "arm": {k: cfg[k] for k in ARM},
+        "arm": {k: cfg[k] for k in ARM} | {"model": Path(cfg["model"]).name},
         "base": measured[0]["measures"],
         "healed": healed,
         "best_round": best,
@@ -75,7 +75,7 @@ def finish(run: Path, single: bool = False, end: bool = True) -> str:
     judged = write_verdicts(run, measured)
     summary = summarise(run, judged, measured) | {"ended": end}
     text = json.dumps(summary, indent=1, allow_nan=False)
-    write_whole(run / layout.SUMMARY, lambda path: path.write_text(text))
+    write_whole(run / layout.SUMMARY, lambda path: path.write_text(text, encoding="utf-8"))
     write_pages(run, single=single, measured=measured)
     update_ledger(run.parent)
     return run_table(run)

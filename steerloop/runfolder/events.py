@@ -23,7 +23,7 @@ def read_events(run: Path) -> list[dict[str, Any]]:
 
     Raises UserError naming a line that is not what was written.
     """
-    records, text = [], (run / EVENTS).read_text(errors="replace")
+    records, text = [], (run / EVENTS).read_text(encoding="utf-8", errors="replace")
     for number, line in enumerate(text.split("\n")[:-1], 1):
         try:
             record = json.loads(line)

@@ -27,6 +27,7 @@ def write_whole(path: Path, writer: Callable[[Path], Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         writer(temporary)
+        ordinary(temporary)
         with temporary.open("rb+") as file:  # on the disk before it has the name
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -43,6 +44,15 @@ def write_whole(path: Path, writer: Callable[[Path], Any]) -> None:
             temporary.unlink()
 
 
+def ordinary(path: Path) -> None:
+    """The mode that new files have here: safetensors makes its own for its owner alone. Where a
+    file system knows no modes, nothing changes."""
+    mask = os.umask(0)
+    os.umask(mask)
+    with suppress(OSError):
+        path.chmod(0o666 & ~mask)
+
+
 def sha256(path: Path) -> str:
     """Checksum of a file."""
     with path.open("rb") as file:
@@ -55,7 +65,7 @@ def checksums(run: Path) -> dict[str, str]:
     Raises UserError where the list itself is damaged.
     """
     path = run / SUMS
-    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     if not all(re.fullmatch(r"[0-9a-f]{64}  .+", x) for x in lines):
         raise UserError(f"{path} is damaged: delete it, then `python -m steerloop.train --resume "
                         f"{run}` makes everything anew")
@@ -86,7 +96,7 @@ def read_summary(run: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        known = json.loads(path.read_text())
+        known = json.loads(path.read_text(encoding="utf-8"))
         return {"ended": known["ended"], **upgraded_summary(known)}
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise UserError(f"{path} is damaged: delete it, then `python -m steerloop.train --resume "
@@ -109,7 +119,7 @@ def read_document(run: Path) -> dict[str, Any]:
     """config.json of a run folder: the config, as it would be written now, and what else made the
     run what it is. Raises UserError where there is none."""
     try:
-        known = json.loads((run / CONFIG).read_text())
+        known = json.loads((run / CONFIG).read_text(encoding="utf-8"))
         return known | {"config": upgraded(known["config"])}
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise UserError(f"{run} is not a run folder (no readable {CONFIG} in it): name one below "

@@ -57,7 +57,7 @@ class Folder:
         names = (path.name if i == 1 else f"{path.name}-{i}" for i in count(1))
         try:
             self.path = path if again else next(p for p in map(path.with_name, names) if _made(p))
-            self.device, self.lock = device, (self.path / LOCK).open("w")  # ends with the process
+            self.device, self.lock = device, (self.path / LOCK).open("wb")  # ends with the process
         except OSError as e:
             raise UserError(f"cannot write below {path.parent} ({e.strerror}): free space, make it "
                             "writable or copy it elsewhere; --runs names another place") from e
@@ -95,14 +95,14 @@ class Folder:
                                 f"{values.get('round')} is not what it was; if this machine is as "
                                 "it was (threads, versions), start a new run")
             return
-        with (self.path / EVENTS).open("a") as file:
+        with (self.path / EVENTS).open("a", encoding="utf-8") as file:
             file.write(line)
         self.known[self._key(record)] = record
 
     def json(self, name: str, **values: Any) -> None:
         """A JSON document, finite numbers only."""
         text = json.dumps({"schema": 1, **values}, indent=1, allow_nan=False)
-        write_whole(self.path / name, lambda path: path.write_text(text))
+        write_whole(self.path / name, lambda path: path.write_text(text, encoding="utf-8"))
 
     def table(self, name: str, frame: pl.DataFrame) -> None:
         """A parquet table."""
@@ -168,7 +168,7 @@ class Folder:
 
     def _write_sums(self) -> None:
         text = "".join(f"{digest}  {name}\n" for name, digest in sorted(self.sums.items()))
-        write_whole(self.path / SUMS, lambda path: path.write_text(text))
+        write_whole(self.path / SUMS, lambda path: path.write_text(text, encoding="utf-8"))
 
     def _read(self, file: str) -> Any:
         path = self.path / file
@@ -176,7 +176,7 @@ class Folder:
         if path.suffix == ".parquet":
             return pl.read_parquet(path)
         if path.suffix == ".json":
-            return json.loads(path.read_text())["value"]
+            return json.loads(path.read_text(encoding="utf-8"))["value"]
         tensors = load_file(path, self.device)
         blocks = all(k.startswith("block.") for k in tensors)
         return {int(k[6:]): x for k, x in tensors.items()} if blocks else tensors

@@ -14,29 +14,13 @@ from loguru import logger
 
 from steerloop import UserError
 from steerloop.kernels.hardware import precision
-from steerloop.loading.hub import locate
-from steerloop.runfolder.files import checksums, ending, read_document, records_lost, sha256
+from steerloop.runfolder.files import checksums, ending, read_document, records_lost
+from steerloop.runfolder.inputs import KNOBS, differences, record
 from steerloop.runfolder.layout import EVENTS
-from steerloop.texts.data import PACKAGE, data_files
+from steerloop.texts.data import PACKAGE
 
 PACKAGES = ("torch", "transformers", "polars")
 FREE = {"resume", "force", "runs"}  # of the config: where and how, not what
-KINDS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")  # weights, config, tokenizer
-WHOLE = 2**26  # bytes up to which a file is read whole
-EDGE = 2**20  # bytes at either end of a larger one that stand for it: its header is among them
-
-
-def fingerprint(folder: Path) -> str:
-    """Hash of a checkpoint: names, sizes and contents of its files, of large ones both ends."""
-    hash = hashlib.sha256()
-    for path in sorted(x for kind in KINDS for x in folder.glob(kind)):
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            hash.update(f"{path.name} {size}".encode())
-            hash.update(file.read(WHOLE if size <= WHOLE else EDGE))
-            file.seek(max(0, size - EDGE))
-            hash.update(file.read(EDGE))
-    return hash.hexdigest()
 
 
 def source() -> str:
@@ -53,8 +37,7 @@ def identity(cfg: Any, device: str) -> dict[str, Any]:
         "source": source(),
         "packages": {x: version(x) for x in PACKAGES},
         "hardware": {"device": device, "threads": torch.get_num_threads()},
-        "weights": fingerprint(locate(cfg.model)),
-        "data": {x: sha256(path) for x, path in data_files(cfg).items()},
+        "inputs": record(cfg),
     }
 
 
@@ -81,14 +64,16 @@ def accepted(run: Path, now: dict[str, Any], force: bool) -> dict[str, Any]:
     before = read_document(run)
     noted = {"resumed": before.pop("resumed", [])}
     before.pop("schema")
-    was, is_ = (flat({**x, "code": "", "config": {
-        k: v for k, v in x["config"].items() if k not in FREE}}) for x in (before, now))
+    was, is_ = (flat({**x, "code": "", "inputs": "", "config": {
+        k: v for k, v in x["config"].items() if k not in (*FREE, *KNOBS)}}) for x in (before, now))
     more = is_["config.rounds"] > was["config.rounds"]
-    kept = all((run / x).exists() for x in (EVENTS, *checksums(run)))
-    if ending(run) and kept and not records_lost(run) and not more:  # else it is mended
+    whole = all((run / x).exists() for x in (EVENTS, *checksums(run)))
+    if ending(run) and whole and not records_lost(run) and not more:  # else it is mended
         raise UserError(f"{run} is finished; --rounds N, more than {was['config.rounds']}, goes on")
     changed = {k: f"{was.get(k)} → {is_.get(k)}" for k in sorted(was.keys() | is_.keys())
                if was.get(k) != is_.get(k) and not (more and k == "config.rounds")}
+    others = differences(before.get("inputs", {}), now["inputs"])
+    changed |= others
     if changed and not force:
         told = "; ".join(f"{k}: {x}" for k, x in changed.items())
         raise UserError(f"{run} cannot go on as it began: {told}; undo that, or --force")
@@ -96,8 +81,10 @@ def accepted(run: Path, now: dict[str, Any], force: bool) -> dict[str, Any]:
         logger.warning(f"forced: {key}: {change}; what is done already stays as it is")
     if changed or more:
         noted["resumed"].append(changed | ({"config.rounds": is_["config.rounds"]} if more else {}))
-    return {**now, **noted, "config": now["config"] | {"resume": "", "force": False,
-                                                      "runs": before["config"]["runs"]}}
+    moved = {x.partition("/")[0] for x in others}
+    kept = {k: before["config"][k] for k in ("runs", *KNOBS)  # as typed
+            if k in before["config"] and k not in moved}
+    return {**now, **noted, "config": now["config"] | {"resume": "", "force": False} | kept}
 
 
 def code_version() -> str:
@@ -111,7 +98,8 @@ def code_version() -> str:
 
     def git(*argv: str) -> str:
         command = ["git", "--no-optional-locks", "-C", str(PACKAGE), *argv]
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+        done = subprocess.run(command, capture_output=True)
+        return done.stdout.decode("utf-8", "replace").strip()
 
     commit = git("describe", "--always", "--exclude=*")
     return commit + "+" * bool(git("status", "--porcelain", "--untracked-files=no"))

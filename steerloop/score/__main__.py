@@ -14,16 +14,18 @@ from steerloop.cli.options import filled, path
 from steerloop.cli.parsing import Knobs, given, some
 from steerloop.config import Config
 from steerloop.export.student import config_of
-from steerloop.score import score
+from steerloop.runfolder.inputs import compared
+from steerloop.score import READ, score
 
 SETTINGS = ["persona", "vignettes", "mundane", "split", "quant", "dtype", "device", "runs", "every",
             "think_tokens", "batch_rows", "bootstrap", "seed", "threads", "force"]
 ABOUT = f"{__doc__}\nSettings default to those of --like, or of a hub model."
 
 
-def parse(argv: list[str]) -> tuple[str, Config, str]:
-    """Command line → what to score, the settings, and the base. The settings are those of the run
-    named, or of hub models on a dense base; flags win. Raises UserError."""
+def parse(argv: list[str]) -> tuple[str, Config, str, dict[str, str]]:
+    """Command line → what to score, the settings, the base, and which data of the run named are not
+    what they were. The settings are those of that run, or of hub models on a dense base; flags win.
+    Raises UserError."""
     parser = Knobs(some(Config, SETTINGS), prog="python -m steerloop.score", description=ABOUT)
     add = parser.add_argument
     add("model", type=filled, help="directory, hub id, short name, or PEFT adapter")
@@ -32,10 +34,13 @@ def parse(argv: list[str]) -> tuple[str, Config, str]:
     said = given(parser, argv)
     cfg = config_of(said["like"]) if "like" in said else Config(quant="none")
     settings: dict[str, Any] = {k: x for k, x in said.items() if k in SETTINGS}
-    return said["model"], dataclasses.replace(cfg, **settings), said.get("base", "")
+    cfg = dataclasses.replace(cfg, **settings)
+    taken = [x for x in READ if x != "model" and x not in said]
+    forced = compared(said["like"], cfg, taken, cfg.force) if "like" in said else {}
+    return said["model"], cfg, said.get("base", ""), forced
 
 
-def run(asked: tuple[str, Config, str]) -> None:
+def run(asked: tuple[str, Config, str, dict[str, str]]) -> None:
     """Score, and say where the folder is. Raises UserError."""
     score(*asked)
 

@@ -10,11 +10,12 @@ from loguru import logger
 
 from steerloop import UserError
 from steerloop.config import parse
-from steerloop.loading.hub import locate
-from steerloop.runfolder.identity import code_version, fingerprint
+from steerloop.runfolder.identity import code_version
+from steerloop.runfolder.inputs import fingerprint, model_record
 from steerloop.sweep.arms import REGIMES, SWEEPS
 from steerloop.sweep.climb import climb, whole
 from steerloop.texts.data import read_data
+from steerloop.texts.reader import json_lines, read_text
 
 
 def file_of(folder: Path, sweep: str) -> Path:
@@ -24,7 +25,7 @@ def file_of(folder: Path, sweep: str) -> Path:
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a file of points, none where there is no file."""
-    return [json.loads(x) for x in path.read_text().splitlines()] if path.is_file() else []
+    return [row for _, row in json_lines(read_text(path))] if path.is_file() else []
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Group:
     @property
     def weights(self) -> str:
         """What tells its model from another of the same name."""
-        return fingerprint(locate(self.model))[:12]
+        return fingerprint({"model": model_record(self.model)})[:12]
 
     def check(self) -> None:
         """Raises UserError where the rows that are there came from another model of that name."""
@@ -81,6 +82,6 @@ def run(group: Group) -> None:
         name = {"arm": arm.family, "family": arm.family, "setting": arm.setting} | origin
         measured = whole(data, cfg, arm) if sweep.whole else climb(data, cfg, arm, sweep, shared)
         rows = [group.key | name | row for row in measured]
-        with path.open("a") as file:
+        with path.open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(row) + "\n" for row in rows))
         logger.info(f"{group.key} {name} {rows[-1]}")
