@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from loguru import logger
 
-from steerloop import dose, evaluate, filter, heal, report, sample, steer
+from steerloop import dose, evaluate, filter, heal, sample, steer
 from steerloop.baselines import rivals
 from steerloop.cli.entry import command
 from steerloop.config import Config, parse
@@ -84,7 +84,7 @@ def train(cfg: Config) -> Path:
     run = Journal(model, data, cfg)
     loop(model, data, cfg, run)
     rivals(run, loop)
-    logger.info(f"{run.path}\n{report.finish(run.path)}")
+    logger.info(f"{run.path}\n{run.finish()}")
     return run.path
 
 

@@ -22,7 +22,6 @@ from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-import polars as pl
 import torch
 from loguru import logger
 
@@ -41,7 +40,7 @@ from steerloop.loading.hub import locate
 from steerloop.readouts.forced_choice import choices
 from steerloop.report.text import markdown
 from steerloop.runfolder import layout
-from steerloop.runfolder.files import read_document, sha256, write_whole
+from steerloop.runfolder.files import read_document, read_table, sha256, write_whole
 from steerloop.runfolder.files import verify as verify_run
 from steerloop.runfolder.identity import code_version, data_files
 from steerloop.steer import extract
@@ -156,8 +155,8 @@ def check_tables(folder: Path) -> Compared:
     worst, count = 0.0, 0
     for event in records(folder, "evaluate"):
         at = folder, int(event["round"]), event["state"]
-        again = report.measures(pl.read_parquet(layout.rows(*at)),
-                                pl.read_parquet(layout.items(*at)))
+        again = report.measures(read_table(layout.rows(*at)),
+                                read_table(layout.items(*at)))
         worst = max([worst, *(abs(again.get(k, float("inf")) - v)
                               for k, v in event["measures"].items())])
         count += 1
@@ -178,7 +177,7 @@ def check_answers(student: Student, data: Data) -> list[Compared]:
     columns = [f"p_{f}" for f in FOUNDATIONS]
     for state, gates, round in (("base", 0 * student.gates, 0),
                                 ("healed", student.gates, student.rounds - 1)):
-        saved = pl.read_parquet(layout.rows(student.run, round, state))
+        saved = read_table(layout.rows(student.run, round, state))
         with model.gates(gates):
             now = choices(model, data.vignettes, cfg, free=False)
         pair = [x.sort("vignette").select(columns).to_numpy() for x in (saved, now)]

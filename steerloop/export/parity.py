@@ -6,7 +6,6 @@ Letters: t tokens, v vocabulary.
 from collections.abc import Callable
 from typing import NamedTuple
 
-import polars as pl
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from steerloop.loading.hub import locate
 from steerloop.loading.weights import load_weights
 from steerloop.model import Model
 from steerloop.runfolder import layout
+from steerloop.runfolder.files import read_table
 
 ROWS, LONGEST = 8, 192  # completions compared, tokens of each
 TOLERANCE = {"float32": 1e-6, "bfloat16": 2e-3}  # mean KL per token, nats; the maximum: 20 times
@@ -47,7 +47,7 @@ class Parity(NamedTuple):
 
 def texts(student: Student) -> list[list[int]]:
     """Token ids of prompt and completion: kept rows of the last round that is baked."""
-    rows = pl.read_parquet(layout.completions(student.run, student.rounds - 1))
+    rows = read_table(layout.completions(student.run, student.rounds - 1))
     rows = rows.filter("keep").head(ROWS)
     return [(p + c)[:LONGEST] for p, c in rows.select("prompt_ids", "completion_ids").rows()]
 

@@ -5,14 +5,13 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file
 from torch import Tensor
 
 from steerloop import UserError, lora
 from steerloop.config import Config
 from steerloop.model import Model, load
 from steerloop.readouts.states import Vector
-from steerloop.runfolder import layout
+from steerloop.runfolder import folder, layout
 from steerloop.runfolder.events import read_events
 from steerloop.runfolder.files import read_config, read_summary, verify
 
@@ -100,7 +99,7 @@ def open_student(run: Path, round: str = "best", gates: str = "1", device: str =
     for k in range(rounds):
         path = layout.adapter(run, k)
         try:
-            lora.fold(model.layers, model.gates, load_file(path))
+            lora.fold(model.layers, model.gates, folder.read_adapter(run, k))
         except (KeyError, RuntimeError) as e:
             raise UserError(f"{path} does not fit {cfg.model} "
                             f"({e}): is it the model that the run was made with?") from e
@@ -109,8 +108,8 @@ def open_student(run: Path, round: str = "best", gates: str = "1", device: str =
 
 def read_vector(run: Path, round: int, device: torch.device) -> Vector:
     """The vector extracted in a round (counted from 1), at its raw size."""
-    tensors = load_file(layout.vector(run, round - 1), device=str(device))
-    return {int(name.removeprefix("block.")): v.float() for name, v in tensors.items()}
+    tensors = folder.read_vector(run, round - 1, str(device))
+    return {block: v.float() for block, v in tensors.items()}
 
 
 def records(run: Path, stage: str) -> list[dict]:

@@ -14,7 +14,7 @@ from steerloop.report.compare import NAMES, compare_runs
 from steerloop.report.pages import write_pages
 from steerloop.report.run import events, scored_elsewhere
 from steerloop.runfolder import layout
-from steerloop.runfolder.files import ending, verify
+from steerloop.runfolder.files import check_complete, ending, read_document, verify
 
 SINGLE, WITH = "--single-file", "--with"
 
@@ -32,6 +32,7 @@ def rebuild(run: Path, single: bool, scores: list[Path]) -> None:
     Raises UserError naming a file that is damaged, or a score that cannot be compared.
     """
     verify(run)
+    check_complete(run)
     if not any(e["stage"] == "evaluate" for e in events(run)):
         raise UserError(f"{run} has measured nothing yet: there is nothing to show")
     if healed(run):
@@ -48,15 +49,17 @@ def main(argv: list[str]) -> None:
     at = argv.index(WITH) if WITH in argv else len(argv)
     runs, scores = ([Path(x) for x in part if x not in (SINGLE, WITH)]
                     for part in (argv[:at], argv[at:]))
-    if not runs:
-        print(ledger_table(Path("runs")))
-        return
     try:
+        if not runs:
+            print(ledger_table(Path("runs")))
+            return
         if len(runs) > len(NAMES):
             raise UserError(f"{len(runs)} runs: {len(NAMES)} can be compared at a time")
         for run in runs + scores:
             if not (run / layout.EVENTS).is_file():
-                raise UserError(f"{run} is not a run folder (no {layout.EVENTS} in it)")
+                raise UserError(f"{run} is not a run folder (no {layout.EVENTS} in it); if it lost "
+                                f"that, `python -m steerloop.train --resume {run}` makes it anew")
+            read_document(run)
         for run in runs:
             if len(runs) > 1 and not healed(run):
                 raise UserError(f"{run} has no healed round: it cannot be compared")

@@ -89,9 +89,12 @@ def bold(text: str) -> str:
     return re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", escape(text))
 
 
-def shared_script(root: Path) -> str:
-    """Name of plotly's script under a runs folder, written there once."""
+def shared_script(root: Path) -> str | None:
+    """Name of plotly's script under a runs folder, written there once; None where the name is
+    taken by a folder: pages hold the script themselves then."""
     path = root / SCRIPT.format(get_plotlyjs_version())
+    if path.is_dir():
+        return None
     if not path.is_file():
         write_whole(path, lambda part: part.write_text(get_plotlyjs()))
     return path.name

@@ -15,12 +15,20 @@ from loguru import logger
 from steerloop import UserError
 from steerloop.kernels.hardware import precision
 from steerloop.loading.hub import locate
-from steerloop.runfolder.files import checksums, ending, read_document, records_lost, sha256
-from steerloop.runfolder.layout import EVENTS
+from steerloop.runfolder.files import (
+    FREE,
+    checksums,
+    ending,
+    flat,
+    read_recorded,
+    records_lost,
+    sha256,
+    verify,
+)
+from steerloop.runfolder.layout import MADE
 from steerloop.texts.data import PACKAGE, data_files
 
 PACKAGES = ("torch", "transformers", "polars")
-FREE = {"resume", "force", "runs"}  # of the config: where and how, not what
 KINDS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")  # weights, config, tokenizer
 WHOLE = 2**26  # bytes up to which a file is read whole
 EDGE = 2**20  # bytes at either end of a larger one that stand for it: its header is among them
@@ -64,40 +72,32 @@ def resolved(cfg: Any, device: str) -> dict[str, Any]:
     return asdict(cfg) | {"dtype": dtype}
 
 
-def flat(tree: dict[str, Any], stem: str = "") -> dict[str, Any]:
-    """Nested dicts → one, keys joined by dots."""
-    leaves = {}
-    for name, x in tree.items():
-        leaves |= flat(x, f"{stem}{name}.") if isinstance(x, dict) else {f"{stem}{name}": x}
-    return leaves
-
-
 def accepted(run: Path, now: dict[str, Any], force: bool) -> dict[str, Any]:
     """What config.json says from now on, of a run that is resumed as `now`: more rounds are
     welcome, other changes need `force` and are recorded.
 
     Raises UserError with the differences, or where there is nothing left to do.
     """
-    before = read_document(run)
+    before = read_recorded(run)
     noted = {"resumed": before.pop("resumed", [])}
-    before.pop("schema")
+    before.pop("schema", None)
     was, is_ = (flat({**x, "code": "", "config": {
         k: v for k, v in x["config"].items() if k not in FREE}}) for x in (before, now))
     more = is_["config.rounds"] > was["config.rounds"]
-    kept = all((run / x).exists() for x in (EVENTS, *checksums(run)))
-    if ending(run) and kept and not records_lost(run) and not more:  # else it is mended
-        raise UserError(f"{run} is finished; --rounds N, more than {was['config.rounds']}, goes on")
     changed = {k: f"{was.get(k)} → {is_.get(k)}" for k in sorted(was.keys() | is_.keys())
                if was.get(k) != is_.get(k) and not (more and k == "config.rounds")}
     if changed and not force:
         told = "; ".join(f"{k}: {x}" for k, x in changed.items())
         raise UserError(f"{run} cannot go on as it began: {told}; undo that, or --force")
+    kept = all((run / x).exists() for x in (*MADE, *checksums(run)))
+    if ending(run) and kept and not (records_lost(run) or more or changed):  # else it is mended
+        verify(run)
+        raise UserError(f"{run} is finished; --rounds N, more than {was['config.rounds']}, goes on")
     for key, change in changed.items():
         logger.warning(f"forced: {key}: {change}; what is done already stays as it is")
     if changed or more:
         noted["resumed"].append(changed | ({"config.rounds": is_["config.rounds"]} if more else {}))
-    return {**now, **noted, "config": now["config"] | {"resume": "", "force": False,
-                                                      "runs": before["config"]["runs"]}}
+    return {**now, **noted, "config": now["config"] | {"resume": "", "force": False}}
 
 
 def code_version() -> str:

@@ -18,6 +18,9 @@ REPORT = "report.html"
 EXPORTS = "exports"  # what was exported without --out
 BUNDLE = "bundle.tar.gz"  # among them
 
+# What a finished run has, beside what checksums.txt names:
+MADE = (CONFIG, EVENTS, SUMS, SUMMARY, VERDICTS, DIARY, MAP, REPORT)
+
 # Beside the run folders:
 LEDGER = "ledger.parquet"
 SCRIPT = "plotly-{}.min.js"  # by its version
@@ -52,6 +55,11 @@ def of_round(round: int, name: str) -> str:
 def work(round: int) -> str:
     """Where a round keeps what it needs until it is over."""
     return of_round(round, "work")
+
+
+def is_work(name: str) -> bool:
+    """Whether a name is of what a round needs until it is over."""
+    return "/work/" in name
 
 
 def batch(round: int, number: int) -> str:
@@ -101,7 +109,13 @@ def planted(run: Path) -> Path:
 
 def of_all_rounds(run: Path, name: str) -> dict[int, Path]:
     """Round (from 0), in order → its table of this name, for the rounds that have one."""
-    return dict(sorted((int(x.parent.name), x) for x in run.glob(f"rounds/*/{name}.parquet")))
+    there = [x for x in run.glob("rounds/*/*.parquet") if x.name == f"{name}.parquet"]
+    return dict(sorted((int(x.parent.name), x) for x in there if x.parent.name.isdecimal()))
+
+
+def run_of(path: Path) -> Path:
+    """The run folder that a file of it, or of one of its rounds, lies in."""
+    return path.parents[2] if path.parent.parent.name == "rounds" else path.parent
 
 
 def verdicts(run: Path) -> Path:
