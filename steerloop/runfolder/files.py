@@ -56,6 +56,27 @@ def _sync(path: Path, flags: int) -> None:
         os.close(number)
 
 
+def left_behind(path: Path) -> list[Path]:
+    """The temporary files of `path` whose processes are no more."""
+    left = []
+    for part in path.parent.glob(".*.part"):
+        name, _, number = part.name[1:].removesuffix(".part").rpartition(".")
+        if name == path.name and number.isdecimal() and not running(int(number)):
+            left.append(part)
+    return left
+
+
+def running(process: int) -> bool:
+    """Whether there is a process of this number."""
+    try:
+        os.kill(process, 0)  # sends nothing
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def write_whole(path: Path, writer: Callable[[Path], Any]) -> None:
     """`writer` fills a temporary file beside `path`, which then takes the name at once.
 
@@ -64,6 +85,8 @@ def write_whole(path: Path, writer: Callable[[Path], Any]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for part in left_behind(path):
+            part.unlink(missing_ok=True)
         writer(temporary)
         _sync(temporary, os.O_RDWR)  # on the disk before it has the name
         os.replace(temporary, path)

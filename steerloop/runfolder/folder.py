@@ -177,7 +177,8 @@ class Folder:
     def document(self, **values: Any) -> None:
         """config.json: what the run is. It is recorded among the events, too, so that what was
         edited by hand shows, and what was lost comes back."""
-        text, now = sealed({"schema": 1, **values}), told({"schema": 1, **values})
+        values = {"schema": 1, "resumed": [], **values}
+        text, now = sealed(values), told(values)
         write_whole(self.path / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
         before = [x for key, x in self.known.items() if key[0] == "config"]
         if not before or before[-1]["document"] != now:
