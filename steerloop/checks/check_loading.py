@@ -59,7 +59,7 @@ def weights(folder, change):
 
 
 BROKEN = {  # sound folder, what is done to it, what the line says
-    "no weights": ("llama3", lambda f: without(f, "*.safetensors"), r"no weights \(\*.safetensors"),
+    "no weights": ("llama3", lambda f: without(f, "*.safetensors"), "no weights .model.safetens"),
     "pickled weights": ("llama3", lambda f: (f / MODEL).rename(f / "pytorch_model.bin"), "no weig"),
     "no config": ("llama3", lambda f: without(f, "config.json"), "no config.json"),
     "no tokenizer": ("llama3", lambda f: without(f, "tokenizer*"), "no tokenizer"),

@@ -209,14 +209,13 @@ def check_another_run_is_refused_with_what_changed(cfg, whole, tmp_path):
     with pytest.raises(UserError, match=r"rounds: 2 → 1"):
         resumed(run, cfg, rounds=1)
     Path(cfg.prompts).write_text((before := Path(cfg.prompts).read_text()) + "And now?\n")
-    with pytest.raises(UserError, match=r"data\.prompts"):
+    with pytest.raises(UserError, match=r"prompts: \w{12} → \w{12}"):
         resumed(run, cfg)
     Path(cfg.prompts).write_text(before)
-    for what in ("source", "fingerprint"):
-        with pytest.MonkeyPatch.context() as m:
-            m.setattr(identity, what, lambda *_: "another")
-            with pytest.raises(UserError, match=r"(source|weights): \w+ → another"):
-                resumed(run, cfg)
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(identity, "source", lambda: "another")
+        with pytest.raises(UserError, match=r"source: \w+ → another"):
+            resumed(run, cfg)
     with pytest.MonkeyPatch.context() as m:
         m.setattr(identity, "code_version", lambda: "another commit, the same code")
         assert identity.accepted(run, {"config": identity.resolved(cfg, "cpu"),
@@ -252,16 +251,6 @@ def check_a_finished_run_says_so_and_takes_more_rounds(cfg, tmp_path):
     assert len(summary["healed"]) == 2 and summary["matched"]["round"] == 1
     assert (run / "rounds/00/adapter.safetensors").read_bytes() == first
     assert json.loads((run / "config.json").read_text())["resumed"] == [{"config.rounds": 2}]
-
-
-def check_every_byte_of_a_small_checkpoint_counts(cfg, tmp_path):
-    copytree(cfg.model, tmp_path / "m")
-    (tmp_path / "m/chat_template.jinja").write_text("{{ messages }}")
-    seen = {identity.fingerprint(tmp_path / "m")}
-    for path in (tmp_path / "m/model.safetensors", tmp_path / "m/chat_template.jinja"):
-        path.write_bytes(flipped(path.read_bytes()))
-        seen.add(identity.fingerprint(tmp_path / "m"))
-    assert len(seen) == 3
 
 
 def check_asking_for_the_commit_writes_nothing(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from transformers import HfArgumentParser
 
 from steerloop import UserError
 from steerloop.cli.knobs import RANGE
-from steerloop.runfolder.layout import CONFIG, upgraded
+from steerloop.runfolder.layout import CONFIG, EVENTS, located, upgraded
 
 PRESETS = Path(__file__).parents[1] / "presets"
 T = TypeVar("T")
@@ -19,8 +19,8 @@ T = TypeVar("T")
 
 def preset(name: str) -> dict[str, Any]:
     """The differences kept in presets/<name>.toml; none for a name without a file there."""
-    path = PRESETS / f"{name}.toml"
-    return tomllib.loads(path.read_text()) if path.is_file() else {}
+    known = {x.stem: x for x in PRESETS.glob("*.toml")}
+    return tomllib.loads(known[name].read_text("utf-8")) if name in known else {}
 
 
 class Parser(HfArgumentParser):
@@ -38,10 +38,17 @@ class Parser(HfArgumentParser):
 
 
 def stored(run: Path) -> dict[str, Any]:
-    """The config of a run folder. Raises UserError where there is none."""
+    """The config of a run folder, its inputs by where they were found; where config.json is gone,
+    as the run recorded it. Raises UserError where there is none."""
     try:
-        return upgraded(json.loads((run / CONFIG).read_text())["config"])
-    except (OSError, ValueError, KeyError, TypeError) as e:
+        if (run / CONFIG).exists():
+            known = json.loads((run / CONFIG).read_text("utf-8"))
+        else:
+            lines = (run / EVENTS).read_text("utf-8", "replace").split("\n")[:-1]
+            told = [x["document"] for x in map(json.loads, lines) if x["stage"] == "config"]
+            known = told[-1]
+        return located(known | {"config": upgraded(known["config"])})
+    except (OSError, ValueError, LookupError, TypeError) as e:
         raise UserError(f"--resume {run}: no run folder ({str(e).splitlines()[0]})") from e
 
 
@@ -51,7 +58,8 @@ def parse(options: type[T], argv: list[str], description: str) -> T:
     first, rest = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     if rest:
         parser.error(f"unknown option {rest[0]}")
-    changes = preset(first.model) | (preset("tiny") if first.tiny else {})
+    named = first.model == "embedded" or not Path(first.model).is_dir()  # a folder has no preset
+    changes = (preset(first.model) if named else {}) | (preset("tiny") if first.tiny else {})
     if first.resume:
         changes = stored(Path(first.resume))
     for name in ("steer", "lora"):  # a band on the command line beats blocks listed in a preset

@@ -22,6 +22,7 @@ from steerloop.evidence.bounds import floor_of
 from steerloop.evidence.diary import diary, examples
 from steerloop.evidence.planted import planted
 from steerloop.kernels.spectral import cosine
+from steerloop.loading.hub import locate, public_name
 from steerloop.model import Model
 from steerloop.readouts.states import Vector
 from steerloop.runfolder import layout
@@ -170,8 +171,8 @@ class Journal(Recorder):
         rows = self.folder.sums[f"{of_round(round, layout.COMPLETIONS)}.parquet"]
         stats, delta = self.keep(
             [layout.HEAL, layout.ADAPTER], stage, model, table, cfg, round, run, round=round,
-            rows=rows,
-            model=cfg.model, r=cfg.r, alpha=cfg.alpha, targets=cfg.targets)
+            rows=rows, model=public_name(locate(cfg.model))[0], r=cfg.r, alpha=cfg.alpha,
+            targets=cfg.targets)
         self.folder.event("heal", round=round, **stats)
         return stats, delta
 

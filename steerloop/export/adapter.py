@@ -25,7 +25,7 @@ from steerloop.export.extras import extra
 from steerloop.export.names import resolve
 from steerloop.export.parity import Parity, against, consumer_base
 from steerloop.export.student import Student
-from steerloop.loading.hub import SHORT, locate
+from steerloop.loading.hub import locate, public_name
 from steerloop.lora import GatedLoRALinear
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as PEFT names them
@@ -105,7 +105,7 @@ def write_adapter(student: Student, out: Path, rank: int = 0, prefix: str = "") 
 def adapter_config(student: Student, names: list[str], rank: int) -> dict:
     """What PEFT reads. Modules by their full names: bare suffixes would make untrained adapters in
     other blocks, and in a vision tower."""
-    name, revision = base_name(student.cfg.model)
+    name, revision = public_name(locate(student.cfg.model))
     return {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": name,
         "revision": revision, "r": rank, "lora_alpha": rank, "target_modules": names,
@@ -114,14 +114,6 @@ def adapter_config(student: Student, names: list[str], rank: int) -> dict:
         "layers_pattern": None, "rank_pattern": {}, "alpha_pattern": {}, "use_rslora": False,
         "use_dora": False,
     }  # fmt: skip
-
-
-def base_name(model: str) -> tuple[str, str | None]:
-    """--model → how others find it: (hub id, revision), or (absolute folder, None)."""
-    folder = locate(model)
-    if folder.parent.name == "snapshots":
-        return SHORT.get(model.lower(), model), folder.name
-    return str(folder.resolve()), None
 
 
 def check_adapter(

@@ -42,9 +42,9 @@ from steerloop.report.text import markdown
 from steerloop.runfolder import layout
 from steerloop.runfolder.files import read_document, read_table, sha256, write_whole
 from steerloop.runfolder.files import verify as verify_run
-from steerloop.runfolder.identity import code_version, data_files
+from steerloop.runfolder.identity import code_version
 from steerloop.steer import extract
-from steerloop.texts.data import Data, read_data
+from steerloop.texts.data import Data, data_files, read_data
 from steerloop.texts.foundations import FOUNDATIONS
 
 MANIFEST = "bundle.json"

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from steerloop.export.adapter import base_name
 from steerloop.export.student import Student
+from steerloop.loading.hub import locate, public_name
 from steerloop.runfolder.files import read_summary
 
 LOAD = {
@@ -20,11 +20,11 @@ vLLM: `--enable-lora --max-lora-rank {rank} --lora-modules steerloop=this-folder
 
 def front_matter(base: str, kind: str) -> str:
     """What the hub reads. A local folder is no hub id, so it is not named as one."""
-    lines = ["pipeline_tag: text-generation"]
-    if not base.startswith("/"):
+    lines, hub = ["pipeline_tag: text-generation"], "/" in base
+    if hub:
         lines.append(f"base_model: {base}")
     if kind == "peft":
-        tag = [] if base.startswith("/") else [f"- base_model:adapter:{base}"]
+        tag = [f"- base_model:adapter:{base}"] if hub else []
         lines += ["library_name: peft", "tags:", *tag, "- lora", "- transformers", "- steerloop"]
     else:
         lines += ["library_name: transformers", "tags:", "- steerloop"]
@@ -49,9 +49,12 @@ def measured(student: Student) -> str:
 
 def card(student: Student, kind: str, facts: list[str], rank: int = 0) -> str:
     """Markdown of the card; `facts` are lines on how the artefact was made and checked."""
-    base, revision = base_name(student.cfg.model)
+    base, revision = public_name(locate(student.cfg.model))
     gates = ", ".join(f"{g:g}" for g in student.gates[: student.rounds].tolist())
     made = [f"- base: `{base}`" + (f" at {revision}" if revision else ""),
+            f"- files of the base: sha256 {student.weights} over their names and contents",
+            *(f"- forced, the base is not that of the run: {k}: {x}"
+              for k, x in student.forced.items()),
             f"- run: `{student.run.name}`, {student.rounds} rounds, gates {gates}",
             f"- trained on a {'4-bit (NF4)' if student.cfg.quant == 'nf4' else 'dense'} base in "
             f"{student.cfg.dtype}, r {student.cfg.r} and alpha {student.cfg.alpha:g} a round",

@@ -1,6 +1,6 @@
 """A finished (or interrupted) run folder → its student in memory, at a round and under gates."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -13,24 +13,32 @@ from steerloop.model import Model, load
 from steerloop.readouts.states import Vector
 from steerloop.runfolder import folder, layout
 from steerloop.runfolder.events import read_events
-from steerloop.runfolder.files import read_config, read_summary, verify
+from steerloop.runfolder.files import read_document, read_summary, verify
+from steerloop.runfolder.inputs import compared, fingerprint, model_record
 
 
 @dataclass
 class Student:
-    """A run's model with its first `rounds` rounds baked, to be heard under `gates`."""
+    """A run's model with its first `rounds` rounds baked, to be heard under `gates`; `forced` is
+    what of the model is not as the run found it, and was let pass."""
 
     run: Path
     cfg: Config
     model: Model
     rounds: int
     gates: Float[Tensor, "R"]  # one a slot of the stack; slots after `rounds` are 0
+    forced: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def weights(self) -> str:
+        """One hash for all files of the base, as it was loaded."""
+        return fingerprint({"model": model_record(self.cfg.model)})
 
 
 def config_of(run: Path) -> Config:
-    """The config that a run was made with. Raises UserError where the folder is no run, or one of
-    another version."""
-    knobs = read_config(run)
+    """The config that a run was made with, its inputs by where it found them. Raises UserError
+    where the folder is no run, or one of another version."""
+    knobs = layout.located(read_document(run))
     if unknown := set(knobs) - {x.name for x in fields(Config)}:
         raise UserError(f"{run}/{layout.CONFIG} has knobs that this version lacks "
                         f"({', '.join(sorted(unknown))}): use the version that made the run")
@@ -84,26 +92,31 @@ def read_gates(text: str, rounds: int, slots: int) -> Float[Tensor, "R"]:
     return torch.cat([values.expand(rounds), torch.zeros(slots - rounds)])
 
 
-def open_student(run: Path, round: str = "best", gates: str = "1", device: str = "") -> Student:
-    """Load the run's base and bake its rounds, exactly as the run did.
+def open_student(
+    run: Path, round: str = "best", gates: str = "1", device: str = "", model: str = "",
+    force: bool = False,
+) -> Student:
+    """Load the run's base, from where the run found it or from `model`, and bake its rounds,
+    exactly as the run did.
 
-    Raises UserError where the folder, the round, the gates or the model do not fit, or a file of
-    the run is damaged.
+    Raises UserError where the folder, the round, the gates or the model do not fit, where a file of
+    the run is damaged, and where a file of the model is not what it was, unless `force` allows it.
     """
     cfg = config_of(run)
     verify(run)
-    cfg = replace(cfg, device=device or cfg.device)
+    cfg = replace(cfg, device=device or cfg.device, model=model or cfg.model)
     rounds = rounds_of(run, round)
     heard = read_gates(gates, rounds, cfg.rounds)
-    model = load(cfg)
+    forced = compared(run, cfg, ["model"], force)
+    wrapped = load(cfg)
     for k in range(rounds):
         path = layout.adapter(run, k)
         try:
-            lora.fold(model.layers, model.gates, folder.read_adapter(run, k))
+            lora.fold(wrapped.layers, wrapped.gates, folder.read_adapter(run, k))
         except (KeyError, RuntimeError) as e:
             raise UserError(f"{path} does not fit {cfg.model} "
                             f"({e}): is it the model that the run was made with?") from e
-    return Student(run, cfg, model, rounds, heard.to(model.device))
+    return Student(run, cfg, wrapped, rounds, heard.to(wrapped.device), forced)
 
 
 def read_vector(run: Path, round: int, device: torch.device) -> Vector:

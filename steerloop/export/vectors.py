@@ -17,6 +17,7 @@ from steerloop import UserError
 from steerloop.export.extras import extra
 from steerloop.export.parity import Logits, Parity, compare, texts
 from steerloop.export.student import Student, c_star, read_vector
+from steerloop.loading.hub import locate, public_name
 from steerloop.readouts.states import Vector
 from steerloop.steer import steered
 
@@ -35,7 +36,8 @@ def note(student: Student, dose: float) -> dict[str, str]:
     """Where a vector comes from and what scale 1 means, as safetensors metadata."""
     size = c_star(student.run, student.rounds)
     return {"format": "pt", "steerloop": json.dumps({
-        "schema": 1, "model": student.cfg.model, "run": student.run.name, "round": student.rounds,
+        "schema": 1, "model": public_name(locate(student.cfg.model))[0],
+        "model_sha256": student.weights, "run": student.run.name, "round": student.rounds,
         "extracted_from": f"student after {student.rounds - 1} rounds (0: the untouched base)",
         "added_to": "the output of each decoder block named, at every position",
         "scale_1": f"{dose:g} x c*", "c_star": size, "raw": f"divide by {dose * size!r}",

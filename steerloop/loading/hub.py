@@ -7,6 +7,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.constants import HF_HUB_CACHE
 
 from steerloop import UserError
+from steerloop.loading.files import TOKENIZERS, weight_files
 from steerloop.texts.data import PACKAGE
 
 HUB = {
@@ -17,37 +18,61 @@ HUB = {
     "Llama-3.2-3B-Instruct Llama-3.3-70B-Instruct",
 }
 SHORT = {name.lower(): f"{owner}/{name}" for owner, names in HUB.items() for name in names.split()}
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+EMBEDDED = "embedded"
 WANTED = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
 UNWANTED = ["original/*", "consolidated*"]  # the same weights again, in other layouts
 
 
 def locate(model: str) -> Path:
     """--model → a folder: that of the embedded model, a directory of this name, or the snapshot of
-    a hub id or short name, fetched unless the cache has it.
+    a hub id or short name (`@revision` after it pins one), fetched unless the cache has it.
 
     Raises UserError where there is none, or one without configuration, weights or tokenizer.
     """
-    folder = Path(model).expanduser()
-    if model == "embedded":
-        folder = PACKAGE / "tinyworld/model"
-    elif not folder.is_dir():
-        if folder.is_absolute() or model.startswith((".", "~")):
+    folder = PACKAGE / "tinyworld/model" if model == EMBEDDED else Path(model).expanduser()
+    if not model:
+        raise UserError("--model is empty: name a directory, a short name or a hub id")
+    if not folder.is_dir():
+        if folder.is_absolute() or model.startswith("."):
             raise UserError(f"--model {model}: there is no such directory")
-        hub = SHORT.get(model.lower(), model)
-        try:
-            folder = Path(snapshot_download(hub, cache_dir=HF_HUB_CACHE, allow_patterns=WANTED,
-                                            ignore_patterns=UNWANTED))
-        except (OSError, ValueError) as e:  # hub errors are of both kinds
-            raise UserError(
-                f"--model {model}: looked for a directory of that name, in the cache "
-                f"{HF_HUB_CACHE} and on the hub for {hub}; `hf download {hub}` gets it, where it "
-                f"is gated after `hf auth login` and the licence at https://huggingface.co/{hub}; "
-                f"or pass a directory ({shorten(str(e), 160, placeholder=' ...')})") from e
-    needed = {"config.json": ["config.json"], "weights (*.safetensors)": ["*.safetensors"],
-              f"tokenizer ({' or '.join(TOKENIZERS)})": TOKENIZERS}
-    for what, names in needed.items():
-        if not any(any(folder.glob(name)) for name in names):
+        folder = snapshot(model)
+    try:
+        config = (folder / "config.json").is_file()
+        lacks = {"config.json": not config,
+                 "weights (model.safetensors, or an index of shards)":
+                     config and not weight_files(folder),
+                 f"tokenizer ({' or '.join(TOKENIZERS)})":
+                     not any((folder / x).is_file() for x in TOKENIZERS)}
+    except (OSError, ValueError) as e:
+        raise UserError(f"--model {model}: {folder}: {e}") from e
+    for what, absent in lacks.items():
+        if absent:
             raise UserError(f"--model {model}: {folder} has no {what}; save model and tokenizer "
                             "there with save_pretrained")
     return folder
+
+
+def snapshot(model: str) -> Path:
+    """A hub id or short name, perhaps with @revision → its folder in the cache, fetched unless it
+    is there. Raises UserError."""
+    name, _, revision = model.partition("@")
+    hub = SHORT.get(name.lower(), name)
+    try:
+        return Path(snapshot_download(hub, revision=revision or None, cache_dir=HF_HUB_CACHE,
+                                      allow_patterns=WANTED, ignore_patterns=UNWANTED))
+    except (OSError, ValueError) as e:  # hub errors are of both kinds
+        raise UserError(
+            f"--model {model}: looked for a directory of that name, in the cache "
+            f"{HF_HUB_CACHE} and on the hub for {hub}; `hf download {hub}` gets it, where it "
+            f"is gated after `hf auth login` and the licence at https://huggingface.co/{hub}; "
+            f"or pass a directory ({shorten(str(e), 160, placeholder=' ...')})") from e
+
+
+def public_name(folder: Path) -> tuple[str, str | None]:
+    """A model's folder → how others find it: (hub id, revision) of a snapshot in a hub cache, else
+    (its name alone, None): where it lies is nobody else's business."""
+    folder = folder.resolve()
+    kind, _, owned = folder.parent.parent.name.partition("--")
+    if folder.parent.name == "snapshots" and kind == "models":
+        return owned.replace("--", "/"), folder.name
+    return (EMBEDDED if folder == (PACKAGE / "tinyworld/model").resolve() else folder.name), None

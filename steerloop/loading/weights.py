@@ -3,7 +3,6 @@
 Every way in which that can go wrong ends in a UserError of one line that names the remedy.
 """
 
-import json
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, NamedTuple
@@ -26,6 +25,7 @@ from transformers.utils import logging as library_log
 
 from steerloop import UserError
 from steerloop.kernels.hardware import precision
+from steerloop.loading.files import warn_of_others, weight_files
 from steerloop.loading.hub import locate
 
 TEXT = {  # names of a multimodal checkpoint → those of its text decoder alone, in both layouts
@@ -49,17 +49,21 @@ class Stored(NamedTuple):
 
 
 def stored(folder: Path) -> dict[str, Stored]:
-    """Name → weight, over every file of a checkpoint. Raises ValueError naming a damaged file."""
-    index = folder / "model.safetensors.index.json"
-    names = json.loads(index.read_text())["weight_map"].values() if index.exists() else [
-        x.name for x in folder.glob("*.safetensors")]
-    weights = {}
-    for name in sorted(set(names)):
+    """Name → weight, over every file of a checkpoint. Raises ValueError naming a damaged file, or a
+    weight that two of them have."""
+    weights: dict[str, Stored] = {}
+    for path in weight_files(folder):
+        if path.suffix != ".safetensors":
+            continue
         try:
-            with safe_open(folder / name, "pt") as file:
-                weights |= {key: Stored(folder / name, key) for key in file.keys()}  # noqa: SIM118
+            with safe_open(path, "pt") as file:
+                keys = list(file.keys())
         except (OSError, SafetensorError) as e:
-            raise ValueError(f"{name}: {e}; download or save it again") from e
+            raise ValueError(f"{path.name}: {e}; download or save it again") from e
+        if twice := weights.keys() & keys:
+            raise ValueError(f"{min(twice)} is in {path.name} and in another file of its index: "
+                             "download or save it again")
+        weights |= {key: Stored(path, key) for key in keys}
     return weights
 
 
@@ -88,6 +92,7 @@ def load_weights(
     library_log.set_verbosity_error()  # what its report says is raised or logged below
     hub_log.set_verbosity_error()  # as are its retries
     folder = locate(model)
+    warn_of_others(folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         text = config.get_text_config()

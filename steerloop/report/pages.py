@@ -182,8 +182,8 @@ def settings(run: Path) -> str:
     """Every knob as resolved, and what ran."""
     known = read_document(run)
     versions = {"code": known.get("code") or "not in a git checkout"} | known.get("packages", {})
-    versions |= known.get("hardware", {}) | {k: known[k][:12] for k in ("weights", "source")
-                                             if k in known}
+    versions |= known.get("hardware", {}) | {"source": known.get("source", "")[:12]}
+    versions |= {f"input {k}": x for k, x in layout.contents(known.get("inputs", {})).items()}
     forced = [f"{k}: {x}" for change in known.get("resumed", []) for k, x in change.items()]
     versions |= {"changed when it was resumed": "; ".join(forced)} if forced else {}
     knobs = [{"knob": k, "value": json.dumps(v)} for k, v in known["config"].items()]

@@ -46,7 +46,7 @@ def summarise(run: Path, judged: list[Verdict], measured: list[dict[str, Any]]) 
         "stopped_early": len(healed) < cfg["rounds"],
         "axis": axis,
         "coherence_floor": start["floor"],
-        "arm": {k: cfg[k] for k in ARM},
+        "arm": {k: cfg[k] for k in ARM} | {"model": Path(cfg["model"]).name},
         "base": measured[0]["measures"],
         "healed": healed,
         "best_round": best,

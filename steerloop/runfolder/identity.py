@@ -14,7 +14,6 @@ from loguru import logger
 
 from steerloop import UserError
 from steerloop.kernels.hardware import precision
-from steerloop.loading.hub import locate
 from steerloop.runfolder.files import (
     FREE,
     checksums,
@@ -22,29 +21,13 @@ from steerloop.runfolder.files import (
     flat,
     read_recorded,
     records_lost,
-    sha256,
     verify,
 )
+from steerloop.runfolder.inputs import KNOBS, differences, record
 from steerloop.runfolder.layout import MADE
-from steerloop.texts.data import PACKAGE, data_files
+from steerloop.texts.data import PACKAGE
 
 PACKAGES = ("torch", "transformers", "polars")
-KINDS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")  # weights, config, tokenizer
-WHOLE = 2**26  # bytes up to which a file is read whole
-EDGE = 2**20  # bytes at either end of a larger one that stand for it: its header is among them
-
-
-def fingerprint(folder: Path) -> str:
-    """Hash of a checkpoint: names, sizes and contents of its files, of large ones both ends."""
-    hash = hashlib.sha256()
-    for path in sorted(x for kind in KINDS for x in folder.glob(kind)):
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            hash.update(f"{path.name} {size}".encode())
-            hash.update(file.read(WHOLE if size <= WHOLE else EDGE))
-            file.seek(max(0, size - EDGE))
-            hash.update(file.read(EDGE))
-    return hash.hexdigest()
 
 
 def source() -> str:
@@ -61,8 +44,7 @@ def identity(cfg: Any, device: str) -> dict[str, Any]:
         "source": source(),
         "packages": {x: version(x) for x in PACKAGES},
         "hardware": {"device": device, "threads": torch.get_num_threads()},
-        "weights": fingerprint(locate(cfg.model)),
-        "data": {x: sha256(path) for x, path in data_files(cfg).items()},
+        "inputs": record(cfg),
     }
 
 
@@ -81,11 +63,13 @@ def accepted(run: Path, now: dict[str, Any], force: bool) -> dict[str, Any]:
     before = read_recorded(run)
     noted = {"resumed": before.pop("resumed", [])}
     before.pop("schema", None)
-    was, is_ = (flat({**x, "code": "", "config": {
-        k: v for k, v in x["config"].items() if k not in FREE}}) for x in (before, now))
+    was, is_ = (flat({**x, "code": "", "inputs": "", "config": {
+        k: v for k, v in x["config"].items() if k not in (*FREE, *KNOBS)}}) for x in (before, now))
     more = is_["config.rounds"] > was["config.rounds"]
     changed = {k: f"{was.get(k)} → {is_.get(k)}" for k in sorted(was.keys() | is_.keys())
                if was.get(k) != is_.get(k) and not (more and k == "config.rounds")}
+    others = differences(before.get("inputs", {}), now["inputs"])
+    changed |= others
     if changed and not force:
         told = "; ".join(f"{k}: {x}" for k, x in changed.items())
         raise UserError(f"{run} cannot go on as it began: {told}; undo that, or --force")
@@ -97,7 +81,10 @@ def accepted(run: Path, now: dict[str, Any], force: bool) -> dict[str, Any]:
         logger.warning(f"forced: {key}: {change}; what is done already stays as it is")
     if changed or more:
         noted["resumed"].append(changed | ({"config.rounds": is_["config.rounds"]} if more else {}))
-    return {**now, **noted, "config": now["config"] | {"resume": "", "force": False}}
+    moved = {x.partition("/")[0] for x in others}
+    kept = {k: before["config"][k] for k in KNOBS  # as typed
+            if k in before["config"] and k not in moved}
+    return {**now, **noted, "config": now["config"] | {"resume": "", "force": False} | kept}
 
 
 def code_version() -> str:

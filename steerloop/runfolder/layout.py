@@ -4,6 +4,7 @@ says runs/README.md."""
 from pathlib import Path
 from typing import Any
 
+PACKAGE = Path(__file__).parents[1]
 CONFIG = "config.json"
 EVENTS = "events.jsonl"
 SUMS = "checksums.txt"  # in the format of sha256sum
@@ -143,12 +144,36 @@ def upgraded(config: dict[str, Any]) -> dict[str, Any]:
     return known
 
 
+def located(document: dict[str, Any]) -> dict[str, Any]:
+    """The config of a run, its inputs named by the paths where it found them, as far as they are
+    still there: a name as typed may mean another file in another working directory."""
+    config = dict(document["config"])
+    for knob, x in document.get("inputs", {}).items():
+        path = x.get("path", "")
+        if path and Path(path).exists() and not Path(path).is_relative_to(PACKAGE):
+            filled = config[knob].replace("{split}", config["split"])
+            config[knob] = path.removesuffix(filled) + config[knob] if path.endswith(
+                filled) else path
+    return config
+
+
+def contents(inputs: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """The hashes of a run's inputs alone, by 'knob' or 'knob/file'."""
+    known = {}
+    for knob, x in inputs.items():
+        files = x["sha256"] if isinstance(x["sha256"], dict) else {"": x["sha256"]}
+        known |= {f"{knob}/{name}".rstrip("/"): digest for name, digest in files.items()}
+    return known
+
+
 def upgraded_summary(summary: dict[str, Any]) -> dict[str, Any]:
-    """The same of a summary: its arm is of a config, and verdicts were called gates."""
+    """The same of a summary: its arm is of a config, models are known by their names alone, and
+    verdicts were called gates."""
     summary = dict(summary)
     if "gates" in summary:
         summary["verdicts"] = [{"question" if k == "gate" else k: x for k, x in row.items()}
                                for row in summary.pop("gates")]
     if "arm" in summary:
         summary["arm"] = upgraded(summary["arm"])
+        summary["arm"]["model"] = Path(summary["arm"]["model"]).name
     return summary

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from steerloop.runfolder.folder import Folder
 from steerloop.runfolder.identity import accepted, identity, resolved
+from steerloop.runfolder.inputs import tell
 from steerloop.runfolder.layout import LOG
 
 FORMAT = "{time:HH:mm:ss} {level: <7} {message}"
@@ -34,4 +35,5 @@ def open_run(cfg: Any, device: str) -> Folder:
     run.document(**(accepted(run.path, now, cfg.force) if cfg.resume else now))
     log_to(run.path / LOG)
     logger.info(f"run folder {run.path}")
+    tell(cfg, now["inputs"])
     return run

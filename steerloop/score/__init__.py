@@ -27,7 +27,7 @@ from steerloop.kernels.dense import Dense
 from steerloop.kernels.hardware import hardware
 from steerloop.kernels.trunk import Trunk
 from steerloop.loading.fit import check_fit, output_head
-from steerloop.loading.hub import SHORT
+from steerloop.loading.hub import SHORT, locate
 from steerloop.loading.weights import load_weights, stop_ids
 from steerloop.model import Model
 from steerloop.readouts.probes import probes
@@ -35,9 +35,12 @@ from steerloop.report.run import run_table
 from steerloop.runfolder import layout
 from steerloop.runfolder.folder import Folder
 from steerloop.runfolder.identity import code_version
+from steerloop.runfolder.inputs import file_record, model_record, record, tell
 from steerloop.runfolder.layout import of_state
 from steerloop.runfolder.opening import log_to
 from steerloop.texts.data import Data, read_data
+
+READ = ("model", "persona", "vignettes", "mundane")  # of the inputs of a run
 
 
 @dataclass
@@ -70,7 +73,24 @@ def find_adapter(model: str) -> Adapter | None:
     if config.is_prompt_learning:
         raise UserError(f"{model} is a {config.peft_type.value} adapter, which changes the prompt "
                         "and not the weights: not supported")
-    return Adapter(folder, config.base_model_name_or_path or "")
+    base, revision = config.base_model_name_or_path, config.revision
+    if base and "/" in base and revision and not Path(base).is_dir():
+        base = f"{base}@{revision}"
+    return Adapter(folder, base or "")
+
+
+def base_of(name: str, adapter: Adapter) -> str:
+    """The base that an adapter names. Raises UserError where it names none, or one that is not to
+    be had from here."""
+    if not adapter.base or adapter.base.startswith("."):  # wherever it was trained
+        raise UserError(f"{name} does not say what its base is: name it with --base")
+    try:
+        locate(adapter.base)
+    except UserError as e:
+        raise UserError(f"{name} names its base {adapter.base}, which is no model here and not in "
+                        f"the hub's cache: --base says where it is, or `hf download {adapter.base}`"
+                        ) from e
+    return adapter.base
 
 
 def bare(cfg: Config) -> Model:
@@ -131,19 +151,25 @@ def measure(
 
 
 @torch.no_grad()
-def score(name: str, cfg: Config, base: str = "") -> Path:
+def score(name: str, cfg: Config, base: str = "", forced: dict[str, str] | None = None) -> Path:
     """Measure `name` (directory, hub id, adapter) under the data and settings of `cfg`, against its
-    base where it has one or `base` names one. Returns the folder; raises UserError."""
+    base where it has one or `base` names one. `forced` is what differs from the run whose settings
+    are taken, and was let pass: recorded. Returns the folder; raises UserError."""
     probes(cfg)  # those that are not there are said at once
     adapter, data = find_adapter(name), read_data(cfg)
-    first = base or (adapter.base if adapter else name)
+    first = base or (base_of(name, adapter) if adapter else name)
     if adapter:
         adapter.base = first
     model = bare(cfg := dataclasses.replace(cfg, model=first))
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
     run = Folder(Path(cfg.runs) / f"{stamp}_{Path(name).name}_score")
-    run.json(layout.CONFIG, config=dataclasses.asdict(cfg), scored=name, code=code_version())
+    inputs = record(cfg, READ) | {"scored": file_record(
+        adapter.folder, [adapter.folder / SETTINGS, adapter.folder / WEIGHTS]
+    ) if adapter else model_record(name)}
+    run.json(layout.CONFIG, config=dataclasses.asdict(cfg), scored=name, code=code_version(),
+             inputs=inputs, resumed=[forced] if forced else [])
     log_to(run.path / layout.LOG)
+    tell(cfg, inputs)
     run.event("axis", axis=[data.down, data.up])
     handle = put_on(model, adapter) if adapter else None
     off: AbstractContextManager = handle.disable_adapter() if handle else nullcontext()

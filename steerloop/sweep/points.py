@@ -10,8 +10,8 @@ from loguru import logger
 
 from steerloop import UserError
 from steerloop.config import parse
-from steerloop.loading.hub import locate
-from steerloop.runfolder.identity import code_version, fingerprint
+from steerloop.runfolder.identity import code_version
+from steerloop.runfolder.inputs import fingerprint, model_record
 from steerloop.sweep.arms import REGIMES, SWEEPS
 from steerloop.sweep.climb import climb, whole
 from steerloop.texts.data import read_data
@@ -47,7 +47,7 @@ class Group:
     @property
     def weights(self) -> str:
         """What tells its model from another of the same name."""
-        return fingerprint(locate(self.model))[:12]
+        return fingerprint({"model": model_record(self.model)})[:12]
 
     def check(self) -> None:
         """Raises UserError where the rows that are there came from another model of that name."""

@@ -1,0 +1,65 @@
+"""Which files of a model's folder are read: the library's own rule, and nothing beside it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from loguru import logger
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+BESIDE = ("config*.json", "generation_config.json", "tokenizer*", "special_tokens_map.json",
+          "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.jinja", "*.tiktoken",
+          "tekken.json", "chat_template.json", "additional_chat_templates/*.jinja")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold the weights of a checkpoint, and its index where it has one: those that
+    `transformers_weights` in its configuration names, else model.safetensors, else the shards that
+    the index lists. Empty where it has none of that.
+
+    Raises ValueError for an index that is damaged, or names files elsewhere.
+    """
+    named = _json(folder / CONFIG_NAME).get("transformers_weights")
+    choices = [named] if named else [SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME]
+    first = next((folder / x for x in choices if (folder / _inside(x)).is_file()), None)
+    if first is None:
+        return []
+    if not first.name.endswith(".index.json"):
+        return [first]
+    names = _json(first).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise ValueError(f"{first.name} is no index of weights: download or save it again")
+    return [first, *(first.parent / _inside(x) for x in sorted({*map(str, names.values())}))]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        known = json.loads(path.read_text("utf-8"))
+    except ValueError as e:
+        raise ValueError(f"{path.name} is damaged ({e}): download or save it again") from e
+    if not isinstance(known, dict):
+        raise ValueError(f"{path.name} is no JSON object: download or save it again")
+    return known
+
+
+def _inside(name: Any) -> str:
+    plain = isinstance(name, str) and name.endswith((".safetensors", ".safetensors.index.json"))
+    if not plain or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError(f"its weights are said to be in {name!r}, which is no safetensors file "
+                         "in its folder")
+    return name
+
+
+def model_files(folder: Path) -> list[Path]:
+    """All that loading a model reads: configuration, weights, tokenizer, chat template."""
+    beside = {x for kind in BESIDE for x in folder.glob(kind) if x.is_file()}
+    return sorted({*weight_files(folder), *(x for x in beside if x.suffix != ".safetensors")})
+
+
+def warn_of_others(folder: Path) -> None:
+    """Say which files look like weights of this model, and are not read."""
+    used = weight_files(folder)
+    if others := sorted(x.name for x in {*folder.glob("*.safetensors*")} - {*used}):
+        logger.warning(f"{folder} has weights that are not read: {', '.join(others)}; those in "
+                       f"{', '.join(x.name for x in used)} are")
