@@ -26,7 +26,6 @@ import os
 import re
 import shutil
 import signal
-import sys
 import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress

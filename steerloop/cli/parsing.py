@@ -39,17 +39,32 @@ class Parser(HfArgumentParser):
 
 def stored(run: Path) -> dict[str, Any]:
     """The config of a run folder, its inputs by where they were found; where config.json is gone,
-    as the run recorded it. Raises UserError where there is none."""
+    as the run recorded it. Raises UserError where there is none, or it is damaged."""
     try:
-        if (run / CONFIG).exists():
-            known = json.loads((run / CONFIG).read_text("utf-8"))
-        else:
-            lines = (run / EVENTS).read_text("utf-8", "replace").split("\n")[:-1]
-            told = [x["document"] for x in map(json.loads, lines) if x["stage"] == "config"]
-            known = told[-1]
+        known = written(run) if (run / CONFIG).exists() else noted(run)
         return located(known | {"config": upgraded(known["config"])})
     except (OSError, ValueError, LookupError, TypeError) as e:
+        if noted(run):
+            raise UserError(f"{run / CONFIG} is damaged: delete it, then `python -m steerloop.train"
+                            f" --resume {run}` makes it anew") from e
         raise UserError(f"--resume {run}: no run folder ({str(e).splitlines()[0]})") from e
+
+
+def written(run: Path) -> dict[str, Any]:
+    """What config.json of a run says, whatever that is."""
+    return json.loads((run / CONFIG).read_text("utf-8"))
+
+
+def noted(run: Path) -> dict[str, Any]:
+    """The same as it was recorded last in events.jsonl; {} where it was not. (Who goes on with it
+    finds out whether the records are damaged.)"""
+    try:
+        lines = (run / EVENTS).read_text("utf-8", "replace").split("\n")[:-1]
+        told = [x["document"] for x in map(json.loads, lines) if x["stage"] == "config"]
+        config = told[-1]["config"] | {"runs": str(run.parent)}  # where it lies is not recorded
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
+    return told[-1] | {"config": config}
 
 
 def parse(options: type[T], argv: list[str], description: str) -> T:

@@ -143,7 +143,7 @@ def check_data(folder: Path, cfg: Config) -> Compared:
     """Do the names in the config mean the same files here? The bundle's own are used anyway."""
     other = []
     for name, path in data_files(cfg).items():
-        (packed,) = folder.glob(f"data/{name}.*")
+        packed = next(x for x in folder.glob("data/*") if x.stem == name)
         if not path.is_file() or sha256(path) != sha256(packed):
             other.append(name)
     said = f"other here: {', '.join(other)}; the bundle's are used" if other else "the same"
@@ -212,7 +212,7 @@ def compare_bundle(bundle: Path, device: str = "") -> list[Compared]:
         parts = [files, check_versions(manifest), check_data(folder, cfg), check_tables(folder),
                  check_model(manifest, cfg)]
         student = open_student(folder, str(finished_rounds(folder)), "1", device)
-        packed = {x: str(next(folder.glob(f"data/{x}.*"))) for x in data_files(cfg)}
+        packed = {x.stem: str(x) for x in folder.glob("data/*") if x.stem in data_files(cfg)}
         data = read_data(dataclasses.replace(cfg, **packed))
         return [*parts, *check_answers(student, data), check_extraction(student, data)]
 

@@ -38,7 +38,7 @@ def read_events(run: Path) -> list[dict[str, Any]]:
             record = json.loads(line)
             said = record.pop("crc", None)
             good = said == event_line(record)[-11:-3] or (bare and said is None)
-        except (ValueError, AttributeError, RecursionError):
+        except (ValueError, AttributeError, TypeError, RecursionError):
             good = False
         if not good or "stage" not in record:
             raise UserError(f"{run / EVENTS}, line {number} is damaged: delete the file, "

@@ -1,6 +1,7 @@
 """Every path in a run folder, once, and the stages of a round in their order. What is in the files
 says runs/README.md."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +127,9 @@ def verdicts(run: Path) -> Path:
 
 
 def summaries(root: Path) -> list[Path]:
-    """Of all runs in a folder of them, as far as they have one."""
-    return sorted(root.glob(f"*/{SUMMARY}"))
+    """Of all runs in a folder of them, as far as they have one; where that cannot be seen, too."""
+    return sorted(x / SUMMARY for x in root.glob("*") if x.is_dir() and (
+        os.path.lexists(x / SUMMARY) or not os.access(x, os.X_OK)))
 
 
 def upgraded(config: dict[str, Any]) -> dict[str, Any]:
