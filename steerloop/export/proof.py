@@ -30,7 +30,7 @@ from steerloop.report.summary import summarise
 from steerloop.report.verdicts import verdicts, write_verdicts
 from steerloop.runfolder import layout
 from steerloop.runfolder.events import read_events
-from steerloop.runfolder.files import checksums, read_document
+from steerloop.runfolder.files import checksums, read_document, read_table
 from steerloop.steer import extract
 from steerloop.texts.data import Data
 from steerloop.texts.foundations import FOUNDATIONS
@@ -116,7 +116,7 @@ def bounded(folder: Path) -> Config:
     for path in folder.glob("**/*.parquet"):
         small_table(path)
     cfg, there = config_of(folder), finished_rounds(folder)
-    vignettes = len(pl.read_parquet(layout.rows(folder, 0, layout.BASE)))
+    vignettes = len(read_table(layout.rows(folder, 0, layout.BASE)))
     for round in range(there):
         with safe_open(layout.adapter(folder, round), "pt") as file:
             ranks = {file.get_slice(k).get_shape()[0] for k in file.keys()  # noqa: SIM118
@@ -178,13 +178,13 @@ def check_record(name: str, folder: Path, manifest: dict[str, Any], data: dict[s
             raise UserError(f"a record of {stage} has round {json.dumps(round)}")
         seen.append((round, stage))
         if stage == "start":
-            base = [pl.read_parquet(x(folder, 0, layout.BASE)) for x in (layout.rows, layout.items)]
+            base = [read_table(x(folder, 0, layout.BASE)) for x in (layout.rows, layout.items)]
             found = {"floor": floor_of(config_of(folder), base), "ppl_limit": kept(layout.LIMIT)}
         elif stage in (layout.HEAL, layout.DRIFT):
             found = kept(layout.of_round(round, stage))
         elif stage == "sample":
-            table = pl.read_parquet(layout.completions(folder, round))
-            curve = pl.read_parquet(folder / layout.of_round(round, f"{layout.CURVE}.parquet"))
+            table = read_table(layout.completions(folder, round))
+            curve = read_table(folder / layout.of_round(round, f"{layout.CURVE}.parquet"))
             vector = read_vector(folder, round + 1, torch.device("cpu"))
             found = {"c_star": kept(layout.of_round(round, layout.DOSE)),
                      "kappa": kept(layout.of_round(round, layout.KAPPA)),
@@ -205,8 +205,8 @@ def check_tables(name: str, folder: Path) -> Compared:
     wrong, seen = [], set()
     for event in records(folder, "evaluate"):
         at = event["round"], event["state"]
-        again = report.measures(pl.read_parquet(layout.rows(folder, *at)),
-                                pl.read_parquet(layout.items(folder, *at)))
+        again = report.measures(read_table(layout.rows(folder, *at)),
+                                read_table(layout.items(folder, *at)))
         wrong += [f"{at[1]} of round {at[0] + 1}: {x[1:]}"
                   for x in unlike(event["measures"], again)]
         seen.add(at)
@@ -254,8 +254,8 @@ def check_answers(name: str, student: Student, data: Data, round: int, state: st
     computed anew, against the saved rows."""
     model, cfg = student.model, student.cfg
     heard = 0 if state == layout.BASE else round + 1
-    saved = pl.read_parquet(layout.rows(student.run, round, state)).sort("vignette")
-    items = pl.read_parquet(layout.items(student.run, round, state)).filter(measure="mundane_nll")
+    saved = read_table(layout.rows(student.run, round, state)).sort("vignette")
+    items = read_table(layout.items(student.run, round, state)).filter(measure="mundane_nll")
     with model.gates(model.gates.before(heard)):
         now = choices(model, data.vignettes, cfg, free=False).sort("vignette")
         nlls = mundane(model, data, cfg)
