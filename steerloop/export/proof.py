@@ -154,7 +154,7 @@ def restated(folder: Path, cfg: Config) -> Config:
 def check_record(name: str, folder: Path, manifest: dict[str, Any], data: dict[str, str]
                  ) -> Compared:
     """Do manifest, config, checksums and records say the same of the same things? `data`: knob →
-    hash of the packed file."""
+    hash of the packed file. Raises UserError for records that no run writes."""
     document, wrong = read_document(folder), []
     same = {"seed": document["config"]["seed"], "made_with": document.get("code", "")}
     wrong += [f"{k} in the manifest" for k, x in same.items() if x != manifest[k]]
