@@ -43,7 +43,7 @@ from steerloop.export.proof import (
     restated,
 )
 from steerloop.export.student import config_of, finished_rounds, open_student
-from steerloop.export.unpack import MANIFEST, SCHEMA, unpack
+from steerloop.export.unpack import MANIFEST, SCHEMA, said, unpack
 from steerloop.loading.hub import locate
 from steerloop.report.text import inline, markdown
 from steerloop.runfolder import layout
@@ -183,8 +183,7 @@ def compare_bundle(bundle: Path, device: str = "") -> list[Compared]:
             parts, cfg = from_tables(folder, manifest)
             parts = [files, *parts, *from_model(folder, manifest, cfg, device)]
         except FAULTS as e:
-            why = (str(e).splitlines() or [type(e).__name__])[0]
-            raise UserError(f"{bundle}: {why}".replace(f"{folder}/", "").replace(
+            raise UserError(f"{bundle}: {said(e)}".replace(f"{folder}/", "").replace(
                 str(folder), "it")) from e
         return [x._replace(said=x.said.replace(f"{folder}/", "")) for x in parts]
 

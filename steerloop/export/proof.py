@@ -20,6 +20,7 @@ from steerloop import UserError, report
 from steerloop.config import Config
 from steerloop.evidence.bounds import floor_of
 from steerloop.export.student import Student, config_of, finished_rounds, read_vector, records
+from steerloop.export.unpack import said
 from steerloop.kernels.spectral import cosine
 from steerloop.readouts.forced_choice import choices
 from steerloop.readouts.mundane import mundane
@@ -65,8 +66,8 @@ def part(name: str, compute: Callable[..., Compared], *args: Any) -> Compared:
     try:
         return compute(name, *args)
     except FAULTS as e:
-        why = (str(e).splitlines() or [""])[0].partition(": delete ")[0]  # a remedy for runs
-        return Compared(name, False, f"cannot be computed from it: {type(e).__name__} {why}")
+        why = said(e).partition(": delete ")[0]  # a remedy for runs
+        return Compared(name, False, f"cannot be computed from it: {why}")
 
 
 def unlike(a: Any, b: Any, at: str = "") -> Iterator[str]:
@@ -155,8 +156,8 @@ def check_record(name: str, folder: Path, manifest: dict[str, Any], data: dict[s
     """Do manifest, config, checksums and records say the same of the same things? `data`: knob →
     hash of the packed file."""
     document, wrong = read_document(folder), []
-    said = {"seed": document["config"]["seed"], "made_with": document.get("code", "")}
-    wrong += [f"{k} in the manifest" for k, x in said.items() if x != manifest[k]]
+    same = {"seed": document["config"]["seed"], "made_with": document.get("code", "")}
+    wrong += [f"{k} in the manifest" for k, x in same.items() if x != manifest[k]]
     wrong += [f"{k} in {layout.SUMS}" for k, x in checksums(folder).items()
               if manifest["files"].get(k, x) != x]
     inputs = document.get("inputs", {})

@@ -14,6 +14,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
+from textwrap import shorten
 from typing import Any
 
 from steerloop import UserError
@@ -49,7 +50,7 @@ def unpack(bundle: Path, into: Path) -> tuple[dict[str, Any], list[str]]:
 
 def said(e: BaseException) -> str:
     """An error in one line."""
-    return (str(e).splitlines() or [""])[0] or type(e).__name__
+    return shorten(str(e), 300, placeholder=" ...") or type(e).__name__
 
 
 def members(
