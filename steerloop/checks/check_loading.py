@@ -87,6 +87,9 @@ BROKEN = {  # sound folder, what is done to it, what the line says
         lambda f: configure(f, quantization_config={"quant_method": "gptq", "bits": 4}),
         "quantised already",
     ),
+    "a negative depth": ("gemma3", lambda f: configure(f, num_hidden_layers=-1), "num_hidden"),
+    "no heads": ("gemma3", lambda f: configure(f, num_attention_heads=0), "cannot load"),
+    "a width in words": ("gemma3", lambda f: configure(f, hidden_size="wide"), "hidden_size"),
     "gemma stored in fp16": ("gemma3", lambda f: configure(f, dtype="float16"), "float16"),
 }
 
@@ -124,6 +127,14 @@ def check_another_architectures_weights_are_refused(good, tmp_path):
     shutil.copy(good["olmo2"] / MODEL, folder / MODEL)
     line = refused("--model", folder, "--quant", "none")
     assert "are not in its files" in line and "another architecture" in line
+
+
+def check_dropout_is_said_before_a_run_that_would_switch_it_on(good, tmp_path):
+    folder = shutil.copytree(good["llama3"], tmp_path / "model")
+    configure(folder, attention_dropout=0.1)
+    line = refused("--model", folder, "--quant", "none", "--checkpointing", "--steer_blocks", "1",
+                   "--lora_blocks", "1")
+    assert "--checkpointing" in line and "attention_dropout" in line
 
 
 def check_nothing_is_run_in_fp16(good, capsys):
