@@ -4,13 +4,19 @@ The class defaults are those for hub models (bf16, an iso-KL dose of 1 nat); pre
 what the embedded model and the `--tiny` smoke run change. Flags on the command line always win.
 """
 
+import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from steerloop import UserError
 from steerloop.cli import parsing
-from steerloop.cli.knobs import check_ranges, knob
+from steerloop.cli.knobs import SEEDS, check_device, check_knobs, expanded, knob
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+PATHS = ("runs", "resume", "persona", "contexts", "prompts", "vignettes", "mundane", "labelled")
+CONSTRAINT = ("tau", "tau_share", "agg", "ref")
+IDLE = {"nll": ("lam", "lam_pow", *CONSTRAINT), "spectral": CONSTRAINT}  # what a barrier leaves out
+TWICE = [("tau", "tau_share"), ("steer_blocks", "steer_band"), ("lora_blocks", "lora_band")]
 
 
 @dataclass
@@ -21,19 +27,19 @@ class Config:
     model: str = knob("embedded", "'embedded', a short name, a hub id or a directory")
     tiny: bool = knob(False, "smoke run: all of it real, the scale turned down, types checked")
     resume: str = knob("", "run folder to go on with, with the config that it has")
-    force: bool = knob(False, "resume although something changed; recorded")
+    force: bool = knob(False, "go on although something changed; recorded")
     device: str = knob("auto", "torch device; auto: cuda if there is one, else cpu")
-    threads: int = knob(0, "CPU threads; 0: as many as torch takes by itself", 0)
+    threads: int = knob(0, "CPU threads; 0: as many as torch takes by itself", 0, 1024)
     quant: Literal["nf4", "none"] = knob("nf4", "4-bit base, or none: dense")
     dtype: Literal["auto", "bfloat16", "float32"] = knob("auto", "auto: bfloat16 where fast")
     decode: Literal["auto", "dense", "nf4"] = knob("auto", "dense: sample with merged weights")
     attn: Literal["auto", "sdpa", "eager"] = knob("auto", "attention; auto: sdpa where it fits")
-    seed: int = knob(0, "seed of every random draw of the run", 0)
-    rounds: int = knob(8, "rounds of the loop")
+    seed: int = knob(0, "seed of every random draw of the run", 0, SEEDS)
+    rounds: int = knob(8, "rounds of the loop", high=1000)
     runs: str = knob("runs", "folder that receives the run folder")
     persona: str = knob("data/personas/care_over_authority.toml", "persona pair file (.toml)")
-    contexts: str = knob("data/contexts.txt", "user texts for extraction, one a line")
-    prompts: str = knob("data/prompts.txt", "what the completions answer, one a line")
+    contexts: str = knob("data/contexts.txt", "user texts for extraction, as prompts are")
+    prompts: str = knob("data/prompts.txt", "to answer: one a line, or .jsonl with a column prompt")
     vignettes: str = knob("data/vignettes.jsonl", "moral vignettes (JSON lines)")
     mundane: str = knob("data/mundane.jsonl", "ordinary text (JSON lines)")
     labelled: str = knob("", "completions judged by hand (JSON lines), an audit")
@@ -54,10 +60,10 @@ class Config:
     # sample
     n_prompts: int = knob(48, "prompts used in a round")
     n_keep: int = knob(64, "kept completions that a round trains on")
-    budget: float = knob(6.0, "most completions sampled in a round, multiples of n_keep")
+    budget: float = knob(6.0, "most completions sampled in a round, multiples of n_keep", high=1000)
     batch_rows: int = knob(48, "rows of one sampling or scoring batch")
     max_new_tokens: int = knob(512, "length limit of a completion, tokens")
-    temperature: float = knob(1.0, "sampling temperature; 0: greedy", 0)
+    temperature: float = knob(1.0, "sampling temperature; 0: greedy", 0, 100)
     top_k: int = knob(64, "candidate tokens kept before top_p")
     top_p: float = knob(0.95, "probability mass kept among the top_k", high=1)
     # filter
@@ -72,38 +78,67 @@ class Config:
     lora_blocks: list[int] = knob([], "trained blocks by index; empty: use lora_band", 0)
     lora_band: list[float] = knob([0.2, 0.8], "trained band: low high, fractions of depth", 0, 1)
     targets: list[str] = knob(PROJECTIONS, "wrapped linear layers, by the end of their names")
-    r: int = knob(32, "LoRA rank of one round")
-    alpha: float = knob(64.0, "LoRA scale numerator, s = alpha / r")
+    r: int = knob(32, "LoRA rank of one round", high=4096)
+    alpha: float = knob(64.0, "LoRA scale numerator, s = alpha / r", high=10**5)
     barrier: Literal["kl_rev", "kl_fwd", "spectral", "nll"] = knob("kl_rev", "the one constraint")
     agg: Literal["rmse", "mean", "p95", "max"] = knob("rmse", "aggregate of one completion's KLs")
     lam: float = knob(0.3, "barrier weight lambda, per nat", 0)
-    lam_pow: float = knob(-0.5, "round r uses lambda * (1 + r) ** lam_pow", low=-9)
+    lam_pow: float = knob(-0.5, "round r uses lambda * (1 + r) ** lam_pow", -9, 9)
     tau: float = knob(2.0, "barrier threshold, nats", 0)
     tau_share: float = knob(0.0, "tau as this share of plain training's own KL; 0: --tau", 0)
     ref: Literal["base", "prev"] = knob("base", "reference of the KL")
     kl_budget: float = knob(0.0, "limit of the mean KL to base per token, nats; 0: none", 0)
-    lr: float = knob(1e-4, "peak learning rate of AdamW")
-    weight_decay: float = knob(0.0, "decoupled weight decay of AdamW", 0)
-    betas: list[float] = knob([0.9, 0.95], "AdamW decay of the first and second moment", high=1)
+    lr: float = knob(1e-4, "peak learning rate of AdamW", high=10)
+    weight_decay: float = knob(0.0, "decoupled weight decay of AdamW", 0, 10**4)
+    betas: list[float] = knob([0.9, 0.95], "AdamW decay of the first and second moment", 0, 1)
     warmup: float = knob(0.1, "share of the steps that warm up; cosine decay follows", 0, 1)
     clip: float = knob(1.0, "gradient norm limit")
     batch: int = knob(3, "completions of one micro-batch")
     accumulate: int = knob(2, "micro-batches of one optimiser step")
-    epochs: int = knob(6, "passes over the kept completions")
-    val_share: float = knob(0.125, "share of kept completions held out, to report on", 0, 1)
+    epochs: int = knob(6, "passes over the kept completions", high=10**4)
+    val_share: float = knob(0.125, "share of kept completions held out, to report on", 0, 0.9)
     checkpointing: bool = knob(False, "recompute activations in backward, to save memory")
     # evaluate and stop
     every: int = knob(1, "evaluate every n-th vignette; 1: all of them, as reported numbers need")
     baselines: bool = knob(False, "measure a prompt, steering and plain distillation as well")
     think_tokens: int = knob(128, "tokens of thought before the forced choice; 0: none", 0)
-    bootstrap: int = knob(1000, "resamples behind every 95 % interval")
+    bootstrap: int = knob(1000, "resamples behind every 95 % interval", 10, 10**5)
     coh_floor: float = knob(0.95, "the loop stops below min(coh_floor, base - coh_drop)", 0, 1)
     coh_drop: float = knob(0.03, "loss of coherence tolerated where the base is low", 0, 1)
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        check_knobs(self)
+        check_device(self.device)
+        for name in PATHS:
+            setattr(self, name, expanded(getattr(self, name)))
+        for name in ("steer_band", "lora_band", "betas"):
+            if len(pair := getattr(self, name)) != 2:
+                raise UserError(f"--{name} takes two numbers, not {pair}")
+        for name in ("steer_band", "lora_band"):
+            if getattr(self, name) != sorted(getattr(self, name)):
+                raise UserError(f"--{name} takes the low end first, not {getattr(self, name)}")
+        if max(self.betas) == 1:
+            raise UserError(f"--betas are below 1, not {self.betas}: a moment would never change")
+        for probe in self.probes:
+            if not re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", probe):
+                raise UserError(f"--probes takes module:function, not {probe!r}")
+
+
+def refuse(cfg: Config, said: dict[str, Any]) -> None:
+    """Raises UserError for options that contradict one another, of those on the command line."""
+    for name in IDLE.get(cfg.barrier, ()):
+        if name in said:
+            raise UserError(f"--{name} has no effect under --barrier {cfg.barrier}: leave one of "
+                            "them out")
+    for one, other in TWICE:
+        if one in said and said.get(other):
+            raise UserError(f"--{one} and --{other} say the same thing in two ways: give one")
+    if cfg.min_tokens > cfg.max_new_tokens:
+        raise UserError(f"--min_tokens {cfg.min_tokens} is more than --max_new_tokens "
+                        f"{cfg.max_new_tokens}: every completion would be dropped")
 
 
 def parse(argv: list[str]) -> Config:
     """Command line → Config: the preset of the model, that of --tiny over it, then the flags."""
-    return parsing.parse(Config, argv, "Steer, sample, filter, heal, fold; round after round.")
+    about = "Steer, sample, filter, heal, fold; round after round."
+    return parsing.parse(Config, argv, about, refuse)

@@ -10,7 +10,7 @@ from steerloop.config import Config
 from steerloop.model import Model
 from steerloop.readouts.forced_choice import choices
 from steerloop.readouts.mundane import mundane
-from steerloop.readouts.probes import long, probes
+from steerloop.readouts.probes import long, probed
 from steerloop.texts.data import Data
 
 
@@ -18,7 +18,5 @@ from steerloop.texts.data import Data
 def evaluate(model: Model, data: Data, cfg: Config) -> list[pl.DataFrame]:
     """Measure the model in its current state: a row per vignette (see `choices`), and (measure,
     item, value) for ordinary text (nats) and for what the probes return."""
-    items = {"mundane_nll": mundane(model, data, cfg)}
-    for probe in probes(cfg):
-        items |= probe(model, cfg)
+    items = probed(model, cfg) | {"mundane_nll": mundane(model, data, cfg)}
     return [choices(model, data.vignettes, cfg), long(items)]

@@ -25,8 +25,8 @@ from steerloop.kernels.hardware import hardware
 from steerloop.kernels.head import Head
 from steerloop.kernels.trunk import Trunk
 from steerloop.loading.chat import Chat
-from steerloop.loading.fit import check_fit, output_head
-from steerloop.loading.layers import band, projections
+from steerloop.loading.fit import check_fit, check_trainable, output_head
+from steerloop.loading.layers import projections, trained
 from steerloop.loading.weights import load_weights, stop_ids
 
 Change = Callable[[Tensor], Tensor]  # of what a block puts out, (b, t, d)
@@ -78,9 +78,8 @@ def load(cfg: Config) -> Model:
     device = hardware(cfg.device, cfg.threads)
     tokenizer, hf = load_weights(cfg.model, cfg.dtype, cfg.attn, cfg.quant, device)
     decoder = hf.get_decoder()
-    depth = len(decoder.layers)
-    band(cfg.steer_blocks, cfg.steer_band, depth, "steer")  # one without a block is said at once
-    blocks = band(cfg.lora_blocks, cfg.lora_band, depth, "lora")
+    blocks = trained(cfg, len(decoder.layers))  # a wrong choice is said at once
+    check_trainable(hf, cfg.checkpointing)
     names = projections(hf, decoder.layers, blocks, cfg.targets)
     gates = lora.Gates(cfg.rounds)
     layers = lora.wrap(hf, names, gates, cfg.r, cfg.alpha)
@@ -89,5 +88,4 @@ def load(cfg: Config) -> Model:
     model = Model(
         tokenizer, stop_ids(hf), hf, decoder, trunk, head, gates, layers, dense, device
     )  # fmt: skip
-    check_fit(cfg.model, model)
-    return model
+    return check_fit(cfg.model, model)

@@ -27,8 +27,7 @@ def extract(model: Model, data: Data, cfg: Config) -> Vector:
     Context i speaks under pair i modulo their number, so that wordings average out.
     Raises UserError when the band selects no block of this model.
     """
-    depth = len(model.decoder.layers)
-    blocks = band(cfg.steer_blocks, cfg.steer_band, depth, "steer")
+    blocks = band(cfg.steer_blocks, cfg.steer_band, len(model.decoder.layers), "steer")
     means = []
     for pole in (0, 1):
         prompts = []

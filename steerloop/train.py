@@ -28,6 +28,7 @@ from steerloop.dose import ask
 from steerloop.evidence.bounds import Bounds
 from steerloop.evidence.drift import drift
 from steerloop.evidence.journal import Journal
+from steerloop.evidence.lengths import check_lengths
 from steerloop.lora import fold
 from steerloop.model import Model, load
 from steerloop.readouts.probes import probes
@@ -46,8 +47,9 @@ def loop(model: Model, data: Data, cfg: Config, run: Recorder = NOTHING) -> str:
     done, or ''. Gradients are on in `heal` alone.
 
     `run` is put on once, around the stages: it may keep what they return, show it, measure more.
-    Raises UserError, naming the remedy, where a round cannot go on.
+    Raises UserError, naming the remedy, where a prompt does not fit or a round cannot go on.
     """
+    check_lengths(model, data, cfg)
     (evaluate, calibrate, extract, dose, short, sample,
      filter, choose, heal, drift) = run.keeps(*STAGES)
     bounds = Bounds(cfg, evaluate(model, data, cfg))
@@ -81,10 +83,10 @@ def train(cfg: Config) -> Path:
     """
     probes(cfg)  # those that are not there are said at once
     data, model = read_data(cfg), load(cfg)
-    run = Journal(model, data, cfg)
-    loop(model, data, cfg, run)
-    rivals(run, loop)
-    logger.info(f"{run.path}\n{run.finish()}")
+    with Journal(model, data, cfg) as run:
+        loop(model, data, cfg, run)
+        rivals(run, loop)
+        logger.info(f"{run.path}\n{run.finish()}")
     return run.path
 
 

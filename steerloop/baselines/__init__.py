@@ -2,7 +2,8 @@
 
     prompted     the untouched model with the first persona text as system prompt
     calibrated   the untouched model, steered at the iso-KL dose of round 0
-    matched      the same, at the dose that gives the student's shift (measured by every run)
+    matched      the same, at the dose that gives the student's shift, or comes nearest to it within
+                 what was calibrated, c* times the largest multiple (measured by every run)
     nll          the same kept completions, distilled without a barrier, round by round
 
 A comparison counts at the same shift alone. So the larger of student and rival is turned down with
@@ -76,7 +77,7 @@ def rivals(run: Journal, loop: Loop) -> None:
     base, healed = moved(run.base), moved(run.healed)
     with model.gates(model.gates.before(0)):
         run.measure("matched", vector,
-                    dose_for(model, vector, data, cfg, healed, 8 * c_star))
+                    dose_for(model, vector, data, cfg, healed, c_star * max(cfg.multiples)))
         if not cfg.baselines:
             return
         run.measure("calibrated", vector, c_star)

@@ -21,12 +21,12 @@ Ours alone:
 --shape embedded takes the embedded model with its own preset, whatever --quant says.
 """
 
-import argparse
 import contextlib
 import json
 import os
 import sys
 import tempfile
+from argparse import Namespace
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -36,9 +36,10 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from steerloop import UserError
 from steerloop.bench import load, measure, memory, races, round
-from steerloop.bench.shapes import SHAPES, save_random
+from steerloop.bench.shapes import SHAPES, depth, save_random
+from steerloop.cli.entry import command
+from steerloop.cli.options import Parser, number, path
 from steerloop.config import Config, parse
 from steerloop.kernels.hardware import hardware, precision
 from steerloop.runfolder.files import write_whole
@@ -52,27 +53,23 @@ NAMED = {"loss": (8, 128, 0), "heal": (0, 200, 100), "sample": (48, 64, 100),
          "load": (8, 32, 0)}
 
 
-def options(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m steerloop.bench",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add, count = parser.add_argument, int
+def options(argv: list[str]) -> Namespace:
+    """Command line → options, sizes filled in."""
+    parser = Parser(prog="python -m steerloop.bench", description=__doc__)
+    add, count, size = parser.add_argument, number(int, 1, 10**6), number(int, 0, 10**6)
     add("what", choices=["loss", *races.MODELS, "round", "load", "memory", "limits"])
     add("--shape", choices=[*SHAPES, "embedded"], help="tiny; for round embedded")
-    add("--blocks", type=count, default=0, help="keep that many blocks of the shape; 0: all")
+    add("--blocks", type=size, default=0, help="keep that many blocks of the shape; 0: all")
     add("--device", choices=["cpu", "cuda"], default="cpu")
     add("--quant", choices=QUANT, default="nf4", help="4-bit base, or dense")
-    add("--weights", type=Path, help="folder to keep the random weights in")
+    add("--weights", type=path, help="folder to keep the random weights in")
     add("--rows", type=count, help="rows of ours: completions, vignettes, prompts, pairs")
     add("--twin_rows", type=count, default=4, help="rows that a slow twin is measured on")
     add("--tokens", type=count, help="tokens of a completion")
-    add("--prompt", type=count, help="tokens of the prompt before it")
-    add("--think", type=count, help="tokens of thought, for evaluate (0) and round (128)")
+    add("--prompt", type=size, help="tokens of the prompt before it")
+    add("--think", type=size, help="tokens of thought, for evaluate (0) and round (128)")
     add("--repeats", type=count, default=3, help="how often each runs after its warm-up")
-    add("--json", type=Path, help="write the figures there, too")
+    add("--json", type=path, help="write the figures there, too")
     chosen = parser.parse_args(argv)
     named = dict(zip(("rows", "tokens", "prompt"), NAMED.get(chosen.what, (0, 0, 0)), strict=True))
     named |= {"shape": "embedded", "think": 128} if chosen.what == "round" else {
@@ -80,13 +77,14 @@ def options(argv: list[str]) -> argparse.Namespace:
     vars(chosen).update({k: x for k, x in named.items() if vars(chosen)[k] is None})
     if chosen.shape == "embedded" and chosen.what in ("loss", "load", "memory"):
         parser.error(f"{chosen.what} takes the shape of a published model, not embedded")
-    if min(chosen.twin_rows, chosen.repeats) < 1:
-        parser.error("--twin_rows and --repeats are at least 1")
+    if chosen.blocks and (chosen.shape == "embedded" or chosen.blocks > depth(chosen.shape)):
+        parser.error(f"--blocks {chosen.blocks} is more than can be kept of --shape "
+                     f"{chosen.shape}")
     return chosen
 
 
 @contextlib.contextmanager
-def weights(chosen: argparse.Namespace) -> Iterator[Config]:
+def weights(chosen: Namespace) -> Iterator[Config]:
     """The config of a model with random weights. They are made elsewhere: peaks are those of a
     process. Those kept in --weights have to be of the shape asked for."""
     if chosen.shape == "embedded":
@@ -102,7 +100,7 @@ def weights(chosen: argparse.Namespace) -> Iterator[Config]:
                      quant=QUANT[chosen.quant])
 
 
-def figures(chosen: argparse.Namespace) -> dict[str, Any]:
+def figures(chosen: Namespace) -> dict[str, Any]:
     """What was asked for."""
     if chosen.what == "memory":
         return {"gb": memory.need(chosen.shape, Config(quant=QUANT[chosen.quant]), PROMPT)}
@@ -123,7 +121,7 @@ def figures(chosen: argparse.Namespace) -> dict[str, Any]:
         return races.run(chosen.what, cfg, size)
 
 
-def computed_in(chosen: argparse.Namespace) -> torch.dtype:
+def computed_in(chosen: Namespace) -> torch.dtype:
     """The dtype that ours and the twins compute in."""
     if chosen.shape == "embedded":
         return torch.float32
@@ -139,29 +137,30 @@ def rounded(x: Any) -> Any:
     return float(f"{x:.4g}") if isinstance(x, float) else x
 
 
-def main(argv: list[str]) -> None:
-    """Print what was asked for. One line and a non-zero exit status where that cannot be."""
-    chosen = options(argv)
+def measure_and_print(chosen: Namespace) -> None:
+    """Print what was asked for. Raises UserError where that cannot be."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # what a run logs is not the answer
-            measured = figures(chosen)
-        cuda = chosen.what != "memory" and chosen.device == "cuda"
-        machine = torch.cuda.get_device_name() if cuda else f"{os.cpu_count()} CPU cores"
-        facts = {"bench": chosen.what, "shape": chosen.shape, "blocks": chosen.blocks or "all",
-                 "quant": chosen.quant, "dtype": str(computed_in(chosen)), "machine": machine,
-                 "threads": torch.get_num_threads(), "torch": torch.__version__,
-                 "code": code_version()}
-        if chosen.shape == "embedded":
-            facts |= {"quant": "none (float32)"}
-        text = json.dumps(rounded(facts | measured), indent=1)
-        print(text)
-        if chosen.json:
-            write_whole(chosen.json, lambda path: path.write_text(text + "\n"))
-    except UserError as e:
-        sys.exit(f"error: {e}")
+    with contextlib.redirect_stdout(sys.stderr):  # what a run logs is not the answer
+        measured = figures(chosen)
+    cuda = chosen.what != "memory" and chosen.device == "cuda"
+    machine = torch.cuda.get_device_name() if cuda else f"{os.cpu_count()} CPU cores"
+    facts = {"bench": chosen.what, "shape": chosen.shape, "blocks": chosen.blocks or "all",
+             "quant": chosen.quant, "dtype": str(computed_in(chosen)), "machine": machine,
+             "threads": torch.get_num_threads(), "torch": torch.__version__,
+             "code": code_version()}
+    if chosen.shape == "embedded":
+        facts |= {"quant": "none (float32)"}
+    text = json.dumps(rounded(facts | measured), indent=1)
+    print(text)
+    if chosen.json:
+        write_whole(chosen.json, lambda path: path.write_text(text + "\n", encoding="utf-8"))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line entry: one clear line and a non-zero exit status on bad input."""
+    command(options, measure_and_print, argv)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

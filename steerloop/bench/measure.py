@@ -31,7 +31,8 @@ TICK = 0.004  # seconds between two readings of the memory
 
 def resident() -> dict[str, float]:
     """Resident memory of this process, MB."""
-    lines = dict(x.split(":", 1) for x in Path("/proc/self/status").read_text().splitlines())
+    status = Path("/proc/self/status").read_text(encoding="utf-8").strip()
+    lines = dict(x.split(":", 1) for x in status.split("\n"))
     rss, anon = (int(lines[x].split()[0]) / 1024 for x in ("VmRSS", "RssAnon"))
     return {"rss": rss, "anon": anon}
 

@@ -42,11 +42,14 @@ SHAPES = {
 }  # fmt: skip
 
 
+def depth(shape: str) -> int:
+    """How many blocks a shape has."""
+    return SHAPES[shape]["num_hidden_layers"]
+
+
 def config(shape: str, blocks: int = 0) -> Gemma3TextConfig:
     """The model configuration of a shape, cut to its first `blocks` blocks (0: all)."""
-    known = SHAPES[shape]
-    return Gemma3TextConfig(
-        **known | {"num_hidden_layers": min(blocks or 999, known["num_hidden_layers"])})
+    return Gemma3TextConfig(**SHAPES[shape] | {"num_hidden_layers": blocks or depth(shape)})
 
 
 def tokenizer() -> PreTrainedTokenizerFast:

@@ -10,7 +10,7 @@ Letters: b rows, R slots of the stack.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -24,6 +24,15 @@ from steerloop.kernels.graphs import Eager
 from steerloop.readouts.states import Vector
 from steerloop.steer import steered
 from steerloop.texts.printable import printable
+
+
+class Turn(NamedTuple):
+    """A prompt, its answer, who spoke and under which dial."""
+
+    user: str
+    answer: str
+    speaker: str
+    dial: tuple[float, ...]
 
 
 @dataclass
@@ -41,7 +50,34 @@ class Talk:
     dose: float = 0.0
     before: list[int] = field(default_factory=list)  # the context of the last prompt
     context: list[int] = field(default_factory=list)
-    turns: list[tuple[str, str]] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list)
+    start: tuple[float, ...] = ()  # the dial that is called the student
+
+    def __post_init__(self) -> None:
+        self.start = self.start or self.dial
+
+    @property
+    def dial(self) -> tuple[float, ...]:
+        """The dose, and the gates of the rounds that are baked."""
+        return (self.dose, *self.gates[: self.student.rounds].tolist())
+
+    @property
+    def speaker(self) -> str:
+        """Who answers under the dial: base, student (the dial of the start), or the dial itself."""
+        if not any(self.dial):
+            return "base"
+        return "student" if self.dial == self.start else dialled(self.dial)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether some of the conversation was written under other dials."""
+        return any(turn.dial != self.dial for turn in self.turns)
+
+
+def dialled(dial: tuple[float, ...]) -> str:
+    """A dial in words."""
+    dose, *gates = dial
+    return f"gates {' '.join(f'{g:g}' for g in gates)} · dose {dose:g}"
 
 
 def prompt_ids(talk: Talk, user: str) -> list[int]:
@@ -108,7 +144,7 @@ def streamed(
         ids.extend([] if token is None else [token])
         now = text(ids)
         if token is None or (now.startswith(done) and not now.endswith("\ufffd")):
-            show(printable(now[len(done):]))
+            show(printable(now)[len(done):])
             done = now
 
     return add
@@ -120,16 +156,15 @@ def say(talk: Talk, user: str, show: Callable[[str], object] | None = None) -> s
     (ids,) = answer(talk, user, talk.gates[None], [talk.dose], show)
     model, talk.before = talk.student.model, talk.context
     talk.context = prompt + (ids[:-1] if ids[-1] in model.stop_ids else ids)
-    talk.turns.append((user, model.to_text(ids)))
-    return talk.turns[-1][1]
+    talk.turns.append(Turn(user, model.to_text(ids), talk.speaker, talk.dial))
+    return talk.turns[-1].answer
 
 
-def compare(talk: Talk, user: str) -> dict[str, str]:
-    """The answers of base, of the student before its last round, and of the student under the dial,
-    to the same prompt, from one batch. The conversation stays as it was."""
+def compare(talk: Talk, user: str) -> list[str]:
+    """The answers of base, of the dial without the last round, and of the dial, to the same prompt,
+    from one batch. The conversation stays as it was."""
     now = talk.gates
     before = now * talk.student.model.gates.before(talk.student.rounds - 1).to(now)
     rows = torch.stack([torch.zeros_like(now), before, now])
     answers = answer(talk, user, rows, [0.0, talk.dose, talk.dose])
-    names = ("base", "previous", "student")
-    return {name: talk.student.model.to_text(ids) for name, ids in zip(names, answers, strict=True)}
+    return [talk.student.model.to_text(ids) for ids in answers]

@@ -40,7 +40,7 @@ ONLY = {  # rooms that take less than what is below them
     "config": {"cli"},
     "loading": {"kernels", "texts"},
     "runfolder": {"runfolder.layout", "loading", "kernels", "texts"},
-    "report": {"runfolder", "runfolder.layout", "texts"},
+    "report": {"cli", "runfolder", "runfolder.layout", "texts"},
 }
 SAID = {"UserError"}
 FILES = sorted(x for x in PACKAGE.rglob("*.py") if "checks" not in x.parts)
@@ -162,8 +162,73 @@ def check_only_loading_imports_model_classes(name):
                 for x in names), name
 
 
+OPENS = {"open": "r", "fdopen": "r", "NamedTemporaryFile": "wb", "TemporaryFile": "wb",
+         "SpooledTemporaryFile": "wb"}  # and in which mode, where none is said
+RUNS = {"run", "Popen", "check_output", "check_call"}
+
+
+def says_its_encoding(call):
+    """Whether a call that reads or writes text says how it is encoded; so does any other call."""
+    where, _, name = ast.unparse(call.func).rpartition(".")
+    said = {x.arg: x.value for x in call.keywords}
+    if "encoding" in said:
+        return True
+    if name in ("read_text", "write_text", "TextIOWrapper"):
+        first = 1 if name == "read_text" else 2  # where the encoding may stand by its place
+        return not where or len(call.args) >= first  # texts.reader has a function of this name
+    if name in RUNS:
+        return not {"text", "universal_newlines", "errors"} & said.keys()
+    if name not in OPENS or (where in ("os", "tarfile") and name == "open"):
+        return True
+    constants = [x.value for x in [*call.args, said.get("mode")] if isinstance(x, ast.Constant)]
+    modes = [x for x in constants if isinstance(x, str) and set(x) <= set("rwxabt+")]
+    if name == "open" and where not in ("", "io") and call.args and not modes:
+        return True  # a method of this name that takes no mode opens no file
+    return "b" in (modes or [OPENS[name]])[0]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def check_text_is_utf_8_whatever_the_locale(name):
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Call):
+            assert says_its_encoding(node), f"{name}: {ast.unparse(node)}"
+
+
+@pytest.mark.parametrize(("call", "says"), [
+    ("path.read_text()", False), ("path.read_text(encoding='utf-8')", True),
+    ("path.write_text(text)", False), ("path.write_text(text, 'utf-8')", True),
+    ("path.read_text('utf-8')", True), ("read_text(path)", True),
+    ("path.open()", False), ("path.open('w')", False), ("path.open('rb')", True),
+    ("path.open(mode='a')", False), ("open(path)", False), ("open(path, 'a')", False),
+    ("open(path, 'rb')", True), ("open('p', encoding='utf-8')", True), ("io.open(path)", False),
+    ("os.fdopen(1, 'w')", False), ("tarfile.open(path)", True), ("self.open(round, stage)", True),
+    ("subprocess.run(argv, text=True)", False), ("subprocess.run(argv)", True),
+    ("Popen(argv, universal_newlines=True)", False), ("NamedTemporaryFile('w')", False),
+    ("NamedTemporaryFile(mode='w')", False), ("TemporaryFile()", True), ("run(options)", True),
+    ("gzip.open(path, 'rt')", False), ("io.TextIOWrapper(raw)", False),
+])
+def check_a_call_that_leaves_the_encoding_to_the_locale_is_seen(call, says):
+    assert says_its_encoding(ast.parse(call).body[0].value) is says
+
+
+BROKEN_UP = {("runfolder.files", "checksums")}  # no text, but names of ours
+
+
+@pytest.mark.parametrize("name", MODULES)
+def check_texts_are_split_at_line_ends_alone(name):
+    """`splitlines` breaks at U+2028, form feeds and the like, too. First lines of errors may be."""
+    firsts = {x.value for x in ast.walk(TREES[name]) if isinstance(x, ast.Subscript)
+              and ast.unparse(x.slice) == "0"}
+    allowed = {x for f in functions(TREES[name]) if (name, f.name) in BROKEN_UP
+               for x in ast.walk(f)}
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".splitlines"):
+            assert node in firsts | allowed, f"{name}: {ast.unparse(node)}"
+
+
 NO_TORCH = [x for x in MODULES if room_of(x) in ("report", "texts", "runfolder.layout")
-            or x in ("runfolder", "runfolder.files", "runfolder.events")]
+            or x in ("runfolder", "runfolder.files", "runfolder.events", "cli.entry",
+                     "cli.options", "cli.knobs")]
 
 
 @pytest.mark.parametrize("name", NO_TORCH)

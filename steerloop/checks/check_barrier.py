@@ -30,7 +30,7 @@ def problem(sizes, d, v, seed, softcap, dtype):
     g, n = torch.Generator().manual_seed(seed), sum(sizes)
     h = torch.randn(n, d, generator=g)
     ref = h + 0.5 * torch.randn(n, d, generator=g)
-    head = Head(torch.randn(v, d, generator=g).to(dtype), softcap)
+    head = Head(torch.randn(v, d, generator=g).to(dtype), softcap, (1.0, 0.25)[seed % 2])
     targets = torch.randint(v, (n,), generator=g)
     rows = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes).long())
     return h.to(dtype).requires_grad_(), ref.to(dtype), targets, rows, head

@@ -7,13 +7,18 @@ from dataclasses import replace
 import polars as pl
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from steerloop import lora, train
-from steerloop.baselines import strength_for, turned
+from steerloop.baselines import dose_for, strength_for, turned
 from steerloop.checks.small import data_files, short_run, small_config
+from steerloop.checks.synthetic import tilted, write_run
 from steerloop.readouts.forced_choice import choices
+from steerloop.report import finish
 from steerloop.report.rivals import PPL, outcomes, sides
+from steerloop.report.text import inline
 from steerloop.texts.data import read_data
 
 
@@ -28,6 +33,7 @@ def check_every_baseline_is_measured_on_the_same_vignettes(folder):
     states = {e["state"]: e for e in events if e["stage"] == "evaluate" and e["round"] == 1}
     assert {"healed", "calibrated", "prompted", "matched", "nll"} <= set(states)
     first = next(e["c_star"] for e in events if e["stage"] == "sample")
+    assert states["matched"]["dose"] <= first * (1 + 1e-9)  # the largest multiple is 1
     assert states["calibrated"]["dose"] == first and states["prompted"]["dose"] == 0
     base = pl.read_parquet(folder / "rounds/00/base.eval.parquet")
     for name in states:
@@ -83,8 +89,8 @@ def check_the_plain_rival_is_a_run_without_a_barrier(folders, tmp_path, monkeypa
 BASE = {"ppl_mundane": 2.0}
 
 
-def state(shift, coherence, ppl, **probes):
-    return {"shift": {"authority": {"nats": [shift, 0, 0]}},
+def state(shift, coherence, ppl, dose=0.0, **probes):
+    return {"dose": dose, "shift": {"authority": {"nats": [float(shift), 0, 0]}},
             "measures": {"coherence": coherence, "ppl_mundane": 2 * ppl} | probes}
 
 
@@ -101,10 +107,10 @@ def exact(found, width=0.0):
 def check_a_gain_within_its_interval_is_a_tie():
     found = {"healed": state(-1, 0.99, 1.0), "matched": state(-1, 0.95, 1.0)}
     for width, word in ((0.03, "yes"), (0.05, "tie")):
-        (row,) = outcomes(found, BASE, "authority", exact(found, width))
+        (row,) = outcomes(found, BASE, "authority", exact(found, width), 1.0)
         assert row["beaten"] == word
     found["healed"], found["matched"] = found["matched"], found["healed"]
-    assert outcomes(found, BASE, "authority", exact(found, 0.05))[0]["beaten"] == "tie"
+    assert outcomes(found, BASE, "authority", exact(found, 0.05), 1.0)[0]["beaten"] == "tie"
 
 
 @pytest.mark.parametrize(("ours", "theirs", "word"), [
@@ -116,7 +122,7 @@ def check_a_gain_within_its_interval_is_a_tie():
 ])
 def check_outcomes_say_what_the_numbers_say(ours, theirs, word):
     found = {"healed": state(-1, *ours), "matched": state(-1, *theirs)}
-    (row,) = outcomes(found, BASE, "authority", exact(found))
+    (row,) = outcomes(found, BASE, "authority", exact(found), 1.0)
     assert row["beaten"] == word
     assert row["coherence: student, rival; gain"][:2] == (ours[0], theirs[0])
 
@@ -126,20 +132,64 @@ def check_only_equal_shifts_are_compared():
     found = {"healed": state(-1, 0.9, 1.1), "matched": state(-1, 0.9, 1.1),
              "nll": state(-0.4, 0.97, 1.0), "healed_as_nll": state(-0.4, 0.99, 1.0),
              "prompted": state(-2, 1.0, 1.0)}
-    rows = {x["rival"]: x for x in outcomes(found, BASE, "authority", exact(found))}
+    rows = {x["rival"]: x for x in outcomes(found, BASE, "authority", exact(found), 1.0)}
     assert rows["nll"]["beaten"] == "yes"
     assert rows["nll"]["Δauthority student, rival"] == (-0.4, -0.4)
-    assert rows["prompt"] == {"rival": "prompt", "beaten": "no match"}
+    assert rows["prompt"]["beaten"] == "no match" and "one shift" in rows["prompt"]["because"]
     far = {"healed": state(-1.2, 0.9, 1.1), "matched": state(-0.02, 1.0, 1.0)}
-    assert [x["beaten"] for x in outcomes(far, BASE, "authority", exact(far))] == ["no match"]
+    assert [x["beaten"] for x in outcomes(far, BASE, "authority", exact(far), 1.0)] == ["no match"]
     found["nll_turned"] = state(-1, 0.8, 1.1)
-    rows = {x["rival"]: x for x in outcomes(found, BASE, "authority", exact(found))}
+    rows = {x["rival"]: x for x in outcomes(found, BASE, "authority", exact(found), 1.0)}
     assert rows["nll"]["coherence: student, rival; gain"][:2] == (0.9, 0.8)
+
+
+@settings(max_examples=1500, database=None)
+@given(dose=st.floats(0, 40), reach=st.floats(0, 20), ours=st.floats(-2, 0), gap=st.floats(-1, 1),
+       better=st.floats(-0.2, 0.2))
+def check_a_match_beyond_what_was_calibrated_is_open(dose, reach, ours, gap, better):
+    """Of any two states: steering at a dose that nobody calibrated beats nothing and is beaten by
+    nothing, and the reason names both doses; within it only the shifts count."""
+    found = {"healed": state(ours, 0.9 + better, 1.1), "matched": state(ours + gap, 0.9, 1.1, dose)}
+    (row,) = outcomes(found, BASE, "authority", exact(found), reach)
+    compared = "coherence: student, rival; gain" in row
+    assert compared is not bool(row.get("because"))
+    if dose > reach * 1.001:
+        assert row["beaten"] == "OPEN" and f"{dose:.3g}" in row["because"]
+        assert f"{reach:.3g}" in row["because"]
+    elif dose <= reach:
+        near = abs(gap) <= 0.05 + 0.05 * abs(ours + gap)
+        assert compared is near or abs(abs(gap) - 0.05 - 0.05 * abs(ours + gap)) < 1e-9
+        assert compared or row["beaten"] == "no match"
+
+
+def check_an_overdosed_match_of_an_older_run_is_open(tmp_path):
+    """A finished folder whose match lies at 13.2 c*: no table and no file says "yes" any more."""
+    run = write_run(tmp_path / "runs/one", [tilted({"authority": -0.9})], [tilted({})], others={
+        "matched": tilted({"authority": -0.9})})
+    lines = [json.loads(x) for x in (run / "events.jsonl").read_text().splitlines()]
+    for x in lines:
+        x |= {"dose": 13.2} if x.get("state") == "matched" else {}
+    (run / "events.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    said = finish(run)
+    (row,) = json.loads((run / "summary.json").read_text())["rivals"]
+    assert row["beaten"] == "OPEN" and "dose 13.2, and 1 is the largest" in row["because"]
+    assert all(inline(row["because"]) in x for x in (said, (run / "verdicts.md").read_text()))
+
+
+def check_a_rival_out_of_reach_is_met_at_the_largest_calibrated_dose(small, tmp_path):
+    """Whatever the student's shift is, steering is not searched for beyond c* × the largest
+    multiple, and no gate is turned above 1."""
+    s = small(**data_files(tmp_path))
+    data = read_data(s.cfg)
+    for goal in (-99.0, 0.0, 99.0):
+        assert 0 < dose_for(s.model, s.vector(), data, s.cfg, goal, 3.0) <= 3.0
+        assert 0 < strength_for(s.model, data, s.cfg, goal) <= 1.0
+    assert dose_for(s.model, s.vector(), data, s.cfg, -99.0, 3.0) == 3.0
 
 
 def check_legality_counts_where_it_is_known():
     found = {"healed": state(-1, 0.99, 1.0, opening_mass=0.99, sentence_validity=0.97),
              "matched": state(-1, 0.99, 1.0, opening_mass=0.95, sentence_validity=0.98)}
-    (row,) = outcomes(found, BASE, "authority", exact(found))
+    (row,) = outcomes(found, BASE, "authority", exact(found), 1.0)
     assert row["beaten"] == "mixed" and (
         row["opening_mass: student, rival; gain"][:2] == (0.99, 0.95))

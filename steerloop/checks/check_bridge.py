@@ -48,7 +48,7 @@ def check_its_absence_is_one_clear_line():
 
 def check_it_sees_the_model_in_its_state(small, public):
     s = small(think_tokens=5)
-    (measure,) = probes(replace(s.cfg, eval="moralmaps"))
+    measure = probes(replace(s.cfg, eval="moralmaps"))["moralmaps"]
     bare = measure(s.model, s.cfg)
     assert public["max_think_tokens"] == 5 and public["name"] == "classic"
     assert public["conditions"] == ("other_violate",) and public["n_vignettes"] is None

@@ -280,12 +280,12 @@ def check_products_in_tiles_are_products(sizes, v, tile, seed, softcap):
     """Where the CPU is slow in bfloat16, weights are multiplied in fp32: closer to the truth."""
     h, ref, targets, rows, head = problem(sizes, 6, v, seed, softcap, torch.bfloat16)
     barrier, n = Barrier("kl_rev", "mean", 0.7, 0.0), max(1, len(targets))
-    exact = Head(head.weight.float(), softcap)
+    exact = Head(head.weight.float(), softcap, head.scale)
     wide = h.detach().float().requires_grad_()
     with pytest.MonkeyPatch.context() as m:
         m.setattr(hardware, "fast_bf16", lambda _: False)
         m.setattr(heads, "TILE", tile)
-        head = Head(head.weight, softcap)
+        head = Head(head.weight, softcap, head.scale)
         assert head.tiled and not head.blocks
         with torch.no_grad():
             assert torch.allclose(head(h).log_softmax(-1), dense_logp(h.float(), exact), atol=1e-4)
@@ -307,7 +307,7 @@ def check_a_large_head_of_a_cpu_is_the_plain_one(sizes, v, seed, softcap, tile):
             m.setattr(heads, "SHARE_TRAINING", share)
             with pytest.MonkeyPatch.context() as now:
                 large(now, least)
-                head = Head(head.weight, softcap)
+                head = Head(head.weight, softcap, head.scale)
             assert (head.tiled, head.blocks) == (least == 1, least == 1 and share == 1)
             h.grad = None
             step = Step(barrier, len(targets), len(sizes))

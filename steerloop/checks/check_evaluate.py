@@ -187,8 +187,8 @@ def check_evaluate_hands_on_probes_and_mundane_text(case):
     ids, tokens = s.model.render(prompt), s.model.to_ids(text)
     logp = row_logits(bare, ids + tokens).log_softmax(-1)
     wanted = sum(-logp[len(ids) + i - 1, x].item() for i, x in enumerate(tokens)) / len(tokens)
-    (found,) = items.filter(measure="mundane_nll")["value"]
-    assert found == pytest.approx(wanted, rel=1e-4)
+    found = items.filter(measure="mundane_nll")["value"]
+    assert len(found) == len(data.mundane) == 3 and found[0] == pytest.approx(wanted, rel=1e-4)
 
 
 def check_embedded_model_answers_and_steering_moves_authority(world):

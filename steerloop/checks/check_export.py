@@ -1,23 +1,33 @@
 """What leaves the house is the student: every artefact is loaded by its consumer and compared."""
 
+import csv
 import json
+import os
+import re
+import shlex
 import shutil
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import peft
 import pytest
 import torch
 from gguf import GGUFReader
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from steerloop import UserError
 from steerloop.checks.exported import change_json, difference, made_run
 from steerloop.checks.families import DENSE, save_family
 from steerloop.checks.small import small_config, token_batch
-from steerloop.export import adapter, export_adapter, export_merged, export_vector
+from steerloop.export import adapter, export_adapter, export_merged, export_vector, vectors
 from steerloop.export.__main__ import main
+from steerloop.export.merged import copy_tokenizer
+from steerloop.export.parity import widened
 from steerloop.export.student import c_star, open_student, read_vector
+from steerloop.export.vectors import flags
+from steerloop.runfolder.files import write_whole
 
 FAMILIES = [*DENSE, "biases", "qwen3-moe"]
 ARCHITECTURES = {"gemma3-multimodal": "gemma3", "llama3": "llama", "mistral": "llama",
@@ -45,12 +55,12 @@ def run(saved, tmp_path_factory):
     """(family, config fields) → a run folder of three random rounds, made once."""
     known = {}
 
-    def make(family="gemma3", **fields):
+    def make(family="gemma3", size=0.3, **fields):
         if family == "qwen3-moe":
             fields |= {"targets": ["q_proj", "k_proj", "v_proj", "o_proj"]}
-        if (key := repr((family, fields))) not in known:
+        if (key := repr((family, size, fields))) not in known:
             cfg = small_config(saved(family), **{"quant": "none", **fields})
-            known[key] = made_run(tmp_path_factory.mktemp("run"), cfg)
+            known[key] = made_run(tmp_path_factory.mktemp("run"), cfg, size)
         return known[key]
 
     return make
@@ -60,6 +70,11 @@ def run(saved, tmp_path_factory):
 def short(monkeypatch):
     """Two completions show what eight do, in a quarter of the time."""
     monkeypatch.setattr("steerloop.export.parity.ROWS", 2)
+
+
+SUMMARY = {"axis": ["authority"], "base": {"coherence": 1.0, "ppl_mundane": 2.0}, "healed": [
+    {"round": 2, "shift": {"authority": {"nats": [-1.0, -1.1, -0.9]}},
+     "measures": {"coherence": 0.123, "ppl_mundane": 2.2}}]}
 
 
 def answers(student, ids):
@@ -203,10 +218,189 @@ def check_shards_and_a_narrower_dtype(run, tmp_path):
     assert torch.equal(stack, (layer.base.weight + B @ A).bfloat16().float())
 
 
-def check_a_bf16_student_is_itself_within_the_tolerance(run, tmp_path):
-    student = open_student(run(dtype="bfloat16"), "3")
+@pytest.mark.parametrize("quant", ["none", "nf4"])
+def check_a_bf16_student_is_compared_in_fp32(run, tmp_path, quant):
+    """By default all of it is written, and exact to 1e-6 before it is rounded; what rounding its
+    file costs is a share of what the student is. A delta that is 1 % off, which the noise of bf16
+    would hide, is noticed."""
+    folder = run(dtype="bfloat16", quant=quant)
+    student = open_student(folder, "3")
     export_adapter(student, tmp_path / "peft")
     export_merged(student, tmp_path / "merged")
+    export_merged(student, tmp_path / "wide", dtype="float32")
+    text = (tmp_path / "merged/README.md").read_text()
+    exact, rounded = [float(x) for x in re.findall(r"per token: mean ([^,]+),", text)]
+    share = float(re.findall(r"([\d.e-]+) % of KL", text)[-1])
+    assert exact < 1e-6 < rounded and 0 < share < 1 and "its bfloat16 files in fp32" in text
+    ids = token_batch(2, 20)
+    with torch.no_grad():
+        wanted = answers(student, ids)
+        base = answers(replace(student, gates=0 * student.gates), ids)
+        wide = library(tmp_path / "wide")(input_ids=ids).logits
+    assert wanted.dtype == torch.float32 and difference(wide, wanted) < 1e-4
+    kl = (wanted.softmax(-1) * (wanted.log_softmax(-1) - base.log_softmax(-1))).sum(-1).mean()
+    assert 0.3 < rounded / (share / 100) / kl < 3  # other texts, the same student
+
+
+def check_the_bound_of_parity_sees_what_bf16_hides(run, tmp_path, monkeypatch):
+    """A delta of a bf16 run that is 2 % too large: below the noise of a bf16 pass, and refused."""
+    real = adapter.factors
+    monkeypatch.setattr("steerloop.export.adapter.factors",
+                        lambda layer, gates: (real(layer, gates)[0], 1.02 * real(layer, gates)[1]))
+    student = open_student(run(dtype="bfloat16"), "3")
+    with pytest.raises(UserError, match="not the student") as e:
+        export_adapter(student, tmp_path / "peft")
+    assert float(re.search(r"mean ([^,]+),", str(e.value))[1]) < 2e-3
+
+
+def check_the_wide_student_multiplies_with_what_the_run_did(run):
+    """Its weights are those of the bf16 run, bit for bit: nothing is rounded anew, nothing less."""
+    for quant in ("none", "nf4"):
+        folder = run(dtype="bfloat16", quant=quant)
+        narrow, wide = open_student(folder, "3"), widened(open_student(folder, "3"))
+        for name, layer in narrow.model.layers.items():
+            now = wide.model.layers[name]
+            assert now.base.weight.dtype == now.baked_A.dtype == torch.float32
+            assert torch.equal(now.base.weight, layer.base.weight.float())
+            assert torch.equal(now.baked_B, layer.baked_B.float())
+        with torch.no_grad():
+            gap = difference(answers(narrow, token_batch(2, 20)), answers(wide, token_batch(2, 20)))
+        assert 0 < gap < 1.0
+
+
+def check_a_truncated_bf16_student_does_not_pass_in_silence(run, tmp_path):
+    """What it loses is said in norm and as a share of the student, and judged in fp32; its card has
+    no measures, which are those of the whole student."""
+    folder = shutil.copytree(run(dtype="bfloat16"), tmp_path / "run")
+    change_json(folder / "summary.json", **SUMMARY)
+    student = open_student(folder, "3")
+    with pytest.raises(UserError, match=r"% of the delta's norm is lost.* % of KL.*larger"):
+        export_adapter(student, tmp_path / "out", rank=2)
+    export_adapter(student, tmp_path / "out", rank=2, tolerance=99.0)
+    text = (tmp_path / "out/README.md").read_text()
+    assert "steerloop.score THIS-FOLDER --like run" in text and "is lost" in text
+    assert "coherence" not in text and "0.123" not in text
+    export_adapter(student, tmp_path / "full", rank=12)  # by SVD, but nothing is lost
+    export_adapter(student, tmp_path / "all")
+    for name in ("full", "all"):
+        assert "coherence: 0.123" in (tmp_path / name / "README.md").read_text()
+    export_merged(student, tmp_path / "merged")
+    assert "coherence: 0.123" in (tmp_path / "merged/README.md").read_text()
+    for gates in ("0.5", "1,1,0"):
+        export_adapter(open_student(folder, "3", gates), tmp_path / gates)
+        assert "0.123" not in (tmp_path / gates / "README.md").read_text()
+
+
+def check_rounding_that_eats_the_student_is_refused(run, tmp_path):
+    """A delta far below the spacing of bf16: the file would be the base. In fp32 it is written."""
+    folder = run(size=1e-5)
+    with pytest.raises(UserError, match=r"not the student.*--dtype float32 rounds nothing"):
+        export_merged(open_student(folder, "3"), tmp_path / "out", "bfloat16")
+    assert not list(tmp_path.iterdir())
+    export_merged(open_student(folder, "3"), tmp_path / "out")
+
+
+FILES = ["tokenizer.model", "vocab.json", "merges.txt", "spiece.model", "source.spm",
+         "qwen.tiktoken", "added_tokens.json", "special_tokens_map.json", "tekken.json",
+         "chat_template.json", "additional_chat_templates/tool_use.jinja",
+         "preprocessor_config.json"]
+OTHERS = ["model_old.safetensors", "README.md", "pytorch_model.bin", "training_args.json",
+          "config.json", "generation_config.json"]
+
+
+def check_merged_has_all_files_of_the_tokenizer(run, saved, tmp_path, monkeypatch):
+    """What saving leaves out is copied as it is; what saving wrote stays; nothing else comes."""
+    source = shutil.copytree(saved("gemma3"), tmp_path / "source")
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in [*FILES, *OTHERS, "tokenizer_config.json"]:
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_text(f"source {name}")
+        (source / name).chmod(0o600)
+    (out / "tokenizer_config.json").write_text("saved")
+    copy_tokenizer(source, out)
+    assert {str(x.relative_to(out)) for x in out.rglob("*") if x.is_file()} == {
+        *FILES, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    assert all((out / x).read_text() == f"source {x}" for x in FILES)
+    assert (out / "tokenizer_config.json").read_text() == "saved"
+    place = saved("gemma3") / "tokenizer.model"
+    place.write_bytes(b"\x0a\x0b")
+    try:
+        export_merged(open_student(run(), "3"), tmp_path / "merged")
+    finally:
+        place.unlink()
+    assert (tmp_path / "merged/tokenizer.model").read_bytes() == b"\x0a\x0b"
+
+
+def check_files_have_the_mode_of_any_new_file(run, tmp_path):
+    before = os.umask(0o027)
+    try:
+        student = open_student(run(), "3")
+        out = [export_adapter(student, tmp_path / "peft"),
+               export_merged(student, tmp_path / "merged"),
+               export_vector(student, tmp_path / "vector", gguf=False),
+               export_vector(student, tmp_path / "gguf", gguf=True)]
+        write_whole(tmp_path / "run.safetensors",
+                    lambda path: save_file({"x": torch.ones(1)}, path))
+    finally:
+        os.umask(before)
+    files = [x for folder in out for x in folder.rglob("*") if x.is_file()]
+    assert len(files) > 10
+    assert {x.stat().st_mode & 0o777 for x in [*files, tmp_path / "run.safetensors"]} == {0o640}
+
+
+def check_a_vector_has_a_card_that_names_its_student(run, tmp_path):
+    folder = run()
+    for to, file in (("vector", "vector.safetensors"), ("gguf-vector", "vector.gguf")):
+        for round in (1, 2, 3):
+            main([str(folder), "--to", to, "--round", str(round), "--out", str(tmp_path / "out")])
+            text = (tmp_path / "out/README.md").read_text()
+            assert (f"the student after round {round - 1}" in text) is (round > 1)
+            assert ("from the untouched base" in text) is (round == 1)
+            assert file in text and f"round {round}" in text and "c\\* = " in text
+            if to == "gguf-vector":
+                said = GGUFReader(tmp_path / "out" / file).get_field("general.description")
+                assert (f"after round {round - 1}" in said.contents()) is (round > 1)
+                assert f"--control-vector-scaled {file}:1 " in text
+            shutil.rmtree(tmp_path / "out")
+
+
+def check_llama_cpps_flag_is_what_it_parses():
+    """As common/arg.cpp reads it: commas part files unless quoted, a colon parts a file from its
+    scale, and there may be one."""
+    for name in ("v.gguf", "a b/v.gguf", "a,b/v.gguf", 'a"b,c/v.gguf', "a:b/v.gguf", "it's/v.gguf",
+                 "a:b,c/v.gguf", "$HOME/`x`/v.gguf"):
+        flag, value, layers, first, last = shlex.split(flags(Path(name), [1, 2]))
+        (item,) = next(csv.reader([value]))
+        scaled = flag == "--control-vector-scaled"
+        assert scaled is (":" not in name) and (scaled or flag == "--control-vector")
+        assert item.split(":") == [name, "1"] if scaled else item == name
+        assert (layers, first, last) == ("--control-vector-layer-range", "1", "2")
+
+
+@pytest.mark.parametrize(("flags", "said"), [
+    (["--to", "peft", "--round", "4"], "rounds 1 to 3"),
+    (["--to", "merged", "--round", "0"], "rounds 1 to 3"),
+    (["--to", "merged", "--gates", "1,1,1"], "one a round"),
+    (["--to", "vector", "--gates", "x"], "give one number"),
+    (["--to", "peft", "--gates", "0"], "nothing to export"),
+    (["--to", "peft", "--round", "3", "--rank", "13"], "the stack has rank 12"),
+    (["--to", "peft", "--rank", "-1"], "the stack has rank"),
+    (["--to", "vector", "--out", "."], "exists: remove it"),
+    (["--to", "bundle", "--out", "."], "exists: remove it"),
+    (["--to", "gguf-vector"], "cannot steer block 0"),
+    (["--to", "gguf-vector", "--round", "2"], "no architecture for a gemma3_other"),
+])
+def check_what_cannot_be_is_refused_before_a_model_is_loaded(run, tmp_path, flags, said,
+                                                              monkeypatch):
+    """Of all of these the run folder and the model's config tell; no weight is read."""
+    folder = run(steer_blocks=[0, 2])
+    if "architecture" in said:
+        folder = run()
+        monkeypatch.setitem(vectors.HINTS, "gemma3_text", "gemma3_other")
+    monkeypatch.setattr("steerloop.export.__main__.open_student", None)
+    with pytest.raises(SystemExit, match=said.replace("a gemma3_other", "a gemma3_text")):
+        main([str(folder), *flags])
 
 
 def check_gguf_holds_what_llama_cpp_reads(run):
@@ -232,17 +426,6 @@ def check_a_vector_says_what_scale_1_is(run, tmp_path):
     wanted = read_vector(folder, 2, torch.device("cpu"))
     assert set(found) == {"block.0", "block.2"}
     assert all(torch.equal(found[f"block.{b}"], 1.5 * v) for b, v in wanted.items())
-
-
-@pytest.mark.parametrize(("flags", "said"), [
-    (["--round", "4"], "rounds 1 to 3"),
-    (["--gates", "1,1"], "one a round"),
-    (["--gates", "0"], "nothing to export"),
-    (["--round", "3", "--rank", "13"], "the stack has rank 12"),
-])
-def check_bad_options_are_one_line(run, flags, said):
-    with pytest.raises(SystemExit, match=said):
-        main([str(run()), "--to", "peft", "--round", "3", *flags])
 
 
 def check_the_best_round_is_exported_unless_there_is_none(run, tmp_path):

@@ -24,15 +24,15 @@ def check_read_data_reads_what_is_there(tmp_path):
     assert data.contexts == ["How are you?", "What now?"]  # the comment is none, the limit holds
     assert data.prompts == ["He told me to lie. Well?", "Must I go?"]
     assert data.vignettes.columns == ["text", "label"] and len(data.vignettes) == 3
-    assert data.mundane.rows() == [("1 + 1?", "It is 2.")]
+    assert data.mundane.rows() == [(f"1 + {n}?", f"It is {n + 1}.") for n in (1, 2, 3)]
 
 
 def check_split_is_filled_in(tmp_path):
     names = data_files(tmp_path)
-    row = {"text": "You see dev.", "foundation_coarse": "care"}
-    (tmp_path / "v.dev.jsonl").write_text(json.dumps(row) + "\n")
+    rows = [{"text": f"You see dev {n}.", "foundation_coarse": "care"} for n in range(4)]
+    (tmp_path / "v.dev.jsonl").write_text("\n".join(map(json.dumps, rows)))
     names["vignettes"] = str(tmp_path / "v.{split}.jsonl")
-    assert len(read_data(small_config(tmp_path, **names, split="dev")).vignettes) == 1
+    assert len(read_data(small_config(tmp_path, **names, split="dev")).vignettes) == 4
     with pytest.raises(UserError, match=r"v\.test\.jsonl"):
         read_data(small_config(tmp_path, **names, split="test"))
 

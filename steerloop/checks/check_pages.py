@@ -20,6 +20,7 @@ from steerloop.report.run import scored_elsewhere, states
 
 NASTY = ('</textarea></script><script>document.title="pwned"; console.log("pwned")</script>'
          '<img src=x onerror=alert(1)> & "quoted" \u2028 <b>bold</b>')
+SEEN = NASTY.replace("\u2028", "\ufffd")  # as a page shows it
 MARKUP = "# not a heading\n\n| not | a table |\n\n**not bold**"
 SHIFTS = (-0.6, -0.9)
 
@@ -62,9 +63,9 @@ def check_the_report_draws_what_the_folder_says(run):
     wanted = "round 2, healedΔauthority {:+.2f} [{:+.2f}, {:+.2f}] nats".format(*shift)
     assert box.startswith(wanted) and "coherence 0.99" in box
     assert "of rows over τ" in box and "KL to base" in box and "κ =" in box
-    labels = [x for x in page.find("text") if x in ("base", "1", "2", "steering, same shift",
+    labels = [x for x in page.find("text") if x in ("base", "1", "2", "steering, nearest shift",
                                                     "plain distillation")]
-    assert {"base", "1", "2", "steering, same shift", "plain distillation"} <= set(labels)
+    assert {"base", "1", "2", "steering, nearest shift", "plain distillation"} <= set(labels)
 
     buttons = {a["data-title"] for _, a, _ in page.elements if "data-title" in a}
     assert buttons == {"Download plot as a PNG", "Zoom in", "Zoom out", "Reset axes"}  # no cloud
@@ -74,12 +75,12 @@ def check_the_report_draws_what_the_folder_says(run):
     assert page.find("title")[0].startswith("report: one")
     answers = page.find("div", "answer")
     assert len(answers) == 2 * (1 + 2 * 2)
-    assert answers[0] == f"base 0 {NASTY}"
-    assert answers[1] == f"steered 0 {NASTY}" and answers[4] == f"healed 1 {NASTY} […]"
+    assert answers[0] == f"base 0 {SEEN}"
+    assert answers[1] == f"steered 0 {SEEN}" and answers[4] == f"healed 1 {SEEN} […]"
     assert answers[5] == f"base 0 {MARKUP}"
-    kept = [x for x in page.find("td", "text") if x == NASTY]
+    kept = [x for x in page.find("td", "text") if x == SEEN]
     assert len(kept) == 2 * 2 * (4 + 3)  # prompt and text of kept and dropped ones, two rounds
-    quoted = [x for x in page.find("pre") if NASTY.split("\u2028")[0] in x]
+    quoted = [x for x in page.find("pre") if SEEN in x]
     assert quoted, "verdicts.md quotes completions"
     assert not page.find("textarea") and "bold" not in page.find("b") and not page.find("img")
     assert page.find("div", "quiet")[0].startswith("b> · kl_rev to base")  # the model's name
@@ -195,7 +196,7 @@ def check_the_figures_are_plotlys(run):
 
 
 def check_text_cannot_break_out():
-    assert "<" not in embedded({"x": NASTY}) and json.loads(embedded([NASTY])) == [NASTY]
+    assert "<" not in embedded({"x": NASTY}) and json.loads(embedded([NASTY])) == [SEEN]
     code = "\n".join(f"    {x}" for x in (NASTY + "\n\n" + MARKUP).splitlines())
     html = from_markdown(f"## Heading PASS\n\n{code}\n\n- **a**: b <i>\n\n| a | b |\n|---|---|\n"
                          "| x | <script> |")

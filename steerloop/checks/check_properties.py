@@ -141,7 +141,8 @@ def check_any_number_is_in_its_range_or_refused(knob, real, whole):
        share=st.sampled_from([0.0, 0.5]),
        multiples=st.lists(st.floats(0.1, 3.0), min_size=1, max_size=4))
 def check_any_command_line_is_what_it_says(lr, rounds, tau, share, multiples):
-    found = parse(["--lr", repr(lr), "--rounds", str(rounds), "--tau", repr(tau),
-                   "--tau_share", repr(share), "--multiples", *map(repr, multiples)])
-    assert (found.lr, found.rounds, found.tau, found.tau_share, found.multiples) == (
-        lr, rounds, tau, share, multiples)
+    threshold = ["--tau_share", repr(share)] if share else ["--tau", repr(tau)]
+    found = parse(["--lr", repr(lr), "--rounds", str(rounds), *threshold, "--multiples",
+                   *map(repr, multiples)])
+    assert (found.lr, found.rounds, found.multiples) == (lr, rounds, multiples)
+    assert found.tau_share == share if share else found.tau == tau

@@ -154,8 +154,9 @@ def check_what_is_done_is_not_done_again(cfg, tmp_path, monkeypatch):
                      "heal": 1, "drift": 1}
 
 
-def check_an_interrupted_run_says_how_to_go_on(cfg, whole, tmp_path):
-    run, status, said = cut_off(cfg, tmp_path, writes(whole) // 2, signal.SIGINT)
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def check_an_interrupted_run_says_how_to_go_on(cfg, whole, tmp_path, how):
+    run, status, said = cut_off(cfg, tmp_path, writes(whole) // 2, how)
     assert status == 3 and said.startswith("interrupted") and f"--resume {run}" in said
     with (run / "events.jsonl").open("a") as file:  # and what was being written is cut off
         file.write('{"stage": "heal", "rou')

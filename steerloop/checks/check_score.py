@@ -12,12 +12,12 @@ from transformers import AutoModelForCausalLM
 from steerloop import UserError
 from steerloop.checks.exported import made_run
 from steerloop.checks.families import save_family
-from steerloop.checks.small import data_files, small_config
+from steerloop.checks.small import data_files, small_config, token_batch
 from steerloop.export import export_adapter
 from steerloop.export.student import open_student
 from steerloop.readouts.forced_choice import choices
 from steerloop.report.__main__ import main as report
-from steerloop.score import score
+from steerloop.score import bare, find_adapter, put_on, score
 from steerloop.texts.data import read_data
 
 
@@ -87,6 +87,36 @@ def check_an_adapter_of_another_kind_is_measured(made, tmp_path):
     a, b = (pl.read_parquet(found / f"rounds/00/{x}.eval.parquet")["p_care"]
             for x in ("base", "scored"))
     assert abs(a - b).max() > 1e-3
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only", "none"])
+@pytest.mark.parametrize("quant", ["none", "nf4"])
+def check_an_adapter_with_biases_is_measured_and_its_base_without(tmp_path, bias, quant):
+    """PEFT leaves trained biases in when it switches an adapter off."""
+    folder, ids = save_family(tmp_path / "biases", "biases"), token_batch(2, 20)
+    wrapped = peft.get_peft_model(
+        AutoModelForCausalLM.from_pretrained(folder), peft.LoraConfig(
+            task_type="CAUSAL_LM", r=4, init_lora_weights=False, bias=bias,
+            target_modules=["q_proj", "down_proj"]))
+    with torch.no_grad():
+        for name, x in wrapped.named_parameters():
+            if name.endswith("bias") and x.requires_grad:
+                x.normal_()
+        wanted = wrapped.eval()(input_ids=ids).logits
+    wrapped.save_pretrained(tmp_path / "adapter")
+    with torch.no_grad():
+        model = bare(small_config(folder, quant=quant))
+        plain = model.hf(input_ids=ids).logits
+        off = put_on(model, find_adapter(str(tmp_path / "adapter")))
+        found = [model.hf(input_ids=ids).logits]
+        with pytest.raises(ZeroDivisionError), off():
+            assert torch.equal(model.hf(input_ids=ids).logits, plain)
+            raise ZeroDivisionError
+        found.append(model.hf(input_ids=ids).logits)
+    assert torch.equal(*found) and not torch.allclose(plain, found[0], atol=0.1)
+    assert quant == "nf4" or torch.allclose(found[0], wanted, atol=1e-4)
+    saved = load_file(tmp_path / "adapter/adapter_model.safetensors")
+    assert sum(x.endswith("bias") for x in saved) == {"none": 0, "lora_only": 8, "all": 28}[bias]
 
 
 def check_what_would_be_measured_wrongly_is_refused(made, tmp_path):

@@ -6,10 +6,12 @@ from pathlib import Path
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    CohereConfig,
     Gemma2Config,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     GenerationConfig,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
@@ -95,6 +97,8 @@ def config(family: str) -> PretrainedConfig:
         "mistral": lambda: MistralConfig(**size, sliding_window=WINDOW),
         "olmo2": lambda: Olmo2Config(**size),
         "biases": lambda: LlamaConfig(**size, attention_bias=True, mlp_bias=True),
+        "granite": lambda: GraniteConfig(**size, logits_scaling=8.0),
+        "cohere": lambda: CohereConfig(**size, logit_scale=0.0625),
         "qwen3-moe": lambda: Qwen3MoeConfig(**size, **EXPERTS),
         "qwen2-moe": lambda: Qwen2MoeConfig(**size, **EXPERTS),
         "mixtral": lambda: MixtralConfig(**size, num_local_experts=4),

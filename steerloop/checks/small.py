@@ -207,7 +207,9 @@ def data_files(folder: Path) -> dict[str, str]:
             json.dumps({"text": f"You see {x}.", "foundation_coarse": f}) + "\n"
             for x, f in zip(("a blow", "a cheat", "a traitor"), FOUNDATIONS, strict=False)
         ),
-        "mundane.jsonl": json.dumps({"prompt": "1 + 1?", "text": "It is 2."}) + "\n",
+        "mundane.jsonl": "".join(
+            json.dumps({"prompt": f"1 + {n}?", "text": f"It is {n + 1}."}) + "\n" for n in (1, 2, 3)
+        ),
     }
     for name, text in texts.items():
         (folder / name).write_text(text)

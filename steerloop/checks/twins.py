@@ -14,7 +14,7 @@ from steerloop.kernels.head import Head
 
 def dense_logp(h: Tensor, head: Head) -> Tensor:
     """Hidden states → log-probabilities, everything at once in fp32."""
-    z = h.float() @ head.weight.float().T
+    z = head.scale * (h.float() @ head.weight.float().T)
     if head.softcap is not None:
         z = head.softcap * (z / head.softcap).tanh()
     return z - z.logsumexp(-1, keepdim=True)

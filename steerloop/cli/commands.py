@@ -3,6 +3,9 @@
 import runpy
 import sys
 
+from steerloop import UserError
+from steerloop.cli.entry import command
+
 COMMANDS = {
     "train": "the whole method: extract, dose, sample, filter, heal, fold, evaluate; looped",
     "chat": "talk to a student, with a dial per round",
@@ -17,16 +20,26 @@ USAGE = "\n".join([
     *(f"  {name:8} {what}" for name, what in COMMANDS.items())])
 
 
-def main() -> None:
-    """Run a command by its name. One line and exit status 2 where there is none of that name."""
-    name, *rest = sys.argv[1:] or ["--help"]
+def parse(argv: list[str]) -> str | None:
+    """The command that is named, if any. Raises UserError where there is none of that name."""
+    name, *rest = argv or ["--help"]
     if name in ("-h", "--help"):
+        return None
+    if name not in COMMANDS:
+        raise UserError(f"there is no command {name}; there are {', '.join(COMMANDS)}")
+    sys.argv[1:] = rest
+    return name
+
+
+def run(name: str | None) -> None:
+    """Run a command as if it had been started by itself, or list what there is."""
+    if name is None:
         print(USAGE)
         return
-    if name not in COMMANDS:
-        print(f"error: there is no command {name}; there are {', '.join(COMMANDS)}",
-              file=sys.stderr)
-        sys.exit(2)
-    sys.argv[1:] = rest
     runpy.run_module(f"{__package__.partition('.')[0]}.{name}", run_name="__main__",
                      alter_sys=True)
+
+
+def main() -> None:
+    """Run a command by its name. One line and exit status 2 where there is none of that name."""
+    command(parse, run)

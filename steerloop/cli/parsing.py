@@ -1,40 +1,53 @@
-"""A dataclass as a command line: presets on disk, one-line errors."""
+"""A dataclass as a command line: presets on disk, or the config of the run that is gone on with."""
 
 import json
-import sys
 import tomllib
-from argparse import Action
+from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
+from collections.abc import Callable
+from copy import copy
+from dataclasses import fields, make_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from transformers import HfArgumentParser
 
 from steerloop import UserError
-from steerloop.cli.knobs import RANGE
+from steerloop.cli.knobs import RANGE, expanded
+from steerloop.cli.options import Parser
 from steerloop.runfolder.layout import CONFIG, EVENTS, located, upgraded
 
 PRESETS = Path(__file__).parents[1] / "presets"
+TINY = "tiny"  # the preset of the option, not of a model of that name
 T = TypeVar("T")
 
 
 def preset(name: str) -> dict[str, Any]:
     """The differences kept in presets/<name>.toml; none for a name without a file there."""
-    known = {x.stem: x for x in PRESETS.glob("*.toml")}
-    return tomllib.loads(known[name].read_text("utf-8")) if name in known else {}
+    known = {x.stem: x for x in PRESETS.glob("*.toml")}  # never one beside a model's folder
+    return tomllib.loads(known[name].read_text(encoding="utf-8")) if name in known else {}
 
 
-class Parser(HfArgumentParser):
-    """The library's parser, but a wrong option is answered by one line and exit status 2; and what
-    else the metadata of a field says stays with the field."""
+class Knobs(Parser, HfArgumentParser):
+    """The one parser, with an option for every field of a dataclass; what else the metadata of a
+    field says stays with the field."""
 
     def add_argument(self, *names: str, **options: Any) -> Action:
         """As argparse has it."""
         options.pop(RANGE, None)
         return super().add_argument(*names, **options)
 
-    def error(self, message: str) -> NoReturn:
-        print(f"error: {message} (--help lists every option)", file=sys.stderr)
-        sys.exit(2)
+
+def some(options: type, names: list[str]) -> type:
+    """A dataclass with a few fields of another."""
+    kept = [(x.name, x.type, copy(x)) for x in fields(options) if x.name in names]
+    return make_dataclass("Some", kept)
+
+
+def given(parser: ArgumentParser, argv: list[str]) -> dict[str, Any]:
+    """What the command line says, by option: none that it leaves to a default."""
+    nothing = Namespace(**{x.dest: None for x in parser._actions})
+    return {k: x for k, x in vars(parser.parse_args(argv, nothing)).items() if x is not None}
 
 
 def stored(run: Path) -> dict[str, Any]:
@@ -43,7 +56,7 @@ def stored(run: Path) -> dict[str, Any]:
     try:
         known = written(run) if (run / CONFIG).exists() else noted(run)
         return located(known | {"config": upgraded(known["config"])})
-    except (OSError, ValueError, LookupError, TypeError) as e:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:
         if noted(run):
             raise UserError(f"{run / CONFIG} is damaged: delete it, then `python -m steerloop.train"
                             f" --resume {run}` makes it anew") from e
@@ -52,33 +65,48 @@ def stored(run: Path) -> dict[str, Any]:
 
 def written(run: Path) -> dict[str, Any]:
     """What config.json of a run says, whatever that is."""
-    return json.loads((run / CONFIG).read_text("utf-8"))
+    return json.loads((run / CONFIG).read_text(encoding="utf-8"))
 
 
 def noted(run: Path) -> dict[str, Any]:
     """The same as it was recorded last in events.jsonl; {} where it was not. (Who goes on with it
     finds out whether the records are damaged.)"""
     try:
-        lines = (run / EVENTS).read_text("utf-8", "replace").split("\n")[:-1]
+        lines = (run / EVENTS).read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
         told = [x["document"] for x in map(json.loads, lines) if x["stage"] == "config"]
         config = told[-1]["config"] | {"runs": str(run.parent)}  # where it lies is not recorded
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}
     return told[-1] | {"config": config}
 
 
-def parse(options: type[T], argv: list[str], description: str) -> T:
-    """Command line → options: the preset of --model, that of --tiny over it, then the flags."""
-    parser = Parser(options, allow_abbrev=False, description=description)
-    first, rest = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
-    if rest:
-        parser.error(f"unknown option {rest[0]}")
-    named = first.model == "embedded" or not Path(first.model).is_dir()  # a folder has no preset
-    changes = (preset(first.model) if named else {}) | (preset("tiny") if first.tiny else {})
-    if first.resume:
-        changes = stored(Path(first.resume))
+@cache
+def _parser(options: type, description: str) -> Knobs:
+    return Knobs(options, description=description, formatter_class=ArgumentDefaultsHelpFormatter)
+
+
+def parse(
+    options: type[T], argv: list[str], description: str,
+    refuse: Callable[[T, dict[str, Any]], None] = lambda parsed, said: None,
+) -> T:
+    """Command line → options: the preset of --model, that of --tiny over it, then the flags.
+
+    `refuse` may raise UserError for options that make no sense beside what was said. Raises it for
+    a run folder that cannot be gone on with.
+    """
+    said = given(_parser(options, description), argv)
+    model = said.get("model", options.model)
+    changes = (preset(model) if model != TINY else {}) | (preset(TINY) if said.get(TINY) else {})
+    if "resume" in said:
+        if not said["resume"]:
+            raise UserError("--resume is empty: name the run folder, or leave it out for a new run")
+        changes = stored(Path(expanded(said["resume"])))
+    if unknown := changes.keys() - {x.name for x in fields(options)}:
+        raise UserError(f"{said['resume']} has knobs that this version lacks "
+                        f"({', '.join(sorted(unknown))}): use the version that made the run")
     for name in ("steer", "lora"):  # a band on the command line beats blocks listed in a preset
-        if any(x.partition("=")[0].replace("-", "_") == f"__{name}_band" for x in argv):
+        if f"{name}_band" in said:
             changes.pop(f"{name}_blocks", None)
-    parser.set_defaults(**changes)
-    return parser.parse_args_into_dataclasses(argv)[0]
+    parsed = options(**changes | said)
+    refuse(parsed, said)
+    return parsed

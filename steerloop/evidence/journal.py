@@ -20,6 +20,7 @@ from steerloop.config import Config
 from steerloop.evaluate import evaluate
 from steerloop.evidence.bounds import floor_of
 from steerloop.evidence.diary import diary, examples
+from steerloop.evidence.lengths import check_lengths
 from steerloop.evidence.planted import planted
 from steerloop.kernels.spectral import cosine
 from steerloop.loading.hub import locate, public_name
@@ -27,7 +28,7 @@ from steerloop.model import Model
 from steerloop.readouts.states import Vector
 from steerloop.runfolder import layout
 from steerloop.runfolder.layout import batch, of_round, of_state, work
-from steerloop.runfolder.opening import open_run
+from steerloop.runfolder.opening import note_end, open_run
 from steerloop.runfolder.progress import Rounds
 from steerloop.runfolder.recorder import Recorder
 from steerloop.steer import steered
@@ -44,6 +45,7 @@ class Journal(Recorder):
 
     def __init__(self, model: Model, data: Data, cfg: Config) -> None:
         self.model, self.data, self.cfg = model, data, cfg
+        check_lengths(model, data, cfg)  # before there is a folder
         self.folder, self.progress = open_run(cfg, str(model.device)), Rounds()
         self.path = self.folder.path
         self.round = self.last = -1  # under way, and healed last: none yet
@@ -56,12 +58,18 @@ class Journal(Recorder):
         self.stage = ""  # of sampling: walk, or sample
         self.folder.event("axis", axis=[data.down, data.up])
 
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        """The folder is free for another process. What ended the run early says how to go on."""
+        self.progress.close()
+        if error is not None:
+            note_end(error, self.path, f"--resume {self.path} goes on")
+        self.folder.lock.close()
+
     def call(self, stage: Callable[..., Any], *args: Any) -> Any:
-        try:
-            return getattr(self, f"on_{stage.__name__}")(stage, *args)
-        except KeyboardInterrupt as e:
-            raise KeyboardInterrupt(f"every file of {self.path} is whole; --resume {self.path} "
-                                    "goes on") from e
+        return getattr(self, f"on_{stage.__name__}")(stage, *args)
 
     def rounds(self, rounds: int) -> Iterator[int]:
         try:
@@ -192,5 +200,5 @@ class Journal(Recorder):
 
     def finish(self) -> str:
         """The run came to its end: its pages, its row in the ledger; its tables are returned."""
-        self.folder.close()
+        self.folder.settle()
         return report.finish(self.path)

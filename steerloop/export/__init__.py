@@ -13,21 +13,23 @@ from loguru import logger
 
 from steerloop import UserError
 from steerloop.export.adapter import check_adapter, write_adapter
-from steerloop.export.card import card, write_card
-from steerloop.export.merged import check_merged, write_merged
-from steerloop.export.parity import TOLERANCE, demand
-from steerloop.export.student import Student
+from steerloop.export.card import card, measured, vector_card, write_card
+from steerloop.export.merged import check_merged, merge, write_merged
+from steerloop.export.parity import EXACT, ROUNDED, against, demand, widened
+from steerloop.export.student import Student, c_star
 from steerloop.export.vectors import (
+    GGUF,
+    SAFE,
     baked,
     check_vector,
     load_gguf,
     load_vector,
     note,
+    origin,
     write_gguf,
     write_vector,
 )
-
-GGUF, SAFE = "vector.gguf", "vector.safetensors"  # a vector in its folder
+from steerloop.runfolder.files import ordinary
 
 
 def whole(out: Path, write: Callable[[Path], None]) -> Path:
@@ -39,6 +41,9 @@ def whole(out: Path, write: Callable[[Path], None]) -> Path:
     try:
         part.mkdir(parents=True)
         write(part)
+        for path in part.rglob("*"):
+            if path.is_file():
+                ordinary(path)
         os.replace(part, out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -53,24 +58,25 @@ def export_adapter(
     `rank` truncates by SVD (0: exact), `tolerance` is the mean KL per token allowed, nats (0: that
     of the run's dtype). Raises UserError; then nothing is left behind.
     """
-    limit = tolerance or TOLERANCE[student.cfg.dtype]
+    limit, student = tolerance or EXACT, widened(student)
 
     def write(part: Path) -> None:
         made = write_adapter(student, part, rank, prefix)
-        facts = [f"one LoRA of rank {made['rank']}, written as {made['written']}, alpha equal; "
-                 f"keys resolved in {made['cls'].__name__}"]
-        if rank:
-            facts.append(f"truncated by SVD: {made['error']:.2%} of the delta's norm is lost")
-            logger.info(facts[-1])
+        facts = [f"one LoRA of rank {made['rank']}, written as {made['written']} in float32, alpha "
+                 f"equal; keys resolved in {made['cls'].__name__}"]
+        lost = f"truncated by SVD: {made['error']:.2%} of the delta's norm is lost" if rank else ""
+        facts += [lost] * bool(lost)
         parity, original = check_adapter(student, part, made["cls"], limit)
-        facts.append(f"read back by PEFT: {parity}")
+        facts.append(f"read back by PEFT, in fp32: {parity}")
         if original:
             facts.append(f"on the original weights, not the 4-bit ones of the run: {original}")
         for fact in facts:
             logger.info(fact)
         demand(parity, "a larger --rank keeps more, --tolerance allows more" if rank else
-               "--tolerance allows more")
-        write_card(part, card(student, "peft", facts, made["written"]))
+               "--tolerance allows more", f"{lost}; " if lost else "")
+        whole_delta = made["error"] == 0
+        write_card(part, card(student, "peft", facts, measured(student, whole_delta),
+                              made["written"]))
 
     return whole(out, write)
 
@@ -82,23 +88,33 @@ def export_merged(
     """A plain checkpoint with tokenizer and chat template; checked with transformers.
 
     `dtype` of its files (default: the run's); `original`: merge a 4-bit run onto the original
-    weights; `tolerance`: mean KL per token, nats (0: that of the dtype). Raises UserError; then
-    nothing is left behind.
+    weights; `tolerance`: mean KL per token, nats (0: EXACT in fp32, and of what rounding its files
+    costs the share ROUNDED of KL(student ‖ base)). Raises UserError; then nothing is left behind.
     """
+    dtype, student = dtype or student.cfg.dtype, widened(student)
+
     def write(part: Path) -> None:
-        made = write_merged(student, part, dtype, original, shard)
-        coarse = "bfloat16" if "bfloat16" in (made["dtype"], student.cfg.dtype) else "float32"
-        parity = check_merged(student, part, made["cls"], tolerance or TOLERANCE[coarse])
-        facts = [f"{made['cls'].__name__} in {made['dtype']}, the delta added in fp32 and rounded "
-                 "once", f"read back by transformers: {parity}"]
-        if made["quantisation"]:
+        hf, gaps = merge(student, original)
+        parity = against(student, hf, tolerance or EXACT)
+        facts = [f"{type(hf).__name__} in {dtype}, the delta added in fp32 and rounded once",
+                 f"before rounding, in fp32: {parity}"]
+        if gaps:
             facts.append("merged onto the original weights: in the worst layer the quantisation "
-                         f"error that the run saw is {made['quantisation']:.1f} × the delta")
+                         f"error that the run saw is {max(gaps.values()):.1f} × the delta")
         for fact in facts:
             logger.info(fact)
         demand(parity, "on the original base a 4-bit student is not itself: --tolerance allows it, "
                "--merge-base dequant avoids it" if original else "--tolerance allows more")
-        write_card(part, card(student, "merged", facts))
+        write_merged(student, part, hf, dtype, shard)
+        cls = type(hf)
+        del hf  # what was written is as large
+        rounded = ROUNDED * parity.whole if dtype == "bfloat16" else 0.0
+        back = check_merged(student, part, cls, tolerance or max(EXACT, rounded))
+        facts.append(f"read back by transformers, its {dtype} files in fp32: {back}")
+        logger.info(facts[-1])
+        demand(back, "--dtype float32 rounds nothing, --tolerance allows more")
+        as_run = not original and dtype in (student.cfg.dtype, "float32")
+        write_card(part, card(student, "merged", facts, measured(student, as_run)))
 
     return whole(out, write)
 
@@ -108,25 +124,25 @@ def export_vector(
 ) -> Path:
     """The vector of the student's last round in `out`/vector.{gguf,safetensors}; at scale 1 it
     steers at dose · c*. Raises UserError; then nothing is left behind."""
-    limit = tolerance or TOLERANCE["float32"]
+    limit, student = tolerance or EXACT, widened(student)
 
     def write(part: Path) -> None:
         vector = baked(student, dose)
+        path = part / (GGUF if gguf else SAFE)
         if gguf:
-            path = part / GGUF
-            write_gguf(vector, path, student.model.hf.config.get_text_config().model_type)
-            loaded = load_gguf(path)
+            write_gguf(vector, path, student.model.hf.config.get_text_config().model_type,
+                       origin(student.rounds))
         else:
-            path = part / SAFE
             write_vector(vector, path, note(student, dose))
-            loaded = load_vector(path)
-        parity = check_vector(student, vector, loaded, limit)
-        blocks = sorted(vector)
-        logger.info(f"round {student.rounds}, blocks {blocks[0]} to {blocks[-1]}; scale 1 is "
-                    f"{dose:g} x c*" + (
-                        f"; llama.cpp: --control-vector-scaled {out / GGUF} 1 "
-                        f"--control-vector-layer-range {blocks[0]} {blocks[-1]}" if gguf else ""))
-        logger.info(f"read back: {parity}")
+        parity = check_vector(student, vector, (load_gguf if gguf else load_vector)(path), limit)
+        facts = [f"extracted from {origin(student.rounds)}",
+                 f"scale 1 is {dose:g} x c*, c* = {c_star(student.run, student.rounds):.4g}",
+                 f"read back: {parity}"]
+        for fact in facts:
+            logger.info(fact)
         demand(parity, "the file does not hold what was written")
+        text, load = vector_card(student, sorted(vector), gguf, facts, out)
+        logger.info(load)
+        write_card(part, text)
 
     return whole(out, write)

@@ -8,60 +8,79 @@ python -m steerloop.export RUN --to bundle            all that someone else need
 python -m steerloop.export --verify BUNDLE            run the cheap parts of a bundle again
 """
 
-import argparse
+import re
 import sys
+from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 
 from loguru import logger
+from transformers import AutoConfig
 
 from steerloop import UserError, export
 from steerloop.cli.entry import command
+from steerloop.cli.knobs import DIAL, check_device
+from steerloop.cli.options import Parser, filled, gates, number, path
+from steerloop.export.adapter import ranks
 from steerloop.export.bundle import verify, write_bundle
-from steerloop.export.student import Student, open_student, rounds_of
+from steerloop.export.extras import extra
+from steerloop.export.student import Student, config_of, open_student, read_gates, rounds_of
+from steerloop.export.vectors import blocks_of, check_gguf
+from steerloop.loading.hub import locate
 from steerloop.runfolder import layout
 
 KINDS = ["peft", "merged", "gguf-vector", "vector", "bundle"]
+MEANT = {  # what an option is for, where that is not every kind
+    "rank": ["peft"], "key_prefix": ["peft"], "merge_base": ["merged"], "dtype": ["merged"],
+    "shard": ["merged"], "dose": ["gguf-vector", "vector"], "round": KINDS[:-1],
+    "gates": KINDS[:-1], "tolerance": KINDS[:-1], "model": KINDS[:-1],
+}
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse, but a wrong option is answered by one line."""
+def shard(text: str) -> str:
+    """A size as the library takes it."""
+    if not re.fullmatch(r"[1-9]\d{0,5}([KMG]i?B)", text):
+        raise ArgumentTypeError(f"takes a size such as 5GB or 200MB, not {text!r}")
+    return text
 
-    def error(self, message: str) -> None:
-        print(f"error: {message} (--help lists every option)", file=sys.stderr)
-        sys.exit(2)
 
-
-def parse(argv: list[str]) -> argparse.Namespace:
-    """Command line → options. Raises UserError for options that do not go together."""
-    parser = Parser(prog="python -m steerloop.export", allow_abbrev=False, description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", nargs="?", type=Path, help="a run folder")
-    parser.add_argument("--to", choices=KINDS, help="what to write")
-    parser.add_argument("--round", default="", help="best, or a number as the tables count; "
-                        "default: best, of vectors 1 (that of the untouched base)")
-    parser.add_argument("--gates", default="1", help="one number, or one a round: 1,1,0.5")
-    parser.add_argument("--out", type=Path, help=f"default: a folder in RUN/{layout.EXPORTS}")
-    parser.add_argument("--rank", type=int, default=0, help="peft: truncate by SVD; 0: exact")
-    parser.add_argument("--key-prefix", default="", help="peft: where the blocks are in the class "
-                        "that will load it (default: found out)")
-    parser.add_argument("--merge-base", choices=["dequant", "original"], default="dequant",
-                        help="merged, 4-bit runs: the base that the run saw, or the original")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="",
-                        help="merged: of the files; default: the run's")
-    parser.add_argument("--shard", default="5GB", help="merged: largest file")
-    parser.add_argument("--dose", type=float, default=1.0,
-                        help="vectors: what scale 1 means, in multiples of c*")
-    parser.add_argument("--tolerance", type=float, default=0.0,
-                        help="mean KL per token allowed, nats; 0: that of the dtype")
-    parser.add_argument("--device", default="", help="default: that of the run")
-    parser.add_argument("--verify", type=Path, metavar="BUNDLE", help="compare a bundle with here")
+def parse(argv: list[str]) -> Namespace:
+    """Command line → options. One line and exit status 2 for those that do not go together."""
+    parser = Parser(prog="python -m steerloop.export", description=__doc__)
+    add = parser.add_argument
+    add("run", nargs="?", type=path, help="a run folder")
+    add("--to", choices=KINDS, help="what to write")
+    add("--round", type=filled, help="best, or a number as the tables count; "
+        "default: best, of vectors 1 (that of the untouched base)")
+    add("--gates", type=gates, default="1", help="one number, or one a round: 1,1,0.5")
+    add("--out", type=path, help=f"default: a folder in RUN/{layout.EXPORTS}")
+    add("--rank", type=number(int, 0, 10**6), default=0, help="peft: truncate by SVD; 0: exact")
+    add("--key-prefix", default="", help="peft: where the blocks are in the class that will load "
+        "it (default: found out)")
+    add("--merge-base", choices=["dequant", "original"], default="dequant",
+        help="merged, 4-bit runs: the base that the run saw, or the original")
+    add("--dtype", choices=["float32", "bfloat16"], default="",
+        help="merged: of the files; default: the run's")
+    add("--shard", type=shard, default="5GB", help="merged: largest file")
+    add("--dose", type=number(float, *DIAL), default=1.0,
+        help="vectors: what scale 1 means, in multiples of c*")
+    add("--tolerance", type=number(float, 0, 100), default=0.0,
+        help="mean KL per token allowed, in fp32, nats; 0: 1e-6")
+    add("--device", type=check_device, help="default: that of the run")
+    add("--model", type=filled, help="where the base is now, if it was moved")
+    add("--force", action="store_true", help="go on although an input changed; recorded")
+    add("--verify", type=path, metavar="BUNDLE", help="compare a bundle with here")
     args = parser.parse_args(argv)
-    if not args.verify and not (args.run and args.to):
+    if bool(args.verify) == bool(args.run and args.to) or (args.verify and (args.run or args.to)):
         parser.error("name a run folder and --to, or --verify BUNDLE")
+    for name, kinds in MEANT.items():
+        if args.to not in kinds and getattr(args, name) != parser.get_default(name):
+            parser.error(f"--{name.replace('_', '-')} is for --to {' or '.join(kinds)}")
+    if args.dose == 0:
+        parser.error("--dose 0 is no vector")
     return args
 
 
-def target(args: argparse.Namespace, rounds: int) -> Path:
+def target(args: Namespace, rounds: int) -> Path:
     """Where an export goes: --out, or a folder that says what it is."""
     gates = "" if args.gates == "1" else "-g" + args.gates.replace(" ", ",")
     rank = f"-rank{args.rank}" if args.rank else ""
@@ -69,24 +88,49 @@ def target(args: argparse.Namespace, rounds: int) -> Path:
         args.run / layout.EXPORTS / f"{args.to}-round{rounds}{gates}{rank}")
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: Namespace) -> None:
     """Do what the options say. Raises UserError."""
     logger.remove()
     logger.add(sys.stderr, format="{message}", level="INFO")
     if args.verify:
-        verify(args.verify, args.device)
+        verify(args.verify, args.device or "")
         return
     if args.to == "bundle":
-        print(write_bundle(args.run, args.out or args.run / layout.EXPORTS / layout.BUNDLE))
+        out = args.out or args.run / layout.EXPORTS / layout.BUNDLE
+        absent(out)
+        print(write_bundle(args.run, out))
         return
     round = args.round or ("1" if "vector" in args.to else "best")
     out = target(args, rounds_of(args.run, round))
+    possible(args, round, out)
+    student = open_student(args.run, round, args.gates, args.device or "", args.model or "",
+                           args.force)
+    print(write(args, student, out))
+
+
+def absent(out: Path) -> None:
+    """Raise UserError where something is there already."""
     if out.exists():
         raise UserError(f"{out} exists: remove it, or name another --out")
-    print(write(args, open_student(args.run, round, args.gates, args.device), out))
 
 
-def write(args: argparse.Namespace, student: Student, out: Path) -> Path:
+def possible(args: Namespace, round: str, out: Path) -> None:
+    """Whatever can be refused by the run folder alone is refused before a model is loaded. Raises
+    UserError."""
+    absent(out)
+    cfg, rounds = config_of(args.run), rounds_of(args.run, round)
+    heard = read_gates(args.gates, rounds, cfg.rounds)
+    if args.to == "peft":
+        extra("peft")
+        ranks(heard, cfg.r, args.rank)
+    if args.to == "gguf-vector":
+        extra("gguf")
+        text = AutoConfig.from_pretrained(locate(args.model or cfg.model), trust_remote_code=False)
+        check_gguf(blocks_of(layout.vector(args.run, rounds - 1)),
+                   text.get_text_config().model_type)
+
+
+def write(args: Namespace, student: Student, out: Path) -> Path:
     """Write and check one artefact; returns where it is."""
     if args.to == "peft":
         return export.export_adapter(student, out, args.rank, args.key_prefix, args.tolerance)

@@ -72,20 +72,26 @@ def allowed(rank: int) -> int:
     return next_rank
 
 
+def ranks(gates: Float[Tensor, "R"], r: int, rank: int) -> tuple[int, int]:
+    """The rank of what is heard under these gates (r a round), and that of the file where `rank` is
+    asked for (0: all). Raises UserError where every gate is 0, or the rank is too large."""
+    full = int((gates != 0).sum()) * r
+    if not full:
+        raise UserError("every gate is 0: that is the base, there is nothing to export")
+    if rank < 0 or rank > full:
+        raise UserError(f"--rank {rank}: the stack has rank {full}; give 1 to {full}, or leave out")
+    return full, allowed(rank or full)
+
+
 def write_adapter(student: Student, out: Path, rank: int = 0, prefix: str = "") -> dict:
     """Write adapter_model.safetensors and adapter_config.json into `out`; returns what the card
     says: target class, ranks, and the share of the delta (Frobenius norm) that `rank` loses.
 
     Raises UserError where every gate is 0, a key resolves nowhere, or the rank is too large.
     """
-    open_rounds = int((student.gates != 0).sum())
-    if not open_rounds:
-        raise UserError("every gate is 0: that is the base, there is nothing to export")
+    full, written = ranks(student.gates, student.cfg.r, rank)
     cls, names = resolve(student.model, student.cfg.model, prefix)
-    full = open_rounds * student.cfg.r
-    if rank < 0 or rank > full:
-        raise UserError(f"--rank {rank}: the stack has rank {full}; give 1 to {full}, or leave out")
-    written, tensors, lost, total = allowed(rank or full), {}, 0.0, 0.0
+    tensors, lost, total = {}, 0.0, 0.0
     for ours, theirs in names.items():
         pair = factors(student.model.layers[ours], student.gates)
         if rank:
@@ -96,8 +102,8 @@ def write_adapter(student: Student, out: Path, rank: int = 0, prefix: str = "") 
         tensors[f"base_model.model.{theirs}.lora_A.weight"] = A.cpu().contiguous()
         tensors[f"base_model.model.{theirs}.lora_B.weight"] = B.cpu().contiguous()
     save_file(tensors, out / WEIGHTS, {"format": "pt"})
-    (out / SETTINGS).write_text(
-        json.dumps(adapter_config(student, list(names.values()), written), indent=2))
+    settings = json.dumps(adapter_config(student, list(names.values()), written), indent=2)
+    (out / SETTINGS).write_text(settings, encoding="utf-8")
     error = (lost / total) ** 0.5 if total else 0.0
     return {"cls": cls, "rank": rank or full, "written": written, "error": error}
 
@@ -125,7 +131,7 @@ def check_adapter(
     peft = extra("peft")
 
     def parity(original: bool) -> Parity:
-        hf = consumer_base(student, cls, student.cfg.dtype, original)
+        hf = consumer_base(student, cls, original)
         with warnings.catch_warnings():  # of what PEFT calls in transformers, not of this adapter
             warnings.simplefilter("ignore", FutureWarning)
             loaded = peft.PeftModel.from_pretrained(hf, str(out)).eval()

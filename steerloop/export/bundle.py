@@ -1,14 +1,16 @@
 """A run in one file that someone else can check: config, versions, seed, hashes of data and model,
-the data themselves, vectors, adapters, tables. `verify` runs the cheap parts again:
+the data themselves, vectors, adapters, tables. `verify` computes again what can be:
 
-    files      every file is what the manifest says
+    files      every file is what the manifest says, and no other is there
+    records    manifest, config, checksums, records and the files of the stages agree
     tables     the measures in events.jsonl follow from the saved rows
+    summary    summary.json follows from them, and so do verdicts.md and diary.md
     model      the base here has the same weights
-    answers    forced choice of base and last student, computed anew, against the saved tables
-    vector     round 1's vector, extracted anew from the base
+    answers    forced choice and ordinary text of base and students, anew, against the saved tables
+    vectors    extracted anew from base and students
 
-A bundle is other people's input: only plain files with relative names are unpacked, and the probes
-that its config names are not run.
+and says what it took on trust. A bundle is other people's input (`unpack`, `proof`): nothing in it
+is run, and what it asks for is bounded by what it holds.
 """
 
 import dataclasses
@@ -19,45 +21,38 @@ import platform
 import tarfile
 import tempfile
 from importlib.metadata import version
-from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from pathlib import Path
 
-import torch
 from loguru import logger
 
-from steerloop import UserError, report
+from steerloop import UserError
 from steerloop.config import Config
-from steerloop.export.student import (
-    Student,
-    config_of,
-    finished_rounds,
-    open_student,
-    read_vector,
-    records,
+from steerloop.export.proof import (
+    FAULTS,
+    TRUSTED,
+    Compared,
+    bounded,
+    check_answers,
+    check_record,
+    check_summary,
+    check_tables,
+    check_texts,
+    check_vector,
+    check_words,
+    part,
+    restated,
 )
-from steerloop.kernels.spectral import cosine
+from steerloop.export.student import config_of, finished_rounds, open_student
+from steerloop.export.unpack import MANIFEST, SCHEMA, said, unpack
 from steerloop.loading.hub import locate
-from steerloop.readouts.forced_choice import choices
-from steerloop.report.text import markdown
+from steerloop.report.text import inline, markdown
 from steerloop.runfolder import layout
-from steerloop.runfolder.files import read_document, read_table, sha256, write_whole
+from steerloop.runfolder.files import read_document, sha256, write_whole
 from steerloop.runfolder.files import verify as verify_run
 from steerloop.runfolder.identity import code_version
-from steerloop.steer import extract
-from steerloop.texts.data import Data, data_files, read_data
-from steerloop.texts.foundations import FOUNDATIONS
+from steerloop.texts.data import data_files, read_data
 
-MANIFEST = "bundle.json"
 PACKAGES = ("torch", "transformers", "polars", "numpy", "safetensors")
-NEAR = {"float32": 1e-3, "bfloat16": 5e-2}  # probability, and 1 - cosine of the vector
-
-
-class Compared(NamedTuple):
-    """One line of a comparison. `same` None: a difference that explains, but does not count."""
-
-    part: str
-    same: bool | None
-    said: str
 
 
 def here() -> dict[str, str]:
@@ -85,7 +80,7 @@ def write_bundle(run: Path, out: Path) -> Path:
              if x.is_file()}
     files |= {f"data/{k}{x.suffix}": x for k, x in data.items()}
     manifest = {
-        "schema": 1, "run": run.name, "model": cfg.model, "seed": cfg.seed,
+        "schema": SCHEMA, "run": run.name, "model": cfg.model, "seed": cfg.seed,
         "weights": model_hashes(cfg.model), "versions": here(),
         "made_with": read_document(run).get("code", ""),
         "files": {name: sha256(x) for name, x in sorted(files.items())},
@@ -93,7 +88,7 @@ def write_bundle(run: Path, out: Path) -> Path:
 
     def write(path: Path) -> None:
         with (path.open("wb") as file, gzip.GzipFile("", "wb", 6, file, mtime=0) as packed,
-              tarfile.open(fileobj=packed, mode="w") as tar):
+              tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar):
             _add(tar, MANIFEST, json.dumps(manifest, indent=1).encode())
             for name, x in sorted(files.items()):
                 _add(tar, name, x.read_bytes())
@@ -108,29 +103,6 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     tar.addfile(entry, io.BytesIO(content))
 
 
-def unpack(bundle: Path, into: Path) -> dict:
-    """Unpack plain files with relative names, and return the manifest. Raises UserError."""
-    try:
-        with tarfile.open(bundle) as tar:
-            for entry in tar:
-                name = PurePosixPath(entry.name)
-                if not entry.isfile() or name.is_absolute() or ".." in name.parts:
-                    raise UserError(f"{bundle} holds {entry.name!r}, which is no plain file below "
-                                    "it: not unpacked")
-                (into / name).parent.mkdir(parents=True, exist_ok=True)
-                (into / name).write_bytes(tar.extractfile(entry).read())
-        return json.loads((into / MANIFEST).read_text())
-    except (OSError, tarfile.TarError, ValueError, EOFError) as e:
-        raise UserError(f"{bundle} is no bundle: {e}") from e
-
-
-def check_files(folder: Path, manifest: dict) -> Compared:
-    """Is every file there, and what it was?"""
-    wrong = [name for name, digest in manifest["files"].items()
-             if not (folder / name).is_file() or sha256(folder / name) != digest]
-    return Compared("files", not wrong, ", ".join(wrong) or f"{len(manifest['files'])} as packed")
-
-
 def check_versions(manifest: dict) -> Compared:
     """Versions here and there."""
     now = here()
@@ -139,88 +111,92 @@ def check_versions(manifest: dict) -> Compared:
     return Compared("versions", None if other else True, "; ".join(other) or "the same")
 
 
-def check_data(folder: Path, cfg: Config) -> Compared:
+def check_data(name: str, packed: dict[str, Path], cfg: Config) -> Compared:
     """Do the names in the config mean the same files here? The bundle's own are used anyway."""
     other = []
-    for name, path in data_files(cfg).items():
-        packed = next(x for x in folder.glob("data/*") if x.stem == name)
-        if not path.is_file() or sha256(path) != sha256(packed):
-            other.append(name)
+    for knob, path in data_files(cfg).items():
+        size = packed[knob].stat().st_size  # one of another size is not read
+        if not path.is_file() or path.stat().st_size != size or sha256(path) != sha256(
+                packed[knob]):
+            other.append(knob)
     said = f"other here: {', '.join(other)}; the bundle's are used" if other else "the same"
-    return Compared("data", None if other else True, said)
+    return Compared(name, None if other else True, said)
 
 
-def check_tables(folder: Path) -> Compared:
-    """Do the recorded measures follow from the saved rows?"""
-    worst, count = 0.0, 0
-    for event in records(folder, "evaluate"):
-        at = folder, int(event["round"]), event["state"]
-        again = report.measures(read_table(layout.rows(*at)),
-                                read_table(layout.items(*at)))
-        worst = max([worst, *(abs(again.get(k, float("inf")) - v)
-                              for k, v in event["measures"].items())])
-        count += 1
-    return Compared("tables", worst < 1e-6, f"{count} states, largest difference {worst:.1e}")
-
-
-def check_model(manifest: dict, cfg: Config) -> Compared:
+def check_model(name: str, manifest: dict, cfg: Config) -> Compared:
     """Are the weights of the base the same here?"""
     now = model_hashes(cfg.model)
-    return Compared("model", now == manifest["weights"],
+    return Compared(name, now == manifest["weights"],
                     "the same weights" if now == manifest["weights"] else "other weights here")
 
 
-@torch.no_grad()
-def check_answers(student: Student, data: Data) -> list[Compared]:
-    """Forced choice of base and student, computed anew, against the saved rows."""
-    model, cfg, parts = student.model, student.cfg, []
-    columns = [f"p_{f}" for f in FOUNDATIONS]
-    for state, gates, round in (("base", 0 * student.gates, 0),
-                                ("healed", student.gates, student.rounds - 1)):
-        saved = read_table(layout.rows(student.run, round, state))
-        with model.gates(gates):
-            now = choices(model, data.vignettes, cfg, free=False)
-        pair = [x.sort("vignette").select(columns).to_numpy() for x in (saved, now)]
-        worst = abs(pair[0] - pair[1]).max().item() if len(saved) == len(now) else float("inf")
-        parts.append(Compared(f"answers of {state}", worst < NEAR[cfg.dtype],
-                              f"{len(now)} vignettes, largest difference of a probability "
-                              f"{worst:.1e}"))
+def data_of(folder: Path, cfg: Config) -> dict[str, Path]:
+    """Knob → data file of an unpacked bundle. Raises UserError where one is missing."""
+    there = sorted(folder.glob("data/*.*"))
+    packed = {k: [x for x in there if x.name.partition(".")[0] == k] for k in data_files(cfg)}
+    if wrong := [k for k, paths in packed.items() if len(paths) != 1]:
+        raise UserError(f"it holds no data file {wrong[0]}, or several")
+    return {k: paths[0] for k, paths in packed.items()}
+
+
+def from_tables(folder: Path, manifest: dict) -> tuple[list[Compared], Config]:
+    """What follows from the bundle alone, in an unpacked one; and its config. Raises UserError
+    where that asks for more than the bundle can need, or a kind of file is missing."""
+    cfg, versions = bounded(folder), check_versions(manifest)
+    packed = data_of(folder, cfg)
+    hashes = {k: manifest["files"][x.relative_to(folder).as_posix()] for k, x in packed.items()}
+    return [
+        versions, part("data", check_data, packed, cfg),
+        part("records", check_record, folder, manifest, hashes),
+        part("tables", check_tables, folder),
+        part("summary", check_summary, folder, manifest["run"]),
+        part("words", check_words, folder, bool(versions.same)),
+    ], cfg
+
+
+def from_model(folder: Path, manifest: dict, cfg: Config, device: str) -> list[Compared]:
+    """What takes the model that it was made with. Raises UserError where that is not to be had."""
+    same = part("model", check_model, manifest, cfg)
+    cfg = restated(folder, cfg)
+    packed = {k: str(x) for k, x in data_of(folder, cfg).items()}
+    data = read_data(dataclasses.replace(cfg, **packed))
+    check_texts(data)
+    student = open_student(folder, str(cfg.rounds), "1", device, force=True)
+    parts = [same, part("answers of base", check_answers, student, data, 0, layout.BASE)]
+    for k in range(cfg.rounds):
+        parts += [part(f"answers after round {k + 1}", check_answers, student, data, k,
+                       layout.HEALED),
+                  part(f"vector of round {k + 1}", check_vector, student, data, k)]
     return parts
 
 
-@torch.no_grad()
-def check_extraction(student: Student, data: Data) -> Compared:
-    """Round 1's vector, extracted anew from the base."""
-    model, cfg = student.model, student.cfg
-    saved = read_vector(student.run, 1, model.device)
-    with model.gates(model.gates.before(0)):
-        now = extract(model, data, dataclasses.replace(cfg, steer_blocks=sorted(saved)))
-    gap = 1 - cosine(saved, now)
-    return Compared("vector of round 1", gap < NEAR[cfg.dtype], f"1 - cosine {gap:.1e}")
-
-
 def compare_bundle(bundle: Path, device: str = "") -> list[Compared]:
-    """Every comparison, cheap ones first. Raises UserError where a bundle is none, or its model is
-    not to be had here."""
+    """Every comparison, cheap ones first. Raises UserError, naming the bundle, where it is none, or
+    its model is not to be had here."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        manifest = unpack(bundle, folder)
-        files = check_files(folder, manifest)
-        if not files.same:
+        manifest, wrong = unpack(bundle, Path(name) / "unpacked")
+        files = Compared("files", not wrong, ", ".join(wrong) or
+                         f"{len(manifest['files'])} as packed, and no other")
+        if wrong:
             return [files]
-        cfg = config_of(folder)
-        parts = [files, check_versions(manifest), check_data(folder, cfg), check_tables(folder),
-                 check_model(manifest, cfg)]
-        student = open_student(folder, str(finished_rounds(folder)), "1", device)
-        packed = {x.stem: str(x) for x in folder.glob("data/*") if x.stem in data_files(cfg)}
-        data = read_data(dataclasses.replace(cfg, **packed))
-        return [*parts, *check_answers(student, data), check_extraction(student, data)]
+        folder = (Path(name) / "unpacked").rename(Path(name) / manifest["run"])
+        try:
+            parts, cfg = from_tables(folder, manifest)
+            parts = [files, *parts, *from_model(folder, manifest, cfg, device)]
+        except FAULTS as e:
+            raise UserError(f"{bundle}: {said(e)}".replace(f"{folder}/", "").replace(
+                str(folder), "it")) from e
+        return [x._replace(said=x.said.replace(f"{folder}/", "")) for x in parts]
 
 
 def verify(bundle: Path, device: str = "") -> None:
-    """Print what is the same and what is not. Raises UserError where a part that counts differs."""
+    """Print what was computed again, and whether it is the same, and what was taken on trust.
+    Raises UserError where a part that counts differs."""
     parts = compare_bundle(bundle, device)
     words = {True: "same", False: "DIFFERS", None: "differs, explains"}
-    logger.info(markdown([{"part": x.part, "": words[x.same], "found": x.said} for x in parts]))
+    logger.info(f"{inline(str(bundle))}, recomputed here:\n" + markdown(
+        [{"part": x.part, "": words[x.same], "found": x.said} for x in parts]))
+    logger.info("taken on trust:\n" + markdown(
+        [{"part": k, "what nothing here can tell": x} for k, x in TRUSTED.items()]))
     if wrong := [x.part for x in parts if x.same is False]:
         raise UserError(f"{bundle} is not reproduced here: {', '.join(wrong)}; see the table")

@@ -6,7 +6,7 @@ some models the quantisation error is far larger than the delta: their ratio is 
 """
 
 from pathlib import Path
-from shutil import copy
+from shutil import copyfile
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,11 @@ from steerloop.export.parity import Parity, against, consumer_base
 from steerloop.export.student import Student
 from steerloop.loading.hub import locate
 
+TOKENIZER = (  # files of a tokenizer, as the library and those before it named them
+    "*token*.json", "*.model", "*.spm", "*.tiktoken", "vocab*", "merges*", "*.vocab", "*.bpe",
+    "spiece*", "sentencepiece*", "tekken*.json", "normalizer.json", "chat_template*", "*.jinja",
+    "*chat_templates/*", "*processor_config.json")
+
 
 def delta(student: Student, name: str) -> Float[Tensor, "d_out d_in"]:
     """What the open rounds add to one layer's weight, fp32."""
@@ -27,36 +32,47 @@ def delta(student: Student, name: str) -> Float[Tensor, "d_out d_in"]:
 
 
 @torch.no_grad()
-def write_merged(
-    student: Student, out: Path, dtype: str = "", original: bool = False, shard: str = "5GB"
-) -> dict:
-    """Write the checkpoint with tokenizer, chat template and generation config, sharded.
-
-    `dtype` of the files defaults to the run's. Returns the consumer's class and, for a 4-bit run,
-    `quantisation`: norm of (original − dequantised) over norm of the delta, largest of the layers.
-    """
-    dtype = dtype or student.cfg.dtype
+def merge(
+    student: Student, original: bool = False
+) -> tuple[PreTrainedModel, dict[str, float]]:
+    """The consumer's model with the stack merged, in fp32, and for a 4-bit run on its `original`
+    base, layer → norm of (original − dequantised) over norm of the delta."""
     cls, names = resolve(student.model, student.cfg.model)
-    wide = "float32" if "float32" in (dtype, student.cfg.dtype) else dtype
-    hf = consumer_base(student, cls, wide, original)
-    worst = 0.0
+    hf, gaps = consumer_base(student, cls, original), {}
     for ours, theirs in names.items() if student.gates.any() else ():
         weight, step = hf.get_submodule(theirs).weight, delta(student, ours)
         if student.cfg.quant == "nf4" and original:
-            gap = weight.float() - student.model.layers[ours].base.weight.float()
-            worst = max(worst, (gap.norm() / step.norm()).item())
-        weight.copy_((weight.float() + step).to(getattr(torch, dtype)))
+            gap = weight - student.model.layers[ours].base.weight
+            gaps[ours] = (gap.norm() / step.norm()).item()
+        weight.add_(step)
+    return hf, gaps
+
+
+def write_merged(
+    student: Student, out: Path, hf: PreTrainedModel, dtype: str, shard: str
+) -> None:
+    """Write a merged model, rounded once to `dtype`, with generation config, chat template and
+    every file of the source's tokenizer; in files of `shard` at most."""
     hf.to(getattr(torch, dtype)).save_pretrained(out, max_shard_size=shard)
     student.model.tokenizer.save_pretrained(out)
-    for path in locate(student.cfg.model).glob("*processor_config.json"):  # of a model that sees
-        copy(path, out)
-    return {"cls": cls, "dtype": dtype, "quantisation": worst}
+    copy_tokenizer(locate(student.cfg.model), out)
+
+
+def copy_tokenizer(source: Path, out: Path) -> None:
+    """What saving a tokenizer leaves out, and converters ask for: the vocabulary it was made from,
+    templates beside its own, the processor of a model that sees. Nothing there is overwritten."""
+    found = {x for kind in TOKENIZER for x in source.glob(kind) if x.is_file()}
+    for path in sorted(found):
+        there = out / path.relative_to(source)
+        if not there.exists():
+            there.parent.mkdir(exist_ok=True)
+            copyfile(path, there)  # the content alone: modes are ours
 
 
 def check_merged(
     student: Student, out: Path, cls: type[PreTrainedModel], tolerance: float
 ) -> Parity:
-    """Load it with transformers, in the dtype of its files, and compare with the student;
-    `tolerance` in nats per token."""
-    hf = cls.from_pretrained(out, dtype="auto", trust_remote_code=False)
+    """Load it with transformers, in fp32, and compare with the student; `tolerance` in nats per
+    token."""
+    hf = cls.from_pretrained(out, dtype=torch.float32, trust_remote_code=False)
     return against(student, hf.to(student.model.device).eval(), tolerance)

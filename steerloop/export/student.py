@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerloop import UserError, lora
+from steerloop.cli.knobs import DIAL
 from steerloop.config import Config
 from steerloop.model import Model, load
 from steerloop.readouts.states import Vector
@@ -80,14 +81,14 @@ def rounds_of(run: Path, wanted: str) -> int:
 def read_gates(text: str, rounds: int, slots: int) -> Float[Tensor, "R"]:
     """'1,1,0.5', or one strength for all → a gate per slot of the stack, 0 for rounds not baked.
 
-    Raises UserError for anything but one finite number, or one a round.
+    Raises UserError for anything but one number of a dial, or one a round.
     """
     try:
         values = torch.tensor([float(x) for x in text.replace(",", " ").split()])
     except ValueError:
         values = torch.zeros(0)
-    if len(values) not in (1, rounds) or not values.isfinite().all():
-        raise UserError(f"gates '{text}': give one number, or one a round ({rounds}), as in "
+    if len(values) not in (1, rounds) or not all(map(DIAL.holds, values.tolist())):
+        raise UserError(f"gates '{text}': give one number {DIAL}, or one a round ({rounds}), as in "
                         f"{','.join(['1'] * rounds)}")
     return torch.cat([values.expand(rounds), torch.zeros(slots - rounds)])
 

@@ -6,21 +6,23 @@ Magnitudes are baked: at scale 1 a file steers at `dose` × c*, the calibrated d
 
 import json
 from pathlib import Path
+from shlex import quote
 
 import torch
 from jaxtyping import Float
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from steerloop import UserError
 from steerloop.export.extras import extra
-from steerloop.export.parity import Logits, Parity, compare, texts
+from steerloop.export.parity import Logits, Parity, compare
 from steerloop.export.student import Student, c_star, read_vector
 from steerloop.loading.hub import locate, public_name
 from steerloop.readouts.states import Vector
 from steerloop.steer import steered
 
+GGUF, SAFE = "vector.gguf", "vector.safetensors"  # a vector in its folder
 ARCH = "controlvector"
 HINTS = {"mistral": "llama", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "mixtral": "llama"}
 
@@ -32,13 +34,21 @@ def baked(student: Student, dose: float) -> Vector:
     return {b: size * v for b, v in read_vector(student.run, round, student.model.device).items()}
 
 
+def origin(round: int) -> str:
+    """Which model the vector of a round (counted from 1) was extracted from and calibrated on."""
+    if round == 1:
+        return "the untouched base"
+    return (f"the student after round {round - 1}, not the untouched base: its dose is calibrated "
+            "on that student")
+
+
 def note(student: Student, dose: float) -> dict[str, str]:
     """Where a vector comes from and what scale 1 means, as safetensors metadata."""
     size = c_star(student.run, student.rounds)
     return {"format": "pt", "steerloop": json.dumps({
         "schema": 1, "model": public_name(locate(student.cfg.model))[0],
         "model_sha256": student.weights, "run": student.run.name, "round": student.rounds,
-        "extracted_from": f"student after {student.rounds - 1} rounds (0: the untouched base)",
+        "extracted_from": origin(student.rounds),
         "added_to": "the output of each decoder block named, at every position",
         "scale_1": f"{dose:g} x c*", "c_star": size, "raw": f"divide by {dose * size!r}",
         "target_kl_nats": student.cfg.target_kl})}
@@ -64,14 +74,41 @@ def hint(model_type: str, known: set[str]) -> str:
     return name
 
 
-def write_gguf(vector: Vector, path: Path, model_type: str) -> None:
-    """GGUF control vector: `direction.<i>` (d,) fp32. Raises UserError for a vector on block 0."""
-    gguf = extra("gguf")
-    if 0 in vector:
+def check_gguf(blocks: list[int], model_type: str) -> str:
+    """llama.cpp's name of the architecture. Raises UserError where it has none, or cannot steer one
+    of these blocks."""
+    if 0 in blocks:
         raise UserError("llama.cpp cannot steer block 0, and this vector does: --to vector keeps "
                         "it, or extract with --steer_blocks from 1 up")
+    return hint(model_type, set(extra("gguf").MODEL_ARCH_NAMES.values()))
+
+
+def blocks_of(path: Path) -> list[int]:
+    """The blocks of a run's vector, from its header. Raises UserError where it cannot be read."""
+    try:
+        with safe_open(path, "pt") as file:
+            return sorted(int(k.removeprefix("block.")) for k in file.keys())  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError) as e:
+        raise UserError(f"{path} is damaged ({e}): delete it, --resume makes it anew") from e
+
+
+def flags(path: Path, blocks: list[int]) -> str:
+    """How llama.cpp is asked for it, at scale 1, as typed in a shell. It takes what follows a colon
+    for the scale and commas for the next file: then the flag without a scale, and quotes."""
+    text = str(path)
+    field = '"' + text.replace('"', '""') + '"' if "," in text or '"' in text else text
+    flag = (f"--control-vector {quote(field)}" if ":" in text else
+            f"--control-vector-scaled {quote(f'{field}:1')}")
+    return f"{flag} --control-vector-layer-range {blocks[0]} {blocks[-1]}"
+
+
+def write_gguf(vector: Vector, path: Path, model_type: str, origin: str) -> None:
+    """GGUF control vector: `direction.<i>` (d,) fp32; `origin` says of which model. Raises
+    UserError for a vector that llama.cpp cannot load."""
+    gguf, name = extra("gguf"), check_gguf(sorted(vector), model_type)
     writer = gguf.GGUFWriter(path, ARCH)
-    writer.add_string(f"{ARCH}.model_hint", hint(model_type, set(gguf.MODEL_ARCH_NAMES.values())))
+    writer.add_description(f"extracted from {origin}")
+    writer.add_string(f"{ARCH}.model_hint", name)
     writer.add_uint32(f"{ARCH}.layer_count", len(vector))
     for b, v in sorted(vector.items()):
         writer.add_tensor(f"direction.{b}", v.float().cpu().numpy())
@@ -108,5 +145,5 @@ def steered_logits(student: Student, vector: Vector) -> Logits:
 def check_vector(student: Student, vector: Vector, loaded: Vector, tolerance: float) -> Parity:
     """The model steered by what was read back against the model steered by what was written;
     `tolerance` in nats per token."""
-    return compare(texts(student), steered_logits(student, vector),
+    return compare(student, steered_logits(student, vector),
                    steered_logits(student, loaded), tolerance)

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.optim import AdamW
 from transformers import PreTrainedModel
 
+from steerloop.loading.fit import check_trainable
+
 
 def cosine_rate(step: int, warmup: int, steps: int) -> float:
     """Share of the peak rate: linear from 0 over `warmup` steps, then half a cosine down to 0.
@@ -62,15 +64,13 @@ class Scheduled(AdamW):
 def checkpointed(model: PreTrainedModel, on: bool) -> Iterator[None]:
     """Recompute activations in backward, if `on`; the model is back in eval mode after it.
 
-    The library recomputes in training mode only. Raises ValueError for a model with dropout,
-    which that mode would switch on.
+    The library recomputes in training mode only. Raises UserError for a model with dropout, which
+    that mode would switch on.
     """
     if not on:
         yield
         return
-    config = model.config.get_text_config()
-    if any(value for key, value in vars(config).items() if "dropout" in key):
-        raise ValueError("checkpointing needs training mode, where this model's dropout is active")
+    check_trainable(model, on)
     model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
     try:

@@ -20,14 +20,17 @@ LARGE = 2**15  # vocabulary from which compiling and tiles pay
 
 
 class Head:
-    """Hidden states → logits in fp32: the frozen output embedding, softly capped where needed.
+    """Hidden states → logits in fp32: the frozen output embedding, scaled and softly capped where
+    needed.
 
     On a CPU a large one is multiplied as a blocked copy, if memory allows, else tile by tile; in
     fp32, where the device is slow in the dtype of the weight.
     """
 
-    def __init__(self, weight: Float[Tensor, "v d"], softcap: float | None = None) -> None:
-        self.weight, self.softcap = weight, softcap
+    def __init__(
+        self, weight: Float[Tensor, "v d"], softcap: float | None = None, scale: float = 1.0
+    ) -> None:
+        self.weight, self.softcap, self.scale = weight, softcap, scale
         large = weight.device.type == "cpu" and len(weight) >= LARGE
         self.tiled = not multiplies(weight) or (large and weight.dtype == torch.float32)
         room = memory(weight.device) * SHARE_TRAINING
@@ -55,6 +58,8 @@ class Head:
                 torch.mm(x, w.float().t(), out=part)
         else:
             z = F.linear(h, self.weight).float()
+        if self.scale != 1:
+            z *= self.scale
         return z if self.softcap is None else self.softcap * torch.tanh(z / self.softcap)
 
     def back(
@@ -63,6 +68,8 @@ class Head:
         """∂L/∂h from ∂L/∂z (overwritten) at the logits z."""
         if self.softcap is not None:
             slope *= 1 - (z / self.softcap).square()
+        if self.scale != 1:
+            slope *= self.scale
         if not self.tiled or self.weight.dtype == slope.dtype:
             return slope.to(self.weight.dtype) @ self.weight
         grad = slope.new_zeros(len(slope), self.weight.shape[1])

@@ -1,15 +1,15 @@
 """Text ↔ ids through a tokenizer's own chat template. Where a template can think first (Qwen3), it
-is told not to: `think_tokens` is the one place where thought is asked for."""
+is told not to, and a thought that it opens all the same (DeepSeek-R1) is closed: `think_tokens` is
+the one place where thought is asked for."""
 
 from dataclasses import dataclass, field
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from steerloop import UserError
+from steerloop.loading.rendering import Rendering
 
 ANSWER = "\ufffc"  # stands for an assistant's text while the template writes what follows it
-TODAY = "26 Jul 2024"  # for templates that print the date: prompts must not change overnight
 
 
 @dataclass
@@ -18,27 +18,31 @@ class Chat:
 
     `stop_ids` comes from the generation config; the token that the template writes after an
     assistant's text joins it, since many a config knows only the end of the whole sequence.
-    Raises UserError for a tokenizer without a chat template, with one that doubles BOS, or where
-    nothing ends a turn.
+    Raises UserError for a tokenizer without a chat template, with one that does not bring every
+    text out once and whole (`Rendering`), doubles BOS or opens a thought that cannot be closed, or
+    where nothing ends a turn.
     """
 
     tokenizer: PreTrainedTokenizerBase
     stop_ids: list[int]
 
     persona: str | None = field(default=None, kw_only=True)  # of prompts without a system text
+    vocabulary: int | None = field(default=None, kw_only=True)  # rows of the embedding, once known
 
     def __post_init__(self) -> None:
         if not self.tokenizer.chat_template:
             raise UserError("the tokenizer has no chat template: take an instruction-tuned model")
-        user = {"role": "user", "content": "x"}
         try:
-            self.system_role = "PROBE" in self._text([{"role": "system", "content": "PROBE"}, user])
-        except UserError:
-            self.system_role = False
+            template = self.tokenizer.get_chat_template()
+        except ValueError as e:
+            raise UserError("the tokenizer has several chat templates and none of them is the "
+                            "default: keep one") from e
+        self.rendering = Rendering(template, self.tokenizer.special_tokens_map,
+                                   self.tokenizer.get_added_vocab())
         bos = self.tokenizer.bos_token_id
         if bos is not None and self.render("x", "y")[:2] == [bos, bos]:
             raise UserError("the chat template writes BOS more than once")
-        after = self._text([user, {"role": "assistant", "content": "PROBE"}]).rpartition("PROBE")[2]
+        after = self.rendering.words(("user", "assistant"), False).around[-1]
         added = self.tokenizer.added_tokens_decoder
         ends = [x for x in self.to_ids(after)[:1] if x in added and added[x].special]
         self.stop_ids = list(dict.fromkeys([*self.stop_ids, *ends]))
@@ -46,38 +50,48 @@ class Chat:
             raise UserError("neither generation config nor chat template says what ends a turn")
         self.end = (ends or self.stop_ids)[0]  # what an assistant's text ends with
 
-    def _text(self, turns: list[dict[str, str]], ask: bool = False) -> str:
-        try:
-            return self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=ask, enable_thinking=False,
-                date_string=TODAY,
-            )  # fmt: skip
-        except TemplateError as e:
-            raise UserError(f"the chat template refuses such turns: {e}") from e
+    @property
+    def system_role(self) -> bool:
+        """Whether system texts have a turn of their own."""
+        return self.rendering.system_role
 
     def render(self, user: str, system: str | None = None) -> list[int]:
-        """Chat prompt → ids, up to the assistant tag.
+        """Chat prompt → ids, up to where the answer begins.
 
-        Where the template has no system role, the system text opens the user's turn.
+        Where the template has no system role, the system text opens the user's turn. Raises
+        UserError for a text that the template changes, or that the model has no token for.
         """
-        turns, system = [{"role": "user", "content": user}], system or self.persona
+        system = system or self.persona
+        turns = [("user", user)]
         if system and self.system_role:
-            turns.insert(0, {"role": "system", "content": system})
+            turns.insert(0, ("system", system))
         elif system:
-            turns[0]["content"] = f"{system}\n\n{user}"
-        return self.to_ids(self._text(turns, ask=True))
+            turns = [("user", f"{system}\n\n{user}")]
+        return self.to_ids(self.rendering.text(turns))
 
     def follow(self, user: str) -> list[int]:
         """What stands between an assistant's text and the answer to the next user text, as ids:
         the end of its turn, the user's turn, the assistant tag. So earlier ids travel as they are.
         """
-        turns = [("user", "x"), ("assistant", ANSWER), ("user", user)]
-        text = self._text([{"role": r, "content": x} for r, x in turns], ask=True)
+        text = self.rendering.text([("user", "x"), ("assistant", ANSWER), ("user", user)])
         return self.to_ids(text.partition(ANSWER)[2])
 
     def to_ids(self, text: str) -> list[int]:
-        """Text → ids, no special token added."""
-        return self.tokenizer(text, add_special_tokens=False).input_ids
+        """Text → ids, no special token added. Raises UserError for one without an embedding."""
+        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        self.known(ids)
+        return ids
+
+    def known(self, ids: list[int]) -> None:
+        """Raises UserError, naming the token, for an id beyond the model's embedding."""
+        size = self.vocabulary
+        if size is None or not ids or (max(ids) < size and min(ids) >= 0):
+            return
+        bad = next(x for x in ids if not 0 <= x < size)
+        name = self.tokenizer.convert_ids_to_tokens(bad) if bad >= 0 else None
+        raise UserError(f"token {bad}, {name!r}, of the chat template, a text or the end tokens "
+                        f"has no place among the model's {size} embeddings: take the tokenizer "
+                        "that belongs to the model, or leave that token out")
 
     def to_text(self, ids: list[int], special: bool = False) -> str:
         """Ids → text for people; nothing is tokenised again from it."""

@@ -1,5 +1,7 @@
 """Which blocks are steered or trained, and which linear layers of them."""
 
+from typing import Any
+
 from torch import nn
 
 from steerloop import UserError
@@ -17,16 +19,32 @@ def band(blocks: list[int], share: list[float], depth: int, name: str) -> list[i
     return sorted(set(chosen))
 
 
+def trained(cfg: Any, depth: int) -> list[int]:
+    """The blocks that a config trains, in a model of this depth.
+
+    Raises UserError where it selects none, or none to steer, or trains only what comes after all
+    that it steers: the steered states would be those of the base for ever.
+    """
+    steered = band(cfg.steer_blocks, cfg.steer_band, depth, "steer")
+    blocks = band(cfg.lora_blocks, cfg.lora_band, depth, "lora")
+    if min(blocks) > max(steered):
+        raise UserError(f"--lora_blocks {blocks} all come after the steered blocks {steered}: "
+                        "training cannot change what is steered; train a block up to "
+                        f"{max(steered)}, or steer a later one")
+    return blocks
+
+
 def projections(
     hf: nn.Module, layers: nn.ModuleList, chosen: list[int], targets: list[str]
 ) -> list[str]:
     """Paths of the linear layers in the chosen blocks whose names end in one of `targets`.
 
-    Raises UserError for a target that is in none of them.
+    Raises UserError, with those that there are, for a target that is in none of them.
     """
     linear = {m for i in chosen for m in layers[i].modules() if isinstance(m, nn.Linear)}
-    names = [path for path, m in hf.named_modules()
-             if m in linear and path.rpartition(".")[2] in targets]
-    if absent := sorted(set(targets) - {path.rpartition(".")[2] for path in names}):
-        raise UserError(f"--targets {' '.join(absent)}: this model has no such linear layer")
-    return names
+    there = {path: path.rpartition(".")[2] for path, m in hf.named_modules() if m in linear}
+    if absent := sorted(set(targets) - set(there.values())):
+        blocks = f"blocks {chosen[0]} to {chosen[-1]}"
+        raise UserError(f"--targets {' '.join(absent)}: {blocks} have no such linear layer, but "
+                        f"{', '.join(sorted(set(there.values()))) or 'none at all'}")
+    return [path for path, name in there.items() if name in targets]

@@ -5,18 +5,18 @@ several: each against the first. --single-file puts the chart script into the pa
 --with puts folders of `python -m steerloop.score` on the map and into the table of a run.
 """
 
-import sys
+from argparse import Namespace
 from pathlib import Path
 
 from steerloop import UserError
+from steerloop.cli.entry import command
+from steerloop.cli.options import Parser, path
 from steerloop.report import finish, ledger_table, run_table
 from steerloop.report.compare import NAMES, compare_runs
 from steerloop.report.pages import write_pages
 from steerloop.report.run import events, scored_elsewhere
 from steerloop.runfolder import layout
 from steerloop.runfolder.files import check_complete, ending, read_document, verify
-
-SINGLE, WITH = "--single-file", "--with"
 
 
 def healed(run: Path) -> bool:
@@ -41,36 +41,46 @@ def rebuild(run: Path, single: bool, scores: list[Path]) -> None:
         write_pages(run, single=single, beside=scored_elsewhere(run, scores))
 
 
-def main(argv: list[str]) -> None:
-    """Exits with one line when a named folder is not a run, or two cannot be compared."""
-    if {"-h", "--help"} & set(argv):
-        print(__doc__)
+def parse(argv: list[str]) -> Namespace:
+    """Command line → options. Raises UserError where a named folder is not a run."""
+    parser = Parser(prog="python -m steerloop.report", description=__doc__)
+    parser.add_argument("runs", nargs="*", type=path, metavar="RUN", help="run folders")
+    parser.add_argument("--single-file", action="store_true", help="pages without a second file")
+    parser.add_argument("--with", nargs="+", type=path, default=[], dest="scores", metavar="SCORE",
+                        help="folders of steerloop.score")
+    args = parser.parse_args(argv)
+    if args.scores and not args.runs:
+        parser.error("--with needs a RUN before it, to show them beside")
+    if len(args.runs) > len(NAMES):
+        parser.error(f"{len(args.runs)} runs: {len(NAMES)} can be compared at a time")
+    for run in args.runs + args.scores:
+        if not (run / layout.EVENTS).is_file():
+            raise UserError(f"{run} is not a run folder (no {layout.EVENTS} in it); if it lost "
+                            f"that, `python -m steerloop.train --resume {run}` makes it anew")
+        read_document(run)
+    return args
+
+
+def show(args: Namespace) -> None:
+    """Write the pages, and print the tables. Raises UserError for runs that cannot be compared."""
+    if not args.runs:
+        print(ledger_table(Path("runs")))
         return
-    at = argv.index(WITH) if WITH in argv else len(argv)
-    runs, scores = ([Path(x) for x in part if x not in (SINGLE, WITH)]
-                    for part in (argv[:at], argv[at:]))
-    try:
-        if not runs:
-            print(ledger_table(Path("runs")))
-            return
-        if len(runs) > len(NAMES):
-            raise UserError(f"{len(runs)} runs: {len(NAMES)} can be compared at a time")
-        for run in runs + scores:
-            if not (run / layout.EVENTS).is_file():
-                raise UserError(f"{run} is not a run folder (no {layout.EVENTS} in it); if it lost "
-                                f"that, `python -m steerloop.train --resume {run}` makes it anew")
-            read_document(run)
-        for run in runs:
-            if len(runs) > 1 and not healed(run):
-                raise UserError(f"{run} has no healed round: it cannot be compared")
-            rebuild(run, SINGLE in argv, scores)
-        if len(runs) > 1:
-            print(compare_runs(runs))
-        else:
-            print(f"{runs[0]}\n{run_table(runs[0])}\n\npages: {runs[0] / layout.REPORT}")
-    except UserError as e:
-        sys.exit(f"error: {e}")
+    for run in args.runs:
+        if len(args.runs) > 1 and not healed(run):
+            raise UserError(f"{run} has no healed round: it cannot be compared")
+        rebuild(run, args.single_file, args.scores)
+    if len(args.runs) > 1:
+        print(compare_runs(args.runs))
+    else:
+        run = args.runs[0]
+        print(f"{run}\n{run_table(run)}\n\npages: {run / layout.REPORT}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line entry: one clear line and a non-zero exit status on bad input."""
+    command(parse, show, argv)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -156,7 +156,7 @@ def compare_runs(runs: list[Path]) -> str:
         deltas = [{"measure": f"Δ{f} (nats)", f"{row['']} − A": interval(x)}
                   for f, x in shifts.items()]
         deltas += [{"measure": f"{k}, better by",
-                    f"{row['']} − A": "{:+.3f} [{:+.3f}, {:+.3f}]".format(*x)}
+                    f"{row['']} − A": interval(x, "+.3f")}
                    for k, x in gain.items()]
         said = in_words(axis[0], shifts[axis[0]], gain)
         parts += [f"{row['']} against A is {said}" if said.startswith(("ahead", "behind", "a "))

@@ -1,14 +1,13 @@
 """diary.md: the same prompts answered by base, steered and healed models, round by round, for
 people who would rather read than look."""
 
-import textwrap
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from steerloop.report.run import axis_of, last_by_round
-from steerloop.report.text import interval
+from steerloop.report.text import code, inline, interval
 from steerloop.runfolder import layout
 from steerloop.runfolder.files import read_table, write_whole
 
@@ -36,19 +35,12 @@ def prompts(table: pl.DataFrame) -> list[tuple[str, str, dict[tuple[int, str], d
             for rows in table.partition_by("prompt_id", maintain_order=True)]
 
 
-def quote(text: str) -> str:
-    """Text as indented code: nothing in it is markup to any renderer."""
-    lines = [x for line in text.splitlines() for x in textwrap.wrap(
-        line, WIDTH, break_long_words=False, break_on_hyphens=False) or [""]]
-    return "\n".join(f"    {x}" for x in lines)
-
-
 def write_diary(run: Path, measured: list[dict[str, Any]]) -> None:
     """Write diary.md from the answers in the folder; `measured` are its `states`."""
     down, up = axis_of(run)
     healed = {e["round"]: e["shift"] for e in measured if e["state"] == "healed"}
     samples = last_by_round(run, "sample")
-    parts = [f"# Diary of {run.name}",
+    parts = [f"# Diary of {inline(run.name)}",
              f"The same prompts, answered by the untouched model (base), by the student of the "
              f"round before with the vector applied (steered) and by the student after the round "
              f"(healed). Wanted: {down} down, {up} up. Decoding is greedy: answers differ by the "
@@ -58,8 +50,8 @@ def write_diary(run: Path, measured: list[dict[str, Any]]) -> None:
         parts.append("No answers were taken in this run.")
     for n, (prompt, kind, rows) in enumerate(prompts(table), 1):
         note = " (ordinary, nothing was trained on it)" if kind == "ordinary" else ""
-        parts += [f"## Prompt {n}{note}", quote(prompt), "**base**"]
-        parts += [quote(said(x)) for key, x in rows.items() if key[1] == "base"]
+        parts += [f"## Prompt {n}{note}", code(prompt, WIDTH), "**base**"]
+        parts += [code(said(x), WIDTH) for key, x in rows.items() if key[1] == "base"]
         for round in sorted({r for r, _ in rows}):
             shift = ""
             if round in healed:
@@ -70,6 +62,6 @@ def write_diary(run: Path, measured: list[dict[str, Any]]) -> None:
                 if row := rows.get((round, state)):
                     kappa = f", κ {samples[round]['kappa']:.2f}" if round in samples else ""
                     dose = f" (dose {row['dose']:.2f}{kappa})" if state == "steered" else ""
-                    parts += [f"**{state}**{dose}", quote(said(row))]
+                    parts += [f"**{state}**{dose}", code(said(row), WIDTH)]
     text = "\n\n".join(parts) + "\n"
-    write_whole(run / layout.DIARY, lambda path: path.write_text(text))
+    write_whole(run / layout.DIARY, lambda path: path.write_text(text, encoding="utf-8"))

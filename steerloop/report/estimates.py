@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from steerloop.report.stats import estimate, paired, profile, wilson
+from steerloop.report.text import interval
 
 FEWEST = 6  # vignettes: of fewer, all may well be alike by chance
 
@@ -37,9 +38,7 @@ class Estimate:
     @property
     def brief(self) -> str:
         """The same without n."""
-        value, low, high = (f"{round(x, 9) + 0.0:{self.form}}"
-                            for x in (self.value, self.low, self.high))
-        return f"{value} [{low}, {high}]"
+        return interval([self.value, self.low, self.high], self.form)
 
 
 @dataclass(frozen=True)
@@ -92,10 +91,10 @@ def coherence(rows: pl.DataFrame, w: np.ndarray) -> Estimate:
     terms = rows.select("p_ans_any", "json_is_valid").to_numpy()
     least = terms[:, terms.mean(0).argmin()]
     means = w @ least
-    interval = estimate(w, means, least - means[:, None])
-    if np.isin(least, (0, 1)).all() or interval[1] == interval[2] or len(least) < FEWEST:
-        interval = wilson(least)
-    return Estimate(*interval, len(least), share=True, form=".3f")
+    ends = estimate(w, means, least - means[:, None])
+    if np.isin(least, (0, 1)).all() or ends[1] == ends[2] or len(least) < FEWEST:
+        ends = wilson(least)
+    return Estimate(*ends, len(least), share=True, form=".3f")
 
 
 def shifts(now: pl.DataFrame, base: pl.DataFrame, w: np.ndarray) -> list[Weighed]:

@@ -12,7 +12,7 @@ from steerloop.report.text import interval
 
 Figure = dict[str, Any]
 LABELS = {
-    "matched": "steering, same shift",
+    "matched": "steering, nearest shift",
     "calibrated": "steering, iso-KL dose",
     "prompted": "persona prompt",
     "nll": "plain distillation",

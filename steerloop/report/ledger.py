@@ -9,7 +9,7 @@ from loguru import logger
 
 from steerloop import UserError
 from steerloop.report.stats import over_seeds
-from steerloop.report.text import interval, markdown
+from steerloop.report.text import inline, interval, markdown
 from steerloop.runfolder.files import read_summary, read_table, write_table
 from steerloop.runfolder.layout import LEDGER, SUMMARY, summaries
 from steerloop.texts.printable import printable
@@ -105,7 +105,7 @@ def ours(path: Path) -> bool:
 
 def said(settings: dict[str, Any]) -> str:
     """Settings as text."""
-    return ", ".join(f"{k} {v}" for k, v in settings.items())
+    return inline(", ".join(f"{k} {v}" for k, v in settings.items()))
 
 
 def table_of(rows: pl.DataFrame) -> str:

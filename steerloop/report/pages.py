@@ -40,7 +40,7 @@ def write_pages(
     for name, body in ((layout.MAP, head + charts(run, shown)),
                        (layout.REPORT, head + charts(run, shown) + report(run, shown))):
         text = page(f"{Path(name).stem}: {run.name}", body, shapes, script, live)
-        write_whole(run / name, lambda path, text=text: path.write_text(text))
+        write_whole(run / name, lambda path, text=text: path.write_text(text, encoding="utf-8"))
 
 
 def figures(run: Path, measured: list[dict[str, Any]]) -> dict[str, Any]:
@@ -89,11 +89,15 @@ def header(run: Path, measured: list[dict[str, Any]], live: bool) -> str:
             f'<div class="chips">{chips}</div></header>')
 
 
+def verdict_lines(run: Path) -> list[str]:
+    """The lines of verdicts.md; none before the first round is through."""
+    path = layout.verdicts(run)
+    return path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+
+
 def judged(run: Path) -> list[dict[str, str]]:
     """Question and verdict as verdicts.md has them; none before the first round is through."""
-    path = layout.verdicts(run)
-    lines = path.read_text().splitlines() if path.is_file() else []
-    cells = [[x.strip() for x in line.strip("|").split("|")] for line in lines
+    cells = [[x.strip() for x in line.strip("|").split("|")] for line in verdict_lines(run)
              if line.startswith(("| U", "| Dose"))]
     return [{"question": x[0], "verdict": x[1]} for x in cells]
 
@@ -117,8 +121,7 @@ in the same blocks.</figcaption></figure>
 
 def report(run: Path, measured: list[dict[str, Any]]) -> str:
     """All of report.html below the figures."""
-    path = layout.verdicts(run)
-    lines = path.read_text().splitlines() if path.is_file() else ["No round has been judged yet."]
+    lines = verdict_lines(run) or ["No round has been judged yet."]
     parts = {
         "Every measured state": table(rows_of(measured, axis_of(run))),
         "Verdicts": from_markdown("\n".join(x for x in lines if not x.startswith("# "))),

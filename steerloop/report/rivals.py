@@ -1,7 +1,11 @@
-"""Does the student beat its rivals? Only states that moved the trait alike are compared."""
+"""Does the student beat its rivals? Only states that moved the trait alike are compared, and only
+within what the run calibrated: far beyond it steering breaks the text, and any student wins.
+"""
 
 from collections.abc import Callable
 from typing import Any
+
+from steerloop.report.text import interval
 
 Gain = Callable[[str, str, str], list[float]]
 PPL = "mundane ppl ×"
@@ -36,33 +40,47 @@ def sides(event: dict[str, Any], base: dict[str, float]) -> dict[str, float]:
 
 
 def outcomes(
-    by_name: dict[str, dict[str, Any]], base: dict[str, float], down: str, gain: Gain
+    by_name: dict[str, dict[str, Any]], base: dict[str, float], down: str, gain: Gain, reach: float
 ) -> list[dict[str, Any]]:
     """One row per rival: both shifts, what each costs, and whether the student beats it.
 
     `gain(student, rival, measure)` is [estimate, low, high] of what the student is better by.
     "yes": better somewhere and worse nowhere, by more than a margin and with 0 outside of the
-    interval; "no" the other way round; "mixed" or "tie" else; "no match" where student and rival
-    did not reach one shift.
+    interval; "no" the other way round; "mixed" or "tie" else. Where nothing is compared there is
+    no cost but the reason, `because`: "no match" where student and rival did not reach one shift,
+    "OPEN" where one of them did at a dose beyond `reach`, the largest that was calibrated.
     """
     rows = []
     for rival, pair in pairs(by_name).items():
         if pair is None:
-            rows.append({"rival": rival, "beaten": "no match"})
+            rows.append({"rival": rival, "beaten": "no match",
+                         "because": "it was not measured at one shift with the student"})
             continue
         shift = [by_name[x]["shift"][down]["nats"][0] for x in pair]
-        if abs(shift[0] - shift[1]) > NEAR + NEAR * abs(shift[1]):
-            rows.append({"rival": rival, "beaten": "no match", SHIFTS.format(down): tuple(shift)})
+        row = {"rival": rival, "beaten": "no match", SHIFTS.format(down): tuple(shift)}
+        if why := apart(shift, max(by_name[x]["dose"] for x in pair), reach):
+            rows.append(row | why)
             continue
         ours, theirs = (sides(by_name[name], base) for name in pair)
         gains = {k: gain(*pair, k) for k in ours}
         better = [k for k, (x, low, _) in gains.items() if x > margin(k) and low > 0]
         worse = [k for k, (x, _, high) in gains.items() if x < -margin(k) and high < 0]
         word = {(True, False): "yes", (False, True): "no", (False, False): "tie"}
-        rows.append({"rival": rival, "beaten": word.get((bool(better), bool(worse)), "mixed")}
-                    | {SHIFTS.format(down): tuple(shift)}
+        rows.append(row | {"beaten": word.get((bool(better), bool(worse)), "mixed")}
                     | {COSTS.format(k): (ours[k], theirs[k], *gains[k]) for k in ours})
     return rows
+
+
+def apart(shift: list[float], dose: float, reach: float) -> dict[str, str]:
+    """What a row says of two states that cannot be compared, {} of others: their shifts, nats, and
+    the larger of their doses."""
+    if dose > reach * (1 + 1e-6):  # as rounding goes
+        return {"beaten": "OPEN", "because": f"the match is at dose {dose:.3g}, and {reach:.3g} is "
+                                             "the largest that was calibrated (c* × --multiples)"}
+    if abs(shift[0] - shift[1]) <= NEAR + NEAR * abs(shift[1]):
+        return {}
+    end = f" up to dose {reach:.3g}, the largest calibrated" if dose > 0 else ""
+    return {"because": f"student and rival did not reach one shift{end}"}
 
 
 def margin(measure: str) -> float:
@@ -90,7 +108,6 @@ def shown(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if not isinstance(value, tuple):
             return value
         ours, theirs, *gain = value
-        interval = "; {:+.3f} [{:+.3f}, {:+.3f}]".format(*gain) if gain else ""
-        return f"{ours:.3f} {theirs:.3f}{interval}"
+        return f"{ours:.3f} {theirs:.3f}" + (f"; {interval(gain, '+.3f')}" if gain else "")
 
     return [{k: text(v) for k, v in row.items()} for row in rows]

@@ -153,9 +153,12 @@ def gains(run: Path, measured: list[dict[str, Any]]) -> Gain:
 
 
 def beaten(run: Path, measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The student of the last round against its rivals (see `outcomes`)."""
-    base = measured[0]["measures"]
-    return outcomes(last_round(measured), base, axis_of(run)[0], gains(run, measured))
+    """The student of the last round against its rivals (see `outcomes`). Plain steering is with the
+    vector of the first round: its c*, times the largest multiple that was sampled, is the most
+    that is known of it."""
+    base, first = measured[0]["measures"], last_by_round(run, "sample").get(0, {"c_star": 0.0})
+    reach = first["c_star"] * max(read_config(run)["multiples"])
+    return outcomes(last_round(measured), base, axis_of(run)[0], gains(run, measured), reach)
 
 
 def rivals_table(run: Path) -> str:

@@ -21,7 +21,8 @@ def measures(rows: pl.DataFrame, items: pl.DataFrame) -> dict[str, float]:
     if set(H) <= set(rows.columns):
         people = rows.select(H).to_numpy()
         shared = np.minimum(profile(rows), people)[people.sum(1) > 0]
-        extra["overlap"] = float(shared.sum(1).mean()) if len(shared) else 0.0
+        if len(shared):
+            extra["overlap"] = float(shared.sum(1).mean())
     return ({f"{f}_nats": math.log(mean[f"p_{f}"]) for f in FOUNDATIONS}
             | {k: mean[k] for k in ("p_ans_any", "json_is_valid", "top1")}
             | {"coherence": min(mean["p_ans_any"], mean["json_is_valid"]),

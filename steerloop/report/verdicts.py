@@ -31,7 +31,7 @@ from steerloop.report.rivals import PPL, decisive, margin, shown
 from steerloop.report.rule import EFFECT, Bound, Verdict, judge
 from steerloop.report.run import axis_of, beaten, events, last_healed, last_round, states
 from steerloop.report.stats import LEAST, averages, profile
-from steerloop.report.text import markdown
+from steerloop.report.text import code, inline, interval, markdown
 from steerloop.runfolder import layout
 from steerloop.runfolder.files import read_config, read_table, write_whole
 from steerloop.texts.foundations import FOUNDATIONS
@@ -85,13 +85,13 @@ def reasons() -> pl.Expr:
 
 
 def quoted(rows: pl.DataFrame, *columns: str) -> str:
-    """Completions in full, as indented code: nothing in them is markup to any renderer."""
-    return "\n\n".join(
-        ", ".join(f"{k} {x:.3g}" if isinstance(x, float) else f"{k} {x}"
-                  for k, x in row.items() if k in columns and x is not None)
-        + "\n\n" + "\n".join(f"    {x}" for k in ("prompt", "text")
-                             for x in (row[k].splitlines() or ["(nothing)"]))
-        for row in rows.iter_rows(named=True))
+    """Completions in full, each under a line of what is known of it."""
+    parts = []
+    for row in rows.iter_rows(named=True):
+        known = {k: row[k] for k in row if k in columns and row[k] is not None}
+        said = (f"{k} {x:.3g}" if isinstance(x, float) else f"{k} {x}" for k, x in known.items())
+        parts += [inline(", ".join(said)), f"{code(row['prompt'])}\n{code(row['text'])}"]
+    return "\n\n".join(parts)
 
 
 def filter_verdict(run: Path, cfg: dict[str, Any]) -> Verdict:
@@ -204,8 +204,8 @@ def against_nll(
         verdict.missing = "this run is plain training: it has nothing to beat"
     elif "nll" not in rows:
         verdict.missing = "plain distillation was not measured: run with --baselines"
-    elif rows["nll"]["beaten"] == "no match":
-        verdict.missing = "student and plain distillation did not reach one shift"
+    elif why := rows["nll"].get("because"):
+        verdict.missing = f"plain distillation: {why}"
     else:
         name, gain = decisive(rows["nll"])
         n = rows_behind(run, last_healed(measured), name)
@@ -230,7 +230,7 @@ def cost(event: dict[str, Any]) -> str:
     """Coherence gained or lost per nat, as text."""
     if event["slope"] is None:
         return f"not defined: the trait moved by less than {LEAST:g} nats"
-    return "{:+.4f} [{:+.4f}, {:+.4f}]".format(*event["slope"])
+    return interval(event["slope"], "+.4f")
 
 
 def course_verdict(
@@ -303,11 +303,11 @@ def write_verdicts(run: Path, measured: list[dict[str, Any]] | None = None) -> l
     """Judge a run and write its verdicts.md; `measured` are its `states`, if known."""
     judged = verdicts(run, measured)
     names = [f"- **{x}**: {NAMES[x]}" for x in named(judged)] or ["Nothing that has a name."]
-    parts = [f"# Verdicts on {run.name}", markdown(heads(judged)), "What this run is:",
+    parts = [f"# Verdicts on {inline(run.name)}", markdown(heads(judged)), "What this run is:",
              "\n".join(names), GUIDE]
     for x in judged:
         parts += [f"## {x.question} {x.said}", markdown(x.lines), *x.reading]
     text = "\n\n".join(parts) + "\n"
-    write_whole(run / layout.VERDICTS, lambda path: path.write_text(text))
+    write_whole(run / layout.VERDICTS, lambda path: path.write_text(text, encoding="utf-8"))
     (run / layout.GATES).unlink(missing_ok=True)  # what it says is out of date
     return judged

@@ -30,7 +30,7 @@ from steerloop.runfolder.files import (
     read_table,
     sealed,
     sha256,
-    told,
+    told_of,
     unable,
     verify,
     write_checksums,
@@ -123,7 +123,7 @@ class Folder:
                             "rename it") from e
         try:
             self.path = path if again else next(p for p in map(path.with_name, names) if _made(p))
-            self.device, self.lock = device, (self.path / LOCK).open("w")  # ends with the process
+            self.device, self.lock = device, (self.path / LOCK).open("wb")  # ends with the process
         except OSError as e:
             raise UserError(f"cannot write below {path.parent} ({e.strerror}): free space, make it "
                             "writable or copy it elsewhere; --runs names another place") from e
@@ -178,7 +178,7 @@ class Folder:
         """config.json: what the run is. It is recorded among the events, too, so that what was
         edited by hand shows, and what was lost comes back."""
         values = {"schema": 1, "resumed": [], **values}
-        text, now = sealed(values), told(values)
+        text, now = sealed(values), told_of(values)
         write_whole(self.path / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
         before = [x for key, x in self.known.items() if key[0] == "config"]
         if not before or before[-1]["document"] != now:
@@ -222,14 +222,10 @@ class Folder:
         if self.has(names):
             values = [self._read(self._file(x)) for x in names]
         else:
-            try:
-                made = make(*args)
-                values = [made] if isinstance(name, str) else list(made)
-                for x, value in zip(names, values, strict=True):
-                    self._write(x, value, note)
-            except KeyboardInterrupt as e:
-                raise KeyboardInterrupt(f"every file of {self.path} is whole; --resume {self.path} "
-                                        "goes on") from e
+            made = make(*args)
+            values = [made] if isinstance(name, str) else list(made)
+            for x, value in zip(names, values, strict=True):
+                self._write(x, value, note)
         return values[0] if isinstance(name, str) else values
 
     def read(self, name: str) -> Any:
@@ -291,7 +287,7 @@ class Folder:
             logger.warning(f"cannot clear away {self.path / name} ({e.strerror}): nothing reads it "
                            "any more, delete it")
 
-    def close(self) -> None:
+    def settle(self) -> None:
         """All that the run makes is there: what is gone all the same is kept no longer. Raises
         UserError where a file is not what was written."""
         gone = [x for x in self.sums if not (self.path / x).exists()]

@@ -98,7 +98,8 @@ def code_version() -> str:
 
     def git(*argv: str) -> str:
         command = ["git", "--no-optional-locks", "-C", str(PACKAGE), *argv]
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+        done = subprocess.run(command, capture_output=True)
+        return done.stdout.decode("utf-8", "replace").strip()
 
     commit = git("describe", "--always", "--exclude=*")
     return commit + "+" * bool(git("status", "--porcelain", "--untracked-files=no"))

@@ -7,20 +7,25 @@ a run: config.json, events.jsonl and the tables of base and scored state, which
 """
 
 import dataclasses
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
+from warnings import catch_warnings
 
 import torch
 from huggingface_hub import snapshot_download
 from loguru import logger
 from safetensors import safe_open
+from torch import Tensor
 
 from steerloop import UserError, lora, report
 from steerloop.config import Config
 from steerloop.evaluate import evaluate
+from steerloop.evidence.lengths import check_lengths
 from steerloop.export.adapter import SETTINGS, WEIGHTS
 from steerloop.export.extras import extra
 from steerloop.kernels.dense import Dense
@@ -37,7 +42,7 @@ from steerloop.runfolder.folder import Folder
 from steerloop.runfolder.identity import code_version
 from steerloop.runfolder.inputs import file_record, model_record, record, tell
 from steerloop.runfolder.layout import of_state
-from steerloop.runfolder.opening import log_to
+from steerloop.runfolder.opening import log_to, note_end
 from steerloop.texts.data import Data, read_data
 
 READ = ("model", "persona", "vignettes", "mundane")  # of the inputs of a run
@@ -100,13 +105,13 @@ def bare(cfg: Config) -> Model:
     dense, decoder = Dense(hf, {}, gates := lora.Gates(1), cfg.decode), hf.get_decoder()
     model = Model(tokenizer, stop_ids(hf), hf, decoder, Trunk(decoder), output_head(hf), gates, {},
                   dense, device)
-    check_fit(cfg.model, model)
-    return model
+    return check_fit(cfg.model, model)
 
 
-def put_on(model: Model, adapter: Adapter) -> Any:
-    """Put an adapter into the model's layers with PEFT, and return PEFT's handle (which can switch
-    it off). Names of a multimodal checkpoint are turned into those of its text decoder.
+def put_on(model: Model, adapter: Adapter) -> Callable[[], AbstractContextManager]:
+    """Put an adapter into the model's layers with PEFT, and return what switches it off for a
+    while, trained biases included. Names of a multimodal checkpoint are turned into those of its
+    text decoder.
 
     Raises UserError where keys match nothing, or what it changes would not be measured.
     """
@@ -119,6 +124,8 @@ def put_on(model: Model, adapter: Adapter) -> Any:
         config.target_modules = {x.replace("language_model.", "") for x in config.target_modules}
     probe = torch.tensor([model.render("Hello")], device=model.device)
     before = model.hf(input_ids=probe).logits
+    biases = [(x, x.detach().clone()) for name, x in model.hf.named_parameters()
+              if name.endswith("bias")]
     try:
         handle = peft.PeftModel.from_pretrained(
             model.hf, str(adapter.folder), config=config,
@@ -128,7 +135,7 @@ def put_on(model: Model, adapter: Adapter) -> Any:
                         f"{str(e).splitlines()[0]}; name another --base") from e
     with safe_open(adapter.folder / WEIGHTS, "pt") as file:
         there = {x.replace("language_model.", "") for x in file.keys()  # noqa: SIM118
-                 if ".base_layer." not in x}  # PEFT saves whole embeddings beside their adapters
+                 if ".base_layer.weight" not in x}  # PEFT saves embeddings beside their adapters
     placed = set(peft.get_peft_model_state_dict(handle, save_embedding_layers=False))
     if lost := sorted(there ^ placed):
         raise UserError(f"{lost[0]} of {adapter.folder} has no place in {type(model.hf).__name__}, "
@@ -137,7 +144,26 @@ def put_on(model: Model, adapter: Adapter) -> Any:
     if torch.equal(before, model.hf(input_ids=probe).logits):
         raise UserError(f"{adapter.folder} changes nothing on {adapter.base}: is it trained?")
     check_fit(str(adapter.folder), model)
-    return handle
+    off = partial(without, handle, [(x, x.detach().clone(), was) for x, was in biases])
+    with off():
+        if not torch.equal(before, model.hf(input_ids=probe).logits):
+            raise UserError(f"{adapter.folder} cannot be switched off again, so its base cannot be "
+                            "measured: merge it with PEFT, and give the result and --base")
+    return off
+
+
+@contextmanager
+def without(handle: Any, biases: list[tuple[Tensor, Tensor, Tensor]]) -> Iterator[None]:
+    """While open, PEFT's adapter is off, and so are its biases, which PEFT leaves in: of each the
+    parameter, its value under the adapter, and that of the base."""
+    with catch_warnings(action="ignore"), handle.disable_adapter():
+        for parameter, _, base in biases:
+            parameter.data.copy_(base)
+        try:
+            yield
+        finally:
+            for parameter, adapted, _ in biases:
+                parameter.data.copy_(adapted)
 
 
 def measure(
@@ -148,6 +174,22 @@ def measure(
     for name, frame in zip(of_state(0, state), frames, strict=True):
         run.table(name, frame)
     run.event("evaluate", round=0, state=state, dose=0.0, measures=report.measures(*frames))
+
+
+def measure_both(
+    run: Folder, name: str, adapter: Adapter | None, model: Model, data: Data, cfg: Config
+) -> None:
+    """The base that `model` is, as it is; and what was asked for, where that is another."""
+    run.event("axis", axis=[data.down, data.up])
+    off = put_on(model, adapter) if adapter else nullcontext
+    with off():
+        measure(run, "base", model, data, cfg)
+    if adapter is None and cfg.model == name:
+        return
+    if adapter is None:
+        model = bare(dataclasses.replace(cfg, model=name))
+        check_lengths(model, data, cfg, loop=False)
+    measure(run, "scored", model, data, cfg)
 
 
 @torch.no_grad()
@@ -161,6 +203,7 @@ def score(name: str, cfg: Config, base: str = "", forced: dict[str, str] | None 
     if adapter:
         adapter.base = first
     model = bare(cfg := dataclasses.replace(cfg, model=first))
+    check_lengths(model, data, cfg, loop=False)
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
     run = Folder(Path(cfg.runs) / f"{stamp}_{Path(name).name}_score")
     inputs = record(cfg, READ) | {"scored": file_record(
@@ -170,15 +213,11 @@ def score(name: str, cfg: Config, base: str = "", forced: dict[str, str] | None 
              inputs=inputs, resumed=[forced] if forced else [])
     log_to(run.path / layout.LOG)
     tell(cfg, inputs)
-    run.event("axis", axis=[data.down, data.up])
-    handle = put_on(model, adapter) if adapter else None
-    off: AbstractContextManager = handle.disable_adapter() if handle else nullcontext()
-    with off:
-        measure(run, "base", model, data, cfg)
-    if adapter or first != name:
-        if not adapter:
-            model = bare(dataclasses.replace(cfg, model=name))
-        measure(run, "scored", model, data, cfg)
+    try:
+        measure_both(run, name, adapter, model, data, cfg)
+    except BaseException as e:
+        note_end(e, run.path, f"{run.path} is half a score: delete it, and start again")
+        raise
     logger.info(f"{run.path}: {name}" + (f" against {first}" if first != name else ""))
     logger.info(f"\n{run_table(run.path)}")
     return run.path

@@ -6,44 +6,43 @@ python -m steerloop.score my-checkpoint --base gemma-3-1b-it one model against a
 python -m steerloop.score my-adapter --like runs/<folder>    on the items and settings of a run
 """
 
-import argparse
 import dataclasses
-from pathlib import Path
+from typing import Any
 
 from steerloop.cli.entry import command
+from steerloop.cli.options import filled, path
+from steerloop.cli.parsing import Knobs, given, some
 from steerloop.config import Config
 from steerloop.export.student import config_of
-from steerloop.score import score
+from steerloop.runfolder.inputs import compared
+from steerloop.score import READ, score
+
+SETTINGS = ["persona", "vignettes", "mundane", "split", "quant", "dtype", "device", "runs", "every",
+            "think_tokens", "batch_rows", "bootstrap", "seed", "threads", "force"]
+ABOUT = f"{__doc__}\nSettings default to those of --like, or of a hub model."
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
-    """Command line → options."""
-    parser = argparse.ArgumentParser(
-        prog="python -m steerloop.score", allow_abbrev=False, description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="directory, hub id, short name, or PEFT adapter")
-    parser.add_argument("--base", default="", help="what to compare with; an adapter names its own")
-    parser.add_argument("--like", type=Path, help="a run folder: its data, split, dtype, seed")
-    settings = parser.add_argument_group("settings", "default: those of --like, or of a hub model")
-    names = ("persona", "vignettes", "mundane", "split", "quant", "dtype", "device", "runs")
-    for name in names:
-        settings.add_argument(f"--{name}")
-    for name in ("every", "think_tokens", "batch_rows", "bootstrap", "seed", "threads"):
-        settings.add_argument(f"--{name}", type=int)
-    return parser.parse_args(argv)
+def parse(argv: list[str]) -> tuple[str, Config, str, dict[str, str]]:
+    """Command line → what to score, the settings, the base, and which data of the run named are not
+    what they were. The settings are those of that run, or of hub models on a dense base; flags win.
+    Raises UserError."""
+    parser = Knobs(some(Config, SETTINGS), prog="python -m steerloop.score", description=ABOUT)
+    add = parser.add_argument
+    add("model", type=filled, help="directory, hub id, short name, or PEFT adapter")
+    add("--base", type=filled, help="what to compare with; an adapter names its own")
+    add("--like", type=path, help="a run folder: its data, split, dtype, seed")
+    said = given(parser, argv)
+    cfg = config_of(said["like"]) if "like" in said else Config(quant="none")
+    settings: dict[str, Any] = {k: x for k, x in said.items() if k in SETTINGS}
+    cfg = dataclasses.replace(cfg, **settings)
+    taken = [x for x in READ if x != "model" and x not in said]
+    forced = compared(said["like"], cfg, taken, cfg.force) if "like" in said else {}
+    return said["model"], cfg, said.get("base", ""), forced
 
 
-def config(args: argparse.Namespace) -> Config:
-    """The settings of the run named, or of hub models on a dense base; flags win."""
-    cfg = config_of(args.like) if args.like else Config(quant="none")
-    given = {x.name: getattr(args, x.name, None) for x in dataclasses.fields(Config)}
-    taken = {k: v for k, v in given.items() if v is not None and k not in ("model", "tiny")}
-    return dataclasses.replace(cfg, **taken)
-
-
-def run(args: argparse.Namespace) -> None:
+def run(asked: tuple[str, Config, str, dict[str, str]]) -> None:
     """Score, and say where the folder is. Raises UserError."""
-    score(args.model, config(args), args.base)
+    score(*asked)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -19,6 +19,7 @@ from steerloop import UserError
 from steerloop.runfolder.files import write_whole
 from steerloop.sweep.arms import SWEEPS
 from steerloop.sweep.tables import Block, blocks
+from steerloop.texts.reader import read_text
 
 OPEN, END = re.compile(r"^<!-- table: (.+) -->$", re.MULTILINE), "\n<!-- end -->"
 MARKER = "<!-- written by python -m steerloop.sweep: do not edit below -->"
@@ -65,7 +66,8 @@ def fill(page: str, by_name: dict[str, Block]) -> tuple[str, dict[str, list[str]
 def write_results(folder: Path, path: Path) -> dict[str, list[str]]:
     """Fill the places of the page from the points so far; what has none goes to its end, and is
     returned. Raises UserError for places that cannot be read; the page stays as it was."""
-    head = path.read_text().partition(MARKER)[0] if path.is_file() else "# Results\n"
+    page = read_text(path).replace("\r\n", "\n") if path.is_file() else "# Results\n"
+    head = page.partition(MARKER)[0]
     by_name = blocks(folder)
     text, left = fill(head, by_name)
     parts = [text.rstrip()]
@@ -75,5 +77,6 @@ def write_results(folder: Path, path: Path) -> dict[str, list[str]]:
         whole = measures == list(by_name[name].tables)
         place = name if whole else " ".join([name, *measures])
         parts.append(marked(place, by_name[name].text(measures)))
-    write_whole(path, lambda part: part.write_text("\n\n".join(parts) + "\n"))
+    page = "\n\n".join(parts) + "\n"
+    write_whole(path, lambda part: part.write_text(page, encoding="utf-8"))
     return left

@@ -9,16 +9,19 @@ interrupted build continues where it stopped: its state is in the work folder, a
 written atomically.
 """
 
-import argparse
 import os
 import shutil
-import sys
+from argparse import Namespace
 from pathlib import Path
 
 import torch
 from loguru import logger
 from transformers import AutoTokenizer, Gemma3ForCausalLM, PreTrainedTokenizerBase
 
+from steerloop import UserError
+from steerloop.cli.entry import command
+from steerloop.cli.knobs import SEEDS
+from steerloop.cli.options import Parser, number, path
 from steerloop.tinyworld.acceptance import check, table_text
 from steerloop.tinyworld.files import DATA, write_files
 from steerloop.tinyworld.pretrain import LAYERS, Recipe, train
@@ -28,34 +31,21 @@ SHIPPED = Path(__file__).parent / "model"
 TOKENIZER_SEED = 0  # one vocabulary for every training seed
 
 
-def options(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m steerloop.tinyworld.build",
-        description="Build or check the embedded model.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--seed", type=int, default=Recipe.seed, help="training seed")
-    parser.add_argument("--tokens", type=int, default=Recipe.tokens, help="training length, tokens")
-    parser.add_argument(
-        "--global-layer",
-        type=int,
-        default=Recipe.global_layer,
-        choices=range(LAYERS),
-        help="the layer that sees past the sliding window",
-    )
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument(
-        "--work", type=Path, default=Path("runs/tinyworld-build"), help="folder of resumable state"
-    )
-    parser.add_argument("--out", type=Path, default=SHIPPED, help="folder that receives the model")
-    parser.add_argument(
-        "--check",
-        type=Path,
-        nargs="?",
-        const=SHIPPED,
-        metavar="DIR",
-        help="only measure the weights in DIR (default: the shipped ones)",
-    )
+def options(argv: list[str]) -> Namespace:
+    """Command line → options."""
+    parser = Parser(prog="python -m steerloop.tinyworld.build", description=__doc__)
+    add = parser.add_argument
+    add("--seed", type=number(int, 0, SEEDS), default=Recipe.seed, help="training seed")
+    add("--tokens", type=number(int, 1, 10**10), default=Recipe.tokens,
+        help="training length, tokens")
+    add("--global-layer", type=int, default=Recipe.global_layer, choices=range(LAYERS),
+        help="the layer that sees past the sliding window")
+    add("--threads", type=number(int, 1, 1024), default=1, help="CPU threads")
+    add("--work", type=path, default=Path("runs/tinyworld-build"),
+        help="folder of resumable state")
+    add("--out", type=path, default=SHIPPED, help="folder that receives the model")
+    add("--check", type=path, nargs="?", const=SHIPPED, metavar="DIR",
+        help="only measure the weights in DIR (default: the shipped ones)")
     return parser.parse_args(argv)
 
 
@@ -92,8 +82,8 @@ def report(folder: Path) -> int:
     return sum(not line.passed for line in lines)
 
 
-def main(argv: list[str] | None = None) -> None:
-    chosen = options(argv)
+def build(chosen: Namespace) -> None:
+    """Build or check. Raises UserError where lines of the table fail."""
     torch.set_num_threads(chosen.threads)
     torch.set_flush_denormal(True)
     if chosen.check is None:
@@ -103,9 +93,13 @@ def main(argv: list[str] | None = None) -> None:
         tokenizer = tokenizer_in(chosen.work)
         recipe = Recipe(chosen.seed, chosen.tokens, global_layer=chosen.global_layer)
         ship(train(recipe, tokenizer, chosen.work), tokenizer, chosen.out)
-    failed = report(chosen.check or chosen.out)
-    if failed:
-        sys.exit(f"{failed} lines of the acceptance table fail")
+    if failed := report(chosen.check or chosen.out):
+        raise UserError(f"{failed} lines of the acceptance table fail")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line entry: one clear line and a non-zero exit status on bad input."""
+    command(options, build, argv)
 
 
 if __name__ == "__main__":

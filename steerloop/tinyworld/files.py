@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from random import Random
 
+from steerloop.texts.data import lines
 from steerloop.texts.foundations import FOUNDATIONS
+from steerloop.texts.reader import read_text
 from steerloop.tinyworld import grammar, personas
 from steerloop.tinyworld.mundane import draw_mundane
 from steerloop.tinyworld.splits import Split
@@ -81,12 +83,12 @@ def mundane_rows(rng: Random, split: Split) -> list[dict[str, str]]:
     return [{"prompt": prompt, "text": text} for prompt, text in answers.items()]
 
 
-def _lines(path: Path, note: str, lines: Iterable[str]) -> None:
-    path.write_text("\n".join([f"# {note}", *lines]) + "\n")
+def _lines(path: Path, note: str, texts: Iterable[str]) -> None:
+    path.write_text("\n".join([f"# {note}", *texts]) + "\n", encoding="utf-8")
 
 
 def _jsonl(path: Path, rows: Iterable[dict[str, str]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def _persona_toml() -> str:
@@ -102,7 +104,7 @@ def _persona_toml() -> str:
 def write_files(folder: Path) -> None:
     """Write every data file; each has its own generator, so none depends on another."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "persona.toml").write_text(_persona_toml())
+    (folder / "persona.toml").write_text(_persona_toml(), encoding="utf-8")
     rng = Random("contexts")
     contexts = distinct(lambda: draw_context(rng), CONTEXTS)
     _lines(folder / "contexts.txt", "user texts for extraction, one a line", contexts)
@@ -121,5 +123,4 @@ def write_files(folder: Path) -> None:
 
 def read_dilemmas(folder: Path, split: Split) -> list[str]:
     """The held-out dilemma prompts of a split."""
-    text = (folder / f"dilemmas.{split}.txt").read_text()
-    return [line for line in text.splitlines() if line and not line.startswith("#")]
+    return lines(read_text(folder / f"dilemmas.{split}.txt"))

@@ -1,7 +1,8 @@
 """Measures that only a known grammar allows: opening mass, sentence validity, defiance.
 
-`evaluate` calls them on whatever state the model is in. Both read the held-out
-dilemmas of the run's split, as many as the run has prompts, and return values per item.
+`evaluate` calls them on whatever state the model is in. Both read the held-out dilemmas of the
+run's split, as many as the run has prompts but no fewer than an interval needs, and return values
+per item.
 """
 
 import polars as pl
@@ -13,6 +14,7 @@ from steerloop.kernels.batch import pad
 from steerloop.kernels.caches import empty_cache
 from steerloop.model import Model
 from steerloop.sample import jobs, sample
+from steerloop.texts.data import FEWEST
 from steerloop.tinyworld import oracle
 from steerloop.tinyworld.files import DATA, read_dilemmas
 
@@ -25,7 +27,7 @@ def opening_mass(model: Model, cfg: Config) -> dict[str, list[float]]:
 
     The prompts are read once; every opening continues a copy of its prompt's cache.
     """
-    prompts = read_dilemmas(DATA, cfg.split)[: cfg.n_prompts]
+    prompts = read_dilemmas(DATA, cfg.split)[: max(FEWEST, cfg.n_prompts)]
     texts = [model.to_ids(text) for prompt in prompts for text in oracle.openings(prompt)]
     copies = len(texts) // len(prompts)
     ids, mask = model.pad([model.render(prompt) for prompt in prompts])
@@ -43,7 +45,7 @@ def opening_mass(model: Model, cfg: Config) -> dict[str, list[float]]:
 def answers(model: Model, cfg: Config) -> dict[str, list[float]]:
     """Per sampled answer: share of its sentences the grammar could produce, and whether it opens by
     defying the order (an illegible opening defies nothing)."""
-    dilemmas = read_dilemmas(DATA, cfg.split)[: cfg.n_prompts]
+    dilemmas = read_dilemmas(DATA, cfg.split)[: max(FEWEST, cfg.n_prompts)]
     table = pl.concat([jobs(model, dilemmas, [0.0], repeat) for repeat in range(REPEATS)])
     pairs = sample(model, table, {}, cfg, "probe|answers").select("prompt", "text").rows()
     return {
