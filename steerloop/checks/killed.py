@@ -27,7 +27,7 @@ import re
 import shutil
 import signal
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -71,10 +71,12 @@ class Short:
 
 class Watch:
     """Sees every place of the process it is in, below `root`/runs, and keeps each state of that
-    folder below `store`. With `die` the process is killed at the place of that number."""
+    folder below `store`. At a `share` of them, drawn, the disk fails for a copy of the process.
+    With `die` the process is killed at the place of that number."""
 
-    def __init__(self, root: Path, store: Path, faults: Iterable[int] = (), die: int = -1) -> None:
-        self.root, self.store, self.faults, self.die = root / "runs", store, tuple(faults), die
+    def __init__(self, root: Path, store: Path, share: float = 0.0, die: int = -1) -> None:
+        self.root, self.store, self.share, self.die = root / "runs", store, share, die
+        self.rng = Random(0)
         self.real = {x: getattr(os, x) for x in (
             "replace", "fsync", "mkdir", "unlink", "rmdir", "truncate")}
         self.open, self.broken, self.busy = io.open, 0, False
@@ -204,7 +206,7 @@ class Watch:
         if len(self.places) == self.die:
             os.kill(os.getpid(), signal.SIGKILL)
         self.note(op, str(path))
-        for number in self.faults:
+        for number in FAULTS if self.rng.random() < self.share else ():
             self.broken_from_here(number)
             if self.broken:
                 break
@@ -292,6 +294,7 @@ class Zygote:
     def __init__(self, cfg: Any) -> None:
         import torch
 
+        import steerloop.report.__main__  # noqa: F401, so that no fork has to load it
         from steerloop import train
         from steerloop.runfolder import identity
 
@@ -331,7 +334,7 @@ class Zygote:
         return {k: json.loads(x.read_text()) if x.exists() else {"said": "killed"}
                 for k, x in read.items()}
 
-    def first(self, into: Path, faults: Iterable[int] = (), die: int = -1) -> dict[str, Any]:
+    def first(self, into: Path, share: float = 0.0, die: int = -1) -> dict[str, Any]:
         """The run from its beginning, watched."""
         from steerloop.cli.entry import command
         from steerloop.runfolder import opening
@@ -343,7 +346,7 @@ class Zygote:
                 return cls(2024, 1, 2, 3, 4, 5, tzinfo=tz)
 
         opening.datetime = Still  # runs of one name
-        watch = Watch(Path.cwd(), into, faults, die)
+        watch = Watch(Path.cwd(), into, share, die)
         said = ended(lambda: command(lambda _: self.cfg, train, []))
         watch.busy = True
         if watch.broken:
@@ -388,12 +391,13 @@ def key_of(state: State) -> str:
     return json.dumps({k: "" if Path(k).name in APART else x for k, x in sorted(state.items())})
 
 
-def survey(cfg: Any, into: Path, most: int, dies: int, beside: int, seed: int) -> None:
+def survey(cfg: Any, into: Path, most: int, dies: int, share: float) -> None:
     """All of it, into `into`/found.json: the run, its places, what became of each. `most` states
-    (0: all), drawn by `seed`, are resumed; at `dies` places the process is really killed."""
-    rng, store = Random(seed), into / "store"
+    (0: all), drawn, are resumed; at `dies` places the process is really killed, at a `share` of
+    them the disk fails."""
+    rng, store, beside = Random(0), into / "store", os.cpu_count() or 1
     zygote = Zygote(cfg)
-    first = zygote.all({"whole": lambda: zygote.first(store, FAULTS)}, into, 1)["whole"]
+    first = zygote.all({"whole": lambda: zygote.first(store, share)}, into, 1)["whole"]
     if "places" not in first:
         raise SystemExit(str(first))
     places = first["places"]
@@ -430,7 +434,7 @@ def dies_alike(
 ) -> list[dict[str, Any]]:
     """Whether a process that is really killed at a place leaves the state noted there."""
     died = []
-    jobs = {f"die-{x}": partial(zygote.first, into / f"store-{x}", (), x) for x in numbers}
+    jobs = {f"die-{x}": partial(zygote.first, into / f"store-{x}", die=x) for x in numbers}
     said = zygote.all(jobs, into, beside)
     for x in numbers:
         put(places[x]["state"], into / "store", into / f"noted-{x}")
@@ -439,3 +443,12 @@ def dies_alike(
         died.append({"op": places[x]["op"], "path": places[x]["path"],
                      "killed": said[f"die-{x}"] == {"said": "killed"}, "same": left == noted})
     return died
+
+
+def surveyed(cfg: Any, into: Path, most: int = 0, dies: int = 12, share: float = 1.0
+             ) -> dict[str, Any]:
+    """What `survey` found, from a process of its own."""
+    process = SERVER.Process(target=survey, args=(cfg, into, most, dies, share))
+    process.start()
+    process.join()
+    return json.loads((into / "found.json").read_text())

@@ -65,17 +65,17 @@ def stored(run: Path) -> dict[str, Any]:
 
 def written(run: Path) -> dict[str, Any]:
     """What config.json of a run says, whatever that is."""
-    return json.loads((run / CONFIG).read_text("utf-8"))
+    return json.loads((run / CONFIG).read_text(encoding="utf-8"))
 
 
 def noted(run: Path) -> dict[str, Any]:
     """The same as it was recorded last in events.jsonl; {} where it was not. (Who goes on with it
     finds out whether the records are damaged.)"""
     try:
-        lines = (run / EVENTS).read_text("utf-8", "replace").split("\n")[:-1]
+        lines = (run / EVENTS).read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
         told = [x["document"] for x in map(json.loads, lines) if x["stage"] == "config"]
         config = told[-1]["config"] | {"runs": str(run.parent)}  # where it lies is not recorded
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}
     return told[-1] | {"config": config}
 

@@ -200,5 +200,5 @@ class Journal(Recorder):
 
     def finish(self) -> str:
         """The run came to its end: its pages, its row in the ledger; its tables are returned."""
-        self.folder.close()
+        self.folder.settle()
         return report.finish(self.path)

@@ -29,8 +29,14 @@ from steerloop.report.run import states
 from steerloop.report.summary import summarise
 from steerloop.report.verdicts import verdicts, write_verdicts
 from steerloop.runfolder import layout
-from steerloop.runfolder.events import read_events
-from steerloop.runfolder.files import checksums, read_document, read_table
+from steerloop.runfolder.events import event_line, read_events
+from steerloop.runfolder.files import (
+    checksums,
+    read_document,
+    read_table,
+    told_of,
+    write_checksums,
+)
 from steerloop.steer import extract
 from steerloop.texts.data import Data
 from steerloop.texts.foundations import FOUNDATIONS
@@ -147,7 +153,11 @@ def restated(folder: Path, cfg: Config) -> Config:
                    threads=0, device="auto", decode="auto", probes=[], eval="own", resume="")
     text = json.dumps(read_document(folder) | {"config": asdict(here)})
     (folder / layout.CONFIG).write_text(text, encoding="utf-8")
-    (folder / layout.SUMS).unlink(missing_ok=True)  # it has been compared, and the config is ours
+    now = told_of(json.loads(text))
+    lines = [event_line(x | {"document": now} if x["stage"] == "config" else x)
+             for x in read_events(folder)]
+    (folder / layout.EVENTS).write_text("".join(lines), encoding="utf-8")
+    write_checksums(folder, {})  # they have been compared
     return here
 
 
@@ -221,6 +231,7 @@ def check_summary(name: str, folder: Path, run: str) -> Compared:
     if not path.is_file():
         return Compared(name, None, "there is none: the run was cut short")
     known, measured = json.loads(path.read_text("utf-8")), states(folder)
+    known.pop("crc", None)  # what it vouches for is computed anew
     again = summarise(folder, verdicts(folder, measured), measured)
     again |= {"run": run, "ended": known["ended"]}
     wrong = unlike(known, json.loads(json.dumps(again)))

@@ -124,7 +124,7 @@ def read_table(path: Path) -> pl.DataFrame:
     try:
         with path.open("rb") as file:
             return pl.read_parquet(file)
-    except (OSError, pl.exceptions.PolarsError) as e:
+    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as e:
         raise UserError(f"{path} is {'missing' if isinstance(e, OSError) else 'damaged'}: delete "
                         "it if it is there, then `python -m steerloop.train --resume "
                         f"{run_of(path)}` makes it anew") from e
@@ -189,7 +189,8 @@ def verify(run: Path) -> None:
     """`check_sum` of every kept file that is there, and the records of a finished run counted.
     Raises UserError, too, where the list of checksums is gone."""
     sums = checksums(run)
-    if not sums and recorded(run) and any(x["stage"] == "evaluate" for x in read_events(run)):
+    listed = (run / SUMS).exists() and (run / SUMS).stat().st_size
+    if not listed and recorded(run) and any(x["stage"] == "evaluate" for x in read_events(run)):
         raise UserError(f"{run / SUMS} is missing, so no file can be told from another: `python -m "
                         f"steerloop.train --resume {run}` makes everything anew")
     for name, digest in sums.items():
@@ -237,7 +238,7 @@ def records_lost(run: Path) -> int:
     return max(0, wanted - len(read_events(run))) if path.exists() else wanted
 
 
-def told(document: dict[str, Any]) -> dict[str, Any]:
+def told_of(document: dict[str, Any]) -> dict[str, Any]:
     """Of config.json what makes a run what it is, wherever it lies, as JSON has it."""
     config = {k: x for k, x in document["config"].items() if k not in FREE}
     kept = {k: x for k, x in document.items() if k not in ("schema", "code")}
@@ -245,7 +246,7 @@ def told(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def recorded(run: Path) -> dict[str, Any]:
-    """What the run last recorded itself to be (see `told`), {} where it did not yet. Raises
+    """What the run last recorded itself to be (see `told_of`), {} where it did not yet. Raises
     UserError where its records are damaged."""
     known = read_events(run) if (run / EVENTS).is_file() else []
     return next((x["document"] for x in reversed(known) if x["stage"] == "config"), {})
@@ -282,7 +283,7 @@ def read_document(run: Path) -> dict[str, Any]:
                             f"{mend}") from e
         raise UserError(f"{run} is not a run folder (no readable {CONFIG} in it): name one below "
                         "runs/, `python -m steerloop.train` makes one") from e
-    if was and (other := changes(was, told(known))):
+    if was and (other := changes(was, told_of(known))):
         said = "; ".join(f"{k}: {x}" for k, x in other.items())
         raise UserError(f"{run / CONFIG} is not what the run wrote ({said}): undo that, or `python "
                         f"-m steerloop.train --resume {run} --force` goes on with it, recorded")

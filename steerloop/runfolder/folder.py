@@ -30,7 +30,7 @@ from steerloop.runfolder.files import (
     read_table,
     sealed,
     sha256,
-    told,
+    told_of,
     unable,
     verify,
     write_checksums,
@@ -178,7 +178,7 @@ class Folder:
         """config.json: what the run is. It is recorded among the events, too, so that what was
         edited by hand shows, and what was lost comes back."""
         values = {"schema": 1, "resumed": [], **values}
-        text, now = sealed(values), told(values)
+        text, now = sealed(values), told_of(values)
         write_whole(self.path / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
         before = [x for key, x in self.known.items() if key[0] == "config"]
         if not before or before[-1]["document"] != now:
@@ -287,7 +287,7 @@ class Folder:
             logger.warning(f"cannot clear away {self.path / name} ({e.strerror}): nothing reads it "
                            "any more, delete it")
 
-    def close(self) -> None:
+    def settle(self) -> None:
         """All that the run makes is there: what is gone all the same is kept no longer. Raises
         UserError where a file is not what was written."""
         gone = [x for x in self.sums if not (self.path / x).exists()]
