@@ -43,6 +43,12 @@ def bundle(tmp_path_factory):
     return write_bundle(run, root / "one.tar.gz"), model, run
 
 
+@pytest.fixture(autouse=True)
+def beside_its_model(bundle, monkeypatch):
+    """A bundle has the name of its model, and not where it lay."""
+    monkeypatch.chdir(bundle[1].parent)
+
+
 @pytest.fixture(scope="module")
 def files(bundle):
     """Its members, the manifest first."""

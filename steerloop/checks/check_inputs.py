@@ -5,6 +5,7 @@ rule."""
 import dataclasses
 import json
 import os
+import tarfile
 import time
 from pathlib import Path
 from random import Random
@@ -22,6 +23,8 @@ from steerloop.checks.families import save_family
 from steerloop.checks.small import Small, data_files, short_config, small_config
 from steerloop.cli.parsing import parse, preset
 from steerloop.config import Config
+from steerloop.export import export_adapter, export_merged, export_vector
+from steerloop.export.bundle import compare_bundle, write_bundle
 from steerloop.export.student import config_of, open_student
 from steerloop.loading import hub
 from steerloop.loading.files import model_files, weight_files
@@ -321,3 +324,36 @@ def check_every_file_that_loading_reads_is_recorded(folders, monkeypatch):
     Small(small_config(folder, quant="none"))
     known = {x.name for x in model_files(folder)}
     assert opened <= known and MODEL in known and len(opened) >= 3
+
+
+def check_what_leaves_the_folder_does_not_say_where_it_lay(folders, tmp_path):
+    """Exports of every kind, their cards, bundles, unpacked: no path of this machine in any byte,
+    and hashes in the place of paths."""
+    copytree(folders(), tmp_path / "secret-place/llama")
+    files = data_files(tmp_path / "secret-place")
+    cfg = small_config(tmp_path / "secret-place/llama", quant="none", **files, rounds=1)
+    cfg = short_config(tmp_path / "secret-place", cfg, rounds=1, n_keep=3, coh_floor=0.0)
+    path = train(cfg)
+    student = open_student(path, "1")
+    export_adapter(student, tmp_path / "out/peft")
+    export_merged(student, tmp_path / "out/merged")
+    export_vector(student, tmp_path / "out/gguf", True)
+    export_vector(student, tmp_path / "out/vector", False)
+    write_bundle(path, tmp_path / "out/bundle.tar.gz")
+    with tarfile.open(tmp_path / "out/bundle.tar.gz") as tar:
+        tar.extractall(tmp_path / "out/bundle", filter="data")
+    found = [x for x in (tmp_path / "out").rglob("*") if x.is_file()]
+    assert len(found) > 30
+    for file in found:
+        for word in (b"secret-place", str(tmp_path).encode(), str(Path.home()).encode() + b"/"):
+            assert word not in file.read_bytes(), file
+    cards = [x.read_text() for x in (tmp_path / "out").glob("*/README.md")]
+    assert len(cards) == 4 and all("sha256" in x for x in cards)
+    document = json.loads((tmp_path / "out/bundle/config.json").read_text())
+    assert contents(document["inputs"]) == contents(json.loads(
+        (path / "config.json").read_text())["inputs"])
+    assert all(x.same is not False for x in compare_bundle(
+        tmp_path / "out/bundle.tar.gz", model=cfg.model))
+    zero_a_layer(Path(cfg.model))
+    with pytest.raises(UserError, match="other inputs"):
+        write_bundle(path, tmp_path / "out/again.tar.gz")

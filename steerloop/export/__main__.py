@@ -32,7 +32,7 @@ KINDS = ["peft", "merged", "gguf-vector", "vector", "bundle"]
 MEANT = {  # what an option is for, where that is not every kind
     "rank": ["peft"], "key_prefix": ["peft"], "merge_base": ["merged"], "dtype": ["merged"],
     "shard": ["merged"], "dose": ["gguf-vector", "vector"], "round": KINDS[:-1],
-    "gates": KINDS[:-1], "tolerance": KINDS[:-1], "model": KINDS[:-1],
+    "gates": KINDS[:-1], "tolerance": KINDS[:-1],
 }
 
 
@@ -93,12 +93,12 @@ def run(args: Namespace) -> None:
     logger.remove()
     logger.add(sys.stderr, format="{message}", level="INFO")
     if args.verify:
-        verify(args.verify, args.device or "")
+        verify(args.verify, args.device or "", args.model or "")
         return
     if args.to == "bundle":
         out = args.out or args.run / layout.EXPORTS / layout.BUNDLE
         absent(out)
-        print(write_bundle(args.run, out))
+        print(write_bundle(args.run, out, args.model or "", args.force))
         return
     round = args.round or ("1" if "vector" in args.to else "best")
     out = target(args, rounds_of(args.run, round))

@@ -15,6 +15,7 @@ is run, and what it asks for is bounded by what it holds.
 
 import dataclasses
 import gzip
+import hashlib
 import io
 import json
 import platform
@@ -44,12 +45,14 @@ from steerloop.export.proof import (
 )
 from steerloop.export.student import config_of, finished_rounds, open_student
 from steerloop.export.unpack import MANIFEST, SCHEMA, said, unpack
-from steerloop.loading.hub import locate
+from steerloop.loading.hub import locate, public_name
 from steerloop.report.text import inline, markdown
 from steerloop.runfolder import layout
-from steerloop.runfolder.files import read_document, sha256, write_whole
+from steerloop.runfolder.events import event_line, read_events
+from steerloop.runfolder.files import read_document, sealed, sha256, write_whole
 from steerloop.runfolder.files import verify as verify_run
 from steerloop.runfolder.identity import code_version
+from steerloop.runfolder.inputs import KNOBS, compared, model_record, public
 from steerloop.texts.data import data_files, read_data
 
 PACKAGES = ("torch", "transformers", "polars", "numpy", "safetensors")
@@ -61,37 +64,44 @@ def here() -> dict[str, str]:
         "python": platform.python_version(), "steerloop": code_version()}
 
 
-def model_hashes(model: str) -> dict[str, str]:
-    """Weight file → SHA-256."""
-    return {x.name: sha256(x) for x in sorted(locate(model).glob("*.safetensors"))}
+def own_records(run: Path) -> dict[str, bytes]:
+    """config.json and events.jsonl of a run as others get them: inputs by names and hashes."""
+    lines = [event_line(x | {"document": public(x["document"])} if "document" in x else x)
+             for x in read_events(run)]
+    return {layout.CONFIG: sealed(public(read_document(run))).encode(),
+            layout.EVENTS: "".join(lines).encode()}
 
 
-def write_bundle(run: Path, out: Path) -> Path:
-    """Pack a run into `out` (.tar.gz); the same run gives the same bytes. Raises UserError for a
-    run without a finished round, with a damaged file, or whose data are gone."""
+def write_bundle(run: Path, out: Path, model: str = "", force: bool = False) -> Path:
+    """Pack a run into `out` (.tar.gz); the same run gives the same bytes. `model` is where the base
+    is now, if it was moved. Raises UserError for a run without a finished round, with a damaged
+    file, or whose inputs are gone, or are not what they were unless `force` lets that pass."""
     cfg = config_of(run)
+    cfg = dataclasses.replace(cfg, model=model or cfg.model)
     if not finished_rounds(run):
         raise UserError(f"{run} has no finished round to share")
     data = data_files(cfg)
     if gone := [str(x) for x in data.values() if not x.is_file()]:
         raise UserError(f"{run} was made with {gone[0]}, which is not there any more")
     verify_run(run)
+    compared(run, cfg, list(KNOBS), force)  # who verifies a forced one sees that it differs
     files = {str(x.relative_to(run)): x for kind in layout.SHARED for x in sorted(run.glob(kind))
-             if x.is_file()}
+             if x.is_file() and x.name != layout.LOG}  # which says where everything lies
     files |= {f"data/{k}{x.suffix}": x for k, x in data.items()}
+    contents = {name: x.read_bytes() for name, x in files.items()} | own_records(run)
     manifest = {
-        "schema": SCHEMA, "run": run.name, "model": cfg.model, "seed": cfg.seed,
-        "weights": model_hashes(cfg.model), "versions": here(),
+        "schema": SCHEMA, "run": run.name, "model": public_name(locate(cfg.model))[0],
+        "seed": cfg.seed, "weights": model_record(cfg.model)["sha256"], "versions": here(),
         "made_with": read_document(run).get("code", ""),
-        "files": {name: sha256(x) for name, x in sorted(files.items())},
+        "files": {name: hashlib.sha256(x).hexdigest() for name, x in sorted(contents.items())},
     }
 
     def write(path: Path) -> None:
         with (path.open("wb") as file, gzip.GzipFile("", "wb", 6, file, mtime=0) as packed,
               tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar):
             _add(tar, MANIFEST, json.dumps(manifest, indent=1).encode())
-            for name, x in sorted(files.items()):
-                _add(tar, name, x.read_bytes())
+            for name, content in sorted(contents.items()):
+                _add(tar, name, content)
 
     write_whole(out, write)
     return out
@@ -124,10 +134,10 @@ def check_data(name: str, packed: dict[str, Path], cfg: Config) -> Compared:
 
 
 def check_model(name: str, manifest: dict, cfg: Config) -> Compared:
-    """Are the weights of the base the same here?"""
-    now = model_hashes(cfg.model)
-    return Compared(name, now == manifest["weights"],
-                    "the same weights" if now == manifest["weights"] else "other weights here")
+    """Are the files of the base the same here? (Weights, configuration, tokenizer, template.)"""
+    now, was = model_record(cfg.model)["sha256"], manifest["weights"]
+    other = sorted(x for x in now.keys() | was.keys() if now.get(x) != was.get(x))
+    return Compared(name, not other, f"other here: {', '.join(other)}" if other else "the same")
 
 
 def data_of(folder: Path, cfg: Config) -> dict[str, Path]:
@@ -170,9 +180,10 @@ def from_model(folder: Path, manifest: dict, cfg: Config, device: str) -> list[C
     return parts
 
 
-def compare_bundle(bundle: Path, device: str = "") -> list[Compared]:
-    """Every comparison, cheap ones first. Raises UserError, naming the bundle, where it is none, or
-    its model is not to be had here."""
+def compare_bundle(bundle: Path, device: str = "", model: str = "") -> list[Compared]:
+    """Every comparison, cheap ones first. `model` says where its base is here, if not by the name
+    that it had. Raises UserError, naming the bundle, where it is none, or its model is not to be
+    had here."""
     with tempfile.TemporaryDirectory() as name:
         manifest, wrong = unpack(bundle, Path(name) / "unpacked")
         files = Compared("files", not wrong, ", ".join(wrong) or
@@ -182,6 +193,7 @@ def compare_bundle(bundle: Path, device: str = "") -> list[Compared]:
         folder = (Path(name) / "unpacked").rename(Path(name) / manifest["run"])
         try:
             parts, cfg = from_tables(folder, manifest)
+            cfg = dataclasses.replace(cfg, model=model or cfg.model)
             parts = [files, *parts, *from_model(folder, manifest, cfg, device)]
         except FAULTS as e:
             raise UserError(f"{bundle}: {said(e)}".replace(f"{folder}/", "").replace(
@@ -189,10 +201,10 @@ def compare_bundle(bundle: Path, device: str = "") -> list[Compared]:
         return [x._replace(said=x.said.replace(f"{folder}/", "")) for x in parts]
 
 
-def verify(bundle: Path, device: str = "") -> None:
+def verify(bundle: Path, device: str = "", model: str = "") -> None:
     """Print what was computed again, and whether it is the same, and what was taken on trust.
     Raises UserError where a part that counts differs."""
-    parts = compare_bundle(bundle, device)
+    parts = compare_bundle(bundle, device, model)
     words = {True: "same", False: "DIFFERS", None: "differs, explains"}
     logger.info(f"{inline(str(bundle))}, recomputed here:\n" + markdown(
         [{"part": x.part, "": words[x.same], "found": x.said} for x in parts]))

@@ -52,7 +52,7 @@ TRUSTED = {
     "states beside the loop": "tables of steered, matched and baseline states; of all states the "
                               "free answers and the values of probes",
     "how it was trained": "adapters, c* and its curve, κ, heal and drift records",
-    "settings": "config.json, seed, package versions, log.txt, and that the run ended by itself",
+    "settings": "config.json, seed, package versions, and that the run ended by itself",
 }
 FAULTS = (UserError, ArithmeticError, AttributeError, LookupError, MemoryError, OSError,
           RuntimeError, TypeError, ValueError, SafetensorError, pl.exceptions.PolarsError,
@@ -171,6 +171,8 @@ def check_record(name: str, folder: Path, manifest: dict[str, Any], data: dict[s
     wrong += [f"{k} in {layout.SUMS}" for k, x in checksums(folder).items()
               if manifest["files"].get(k, x) != x]
     inputs = document.get("inputs", {})
+    if inputs.get("model", {}).get("sha256", manifest["weights"]) != manifest["weights"]:
+        wrong.append(f"the model in {layout.CONFIG}")
     wrong += [f"{k} in {layout.CONFIG}" for k, x in data.items()
               if k in inputs and inputs[k]["sha256"] != x]
 
