@@ -56,7 +56,7 @@ def stored(run: Path) -> dict[str, Any]:
     try:
         known = json.loads((run / CONFIG).read_text(encoding="utf-8"))
         return located(known | {"config": upgraded(known["config"])})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise UserError(f"--resume {run}: no run folder ({str(e).splitlines()[0]})") from e
 
 
