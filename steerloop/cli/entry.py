@@ -19,11 +19,10 @@ from tempfile import NamedTemporaryFile
 from typing import Any, NoReturn, TypeVar
 
 from steerloop import UserError
-from steerloop.cli.options import USAGE, one_line
+from steerloop.cli.options import FAILED, INTERRUPTED, USAGE, leave, one_line
 from steerloop.runfolder.layout import LOG
 
 T = TypeVar("T")
-FAILED, INTERRUPTED = 1, 130  # the other exit statuses
 PACKAGE = __name__.partition(".")[0]
 TYPED = "STEERLOOP_TYPECHECK"
 FORESEEN = (UserError, FloatingPointError, KeyboardInterrupt)  # their text says it all
@@ -55,9 +54,9 @@ def command(
         except SystemExit:
             raise
         except KeyboardInterrupt as e:
-            leave("interrupted", e, INTERRUPTED)
+            ended("interrupted", e, INTERRUPTED)
         except BaseException as e:  # those of libraries in Rust are no Exceptions
-            leave("error", e, status)
+            ended("error", e, status)
         finally:
             hush()
 
@@ -99,16 +98,12 @@ def start_typed() -> NoReturn:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def leave(how: str, error: BaseException, status: int) -> NoReturn:
-    """Say how it ended and exit: the exception has the line as its text, and the exit status."""
+def ended(how: str, error: BaseException, status: int) -> NoReturn:
+    """Say how it ended, and exit."""
     if ours():
         for x in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # it is ending already
             signal.signal(x, signal.SIG_IGN)
-    end = SystemExit(line(how, error))  # which the interpreter prints, with status 1
-    if status != FAILED:
-        print(end, file=sys.stderr)
-        end.code = status
-    raise end
+    leave(line(how, error), status)
 
 
 def line(how: str, error: BaseException) -> str:
@@ -125,7 +120,7 @@ def line(how: str, error: BaseException) -> str:
     parts += notes
     if not isinstance(error, (*FORESEEN, BrokenPipeError)) and not any(LOG in x for x in notes):
         parts.append(kept(error))
-    return one_line("; ".join(parts))
+    return "; ".join(parts)
 
 
 def kept(error: BaseException) -> str:

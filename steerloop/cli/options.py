@@ -10,18 +10,29 @@ from typing import Any, NoReturn, TypeVar
 
 from steerloop.cli.knobs import DIAL, Range, expanded
 
-USAGE = 2  # exit status: the command line cannot be used
+FAILED, USAGE, INTERRUPTED = 1, 2, 130  # exit statuses; 2: the command line cannot be used
+ENDS = r"[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]"  # what a terminal may take as the end of a line
 LONGEST = 2000  # characters of a line that somebody should read
 Number = TypeVar("Number", int, float)
 
 
 def one_line(text: str) -> str:
-    """Any text as one line for a terminal: white space of any kind is one space, what is not
-    printable is replaced, and of a very long one both ends are shown."""
-    joined = " ".join(text.split())
+    """Any text as one line for a terminal: lines are joined, what is not printable is replaced, and
+    of a very long one both ends are shown."""
+    joined = " ".join(x.strip() for x in re.split(ENDS, text) if x.strip())
     shown = "".join(x if x.isprintable() else "\ufffd" for x in joined)
     half = LONGEST // 2
     return shown if len(shown) <= LONGEST else f"{shown[:half]} ... {shown[-half:]}"
+
+
+def leave(said: str, status: int) -> NoReturn:
+    """Say it in one line on stderr, and exit: the exception has the line as its text, and the
+    status."""
+    end = SystemExit(one_line(said))  # which the interpreter prints, with status 1
+    if status != FAILED:
+        print(end, file=sys.stderr)
+        end.code = status
+    raise end
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,8 +45,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """One line on stderr, exit status 2."""
-        print(one_line(f"error: {message} (--help lists every option)"), file=sys.stderr)
-        sys.exit(USAGE)
+        leave(f"error: {message} (--help lists every option)", USAGE)
 
 
 def number(kind: type[Number], low: Number | None, high: Number) -> Callable[[str], Number]:

@@ -56,7 +56,7 @@ def stored(run: Path) -> dict[str, Any]:
     try:
         known = written(run) if (run / CONFIG).exists() else noted(run)
         return located(known | {"config": upgraded(known["config"])})
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
         if noted(run):
             raise UserError(f"{run / CONFIG} is damaged: delete it, then `python -m steerloop.train"
                             f" --resume {run}` makes it anew") from e
