@@ -21,7 +21,14 @@ from loguru import logger
 
 from steerloop import UserError
 from steerloop.checks.families import save_family
-from steerloop.checks.forged import damaged, members, packed, sealed, with_one_field_changed
+from steerloop.checks.forged import (
+    damaged,
+    members,
+    packed,
+    recorded,
+    sealed,
+    with_one_field_changed,
+)
 from steerloop.checks.small import save_small, short_run, small_config
 from steerloop.export.bundle import compare_bundle, from_tables, verify, write_bundle
 from steerloop.export.proof import FAULTS, TRUSTED, restated
@@ -67,7 +74,8 @@ def edited(files, name, change):
     """The members with another JSON document of this name."""
     document = json.loads(files[name])
     change(document)
-    return files | {name: json.dumps(document).encode()}
+    files = files | {name: json.dumps(document).encode()}
+    return recorded(files) if name == "config.json" else files
 
 
 def check_a_bundle_is_reproduced_where_it_was_made(bundle, tmp_path):
@@ -356,7 +364,8 @@ def check_any_damage_to_an_archive_is_noticed_or_changes_nothing(files, tmp_path
 ON_TRUST = re.compile(  # what TRUSTED names, as fields; `model` and the part of that name see more
     r"config\.json: (config/(?!rounds|r$)|packages|hardware|source|inputs|schema|resumed)"
     r"|bundle\.json: (weights|versions|model)"
-    r"|summary\.json: ended|events\.jsonl: (axis|evaluate/dose|heal_nll|evaluate/state)")
+    r"|summary\.json: (ended|crc)|config\.json: crc"
+    r"|events\.jsonl: (config/state|axis|evaluate/dose|heal_nll|evaluate/state)")
 
 
 def forgeries(files, path, seeds):

@@ -209,17 +209,15 @@ def check_a_run_given_more_rounds_gives_up_what_it_never_measures_again(whole, p
     again(whole, pristine)
     assert resume(whole, "--rounds", "3") == ""
     before = print_of(whole.parent)
-    for how in ("deleted", "flipped"):
-        harm(whole / "rounds/01/matched.eval.parquet", how, Random(0))
-        said = ended(lambda: report([str(whole)]))
-        assert "matched.eval.parquet is" in said
+    copytree(whole.parent, longer := whole.parent.with_name("longer"))
+    beside = "rounds/01/matched.eval.parquet"
+    for name, how in ((beside, "deleted"), (beside, "flipped"), ("events.jsonl", "deleted")):
+        again(whole, [longer])
+        harm(whole / name, how, Random(0))
+        assert (whole / name).name in ended(lambda: report([str(whole)]))
         followed(whole)
         assert "is finished" in resume(whole) and ended(lambda: report([str(whole)])) == ""
         now = print_of(whole.parent)
-        assert {x for x in before if x.endswith(("parquet", "safetensors")) and
-                now.get(x) != before[x]} == {f"{whole.name}/rounds/01/matched.eval.parquet"}
-        rmtree(whole.parent)
-        again_with = pristine[0]
-        copytree(again_with, whole.parent)
-        assert resume(whole, "--rounds", "3") == ""
+        assert {x for x in before if x.endswith(("parquet", "safetensors"))
+                and "ledger" not in x and now.get(x) != before[x]} <= {f"{whole.name}/{beside}"}
     assert pl.read_parquet(whole / "rounds/02/matched.eval.parquet").height

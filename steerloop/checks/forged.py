@@ -9,7 +9,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from safetensors.torch import load, save
+
 from steerloop.runfolder.events import event_line
+from steerloop.runfolder.files import SEAL, told_of
+from steerloop.runfolder.files import sealed as seal
+from steerloop.runfolder.folder import digest
 
 WRONG = [None, True, "x", "", -1, 0, 7, 1.5, 10**9, 10**30, -1e300, [], {}, [[]], {"a": 1},
          "\ud800", "../x", [1e9]]
@@ -32,12 +37,40 @@ def packed(files: list[tuple[str, bytes]], out: Path) -> Path:
     return out
 
 
+def refit(name: str, content: bytes) -> bytes:
+    """A file whose own word on whether it is whole was made to fit what is in it now."""
+    if name in ("config.json", "summary.json"):
+        record = json.loads(content)
+        record.pop("crc", None)
+        return seal(record).encode()
+    if name.endswith(".safetensors"):
+        tensors, size = load(content), int.from_bytes(content[:8], "little")
+        said = json.loads(content[8 : 8 + size])["__metadata__"]
+        now = digest(said["steerloop"], tensors)
+        return content if said["digest"] == now else save(tensors, said | {"digest": now})
+    return content
+
+
+def recorded(files: dict[str, bytes]) -> dict[str, bytes]:
+    """The members with records that say what config.json says."""
+    now = told_of(json.loads(files["config.json"]))
+    lines = [json.loads(x) for x in files["events.jsonl"].splitlines()]
+    for x in lines:
+        del x["crc"]
+        if x["stage"] == "config":
+            x["document"] = {k: v for k, v in now.items() if k != "crc"}
+    return files | {"events.jsonl": "".join(map(event_line, lines)).encode()}
+
+
 def sealed(files: dict[str, bytes], out: Path) -> Path:
-    """The same, its checksums and manifest made to fit what the files are now."""
-    files, digests = dict(files), {k: hashlib.sha256(x).hexdigest() for k, x in files.items()}
-    lines = files["checksums.txt"].decode().splitlines()
-    names = [x.split("  ", 1)[1] for x in lines]
-    files["checksums.txt"] = "".join(f"{digests[x]}  {x}\n" for x in names if x in digests).encode()
+    """The same, what the files say of themselves, checksums and manifest made to fit what they are
+    now."""
+    files = {k: refit(k, x) for k, x in files.items()}
+    digests = {k: hashlib.sha256(x).hexdigest() for k, x in files.items()}
+    names = [x.split("  ", 1)[1] for x in files["checksums.txt"].decode().split("\n")[1:-1]]
+    text = "".join(f"{digests[x]}  {x}\n" for x in names if x in digests)
+    head = SEAL + hashlib.sha256(text.encode()).hexdigest()
+    files["checksums.txt"] = f"{head}\n{text}".encode()
     digests["checksums.txt"] = hashlib.sha256(files["checksums.txt"]).hexdigest()
     manifest = json.loads(files["bundle.json"])
     manifest["files"] = {k: x for k, x in digests.items() if k != "bundle.json"}
@@ -83,7 +116,10 @@ def with_one_field_changed(files: dict[str, bytes], rng: Random) -> tuple[dict[s
     else:
         known, where = changed(json.loads(files[name]), rng)
         text = json.dumps(known)
-    return files | {name: text.encode()}, f"{name}: {where}"
+    files = files | {name: text.encode()}
+    if name == "config.json" and isinstance(known.get("config"), dict):
+        files = recorded(files)
+    return files, f"{name}: {where}"
 
 
 def damaged(raw: bytes, rng: Random) -> bytes:

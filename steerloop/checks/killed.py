@@ -251,7 +251,7 @@ def ended(run: Callable[[], Any]) -> str:
     try:
         run()
     except SystemExit as e:
-        return str(e.code or "")
+        return str(e.args[0] or "") if e.args else ""
     except BaseException:
         return f"traceback\n{traceback.format_exc()}"
     return ""

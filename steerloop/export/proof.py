@@ -35,6 +35,7 @@ from steerloop.runfolder.files import (
     read_document,
     read_table,
     told_of,
+    unsealed,
     write_checksums,
 )
 from steerloop.steer import extract
@@ -232,8 +233,7 @@ def check_summary(name: str, folder: Path, run: str) -> Compared:
     path = folder / layout.SUMMARY
     if not path.is_file():
         return Compared(name, None, "there is none: the run was cut short")
-    known, measured = json.loads(path.read_text("utf-8")), states(folder)
-    known.pop("crc", None)  # what it vouches for is computed anew
+    known, measured = unsealed(path.read_text("utf-8")), states(folder)
     again = summarise(folder, verdicts(folder, measured), measured)
     again |= {"run": run, "ended": known["ended"]}
     wrong = unlike(known, json.loads(json.dumps(again)))

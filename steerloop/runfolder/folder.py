@@ -32,7 +32,6 @@ from steerloop.runfolder.files import (
     sha256,
     told_of,
     unable,
-    verify,
     write_checksums,
     write_table,
     write_whole,
@@ -295,4 +294,5 @@ class Folder:
             logger.warning(f"gone, and not made by this run any more: {', '.join(gone)}")
             self.sums = {k: x for k, x in self.sums.items() if k not in gone}
             write_checksums(self.path, self.sums)
-        verify(self.path)
+        for name, digest in self.sums.items():
+            check_sum(self.path, name, digest)
