@@ -308,7 +308,7 @@ def check_no_setting_of_a_bundle_takes_the_machine(files, tmp_path, knob, value)
 def check_the_config_of_a_bundle_is_not_how_it_is_opened(bundle, tmp_path):
     manifest, _ = unpack(bundle[0], tmp_path / "there")
     cfg = from_tables(tmp_path / "there", manifest)[1]
-    asked = replace(cfg, rounds=10**9, batch_rows=10**9, threads=10**6, probes=["os:getcwd"])
+    asked = replace(cfg, rounds=10**9, batch_rows=10**9, threads=512, probes=["os:getcwd"])
     here = restated(tmp_path / "there", asked)
     assert here.rounds == 2 and here.threads == 0 and here.batch_rows <= 48 and not here.probes
 
