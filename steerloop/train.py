@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from loguru import logger
 
-from steerloop import dose, evaluate, filter, heal, report, sample, steer
+from steerloop import dose, evaluate, filter, heal, sample, steer
 from steerloop.baselines import rivals
 from steerloop.cli.entry import command
 from steerloop.config import Config, parse
@@ -86,7 +86,7 @@ def train(cfg: Config) -> Path:
     with Journal(model, data, cfg) as run:
         loop(model, data, cfg, run)
         rivals(run, loop)
-        logger.info(f"{run.path}\n{report.finish(run.path)}")
+        logger.info(f"{run.path}\n{run.finish()}")
     return run.path
 
 

@@ -75,7 +75,7 @@ class Talk:
 
 
 def dialled(dial: tuple[float, ...]) -> str:
-    """A dial in words."""
+    """A dial, dose (multiples of c*) and gates, in words."""
     dose, *gates = dial
     return f"gates {' '.join(f'{g:g}' for g in gates)} · dose {dose:g}"
 

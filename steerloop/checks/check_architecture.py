@@ -251,6 +251,24 @@ def check_no_file_is_longer_than_a_room():
     assert not {name_of(x): n for x, n in counts.items() if n > lines.LONGEST}
 
 
+@pytest.mark.parametrize("name", [x for x in MODULES if "tinyworld" not in x])
+def check_no_path_is_read_as_a_pattern(name):
+    """polars expands what it is given, and takes `s3:` for an address; so do patterns that are
+    made of a path. Tables of run folders are read and written by runfolder.files alone."""
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            taken = {x.name for x in node.names} | {getattr(node, "module", None)}
+            assert not taken & {"glob", "fnmatch"}, f"{name} imports {taken}"
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        called = node.func.attr
+        opens = re.match(r"(read|scan|sink|write)_(parquet|csv|ipc|json|ndjson)", called)
+        inside = name in ("runfolder.files", "texts.data")  # texts.data: of bytes
+        assert inside or not opens, f"{name} calls {called}: read_table and write_table do"
+        made = [x for x in node.args if isinstance(x, ast.JoinedStr | ast.BinOp)]
+        assert called not in ("glob", "rglob") or not made, f"{name}: {ast.unparse(node)}"
+
+
 @pytest.mark.parametrize("name", sorted(CORE))
 def check_no_function_of_the_core_takes_more_than_six(name):
     for f in functions(TREES[name]):

@@ -87,6 +87,9 @@ BROKEN = {  # sound folder, what is done to it, what the line says
         lambda f: configure(f, quantization_config={"quant_method": "gptq", "bits": 4}),
         "quantised already",
     ),
+    "a negative depth": ("gemma3", lambda f: configure(f, num_hidden_layers=-1), "num_hidden"),
+    "no heads": ("gemma3", lambda f: configure(f, num_attention_heads=0), "cannot load"),
+    "a width in words": ("gemma3", lambda f: configure(f, hidden_size="wide"), "hidden_size"),
     "gemma stored in fp16": ("gemma3", lambda f: configure(f, dtype="float16"), "float16"),
 }
 
@@ -124,6 +127,14 @@ def check_another_architectures_weights_are_refused(good, tmp_path):
     shutil.copy(good["olmo2"] / MODEL, folder / MODEL)
     line = refused("--model", folder, "--quant", "none")
     assert "are not in its files" in line and "another architecture" in line
+
+
+def check_dropout_is_said_before_a_run_that_would_switch_it_on(good, tmp_path):
+    folder = shutil.copytree(good["llama3"], tmp_path / "model")
+    configure(folder, attention_dropout=0.1)
+    line = refused("--model", folder, "--quant", "none", "--checkpointing", "--steer_blocks", "1",
+                   "--lora_blocks", "1")
+    assert "--checkpointing" in line and "attention_dropout" in line
 
 
 def check_nothing_is_run_in_fp16(good, capsys):
@@ -204,13 +215,15 @@ def whole_files(runs):
     return [str(x.relative_to(folder)) for x in found]
 
 
-def check_ctrl_c_is_one_line_and_loses_nothing(good, tmp_path):
+def check_a_hangup_is_one_line_and_loses_nothing(good, tmp_path):
     process, deadline = start(good, tmp_path), time.monotonic() + 120
     while not list(tmp_path.glob("runs/*/rounds/00/healed.eval.parquet")):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    assert last_line(process).startswith("interrupted")
+    process.send_signal(signal.SIGHUP)
+    (run,) = (tmp_path / "runs").iterdir()
+    assert last_line(process) == f"interrupted; --resume {run} goes on"
+    assert process.returncode == 130
     assert "rounds/00/adapter.safetensors" in whole_files(tmp_path / "runs")
 
 

@@ -373,10 +373,15 @@ def flags(options):
     return [x for k, v in options.items() for x in (f"--{k}", v)]
 
 
+def rows(found):
+    return "".join(json.dumps(x) + "\n" for x in found)
+
+
 LENGTHS = {  # file → what it holds then; and knobs alone
     "prompts": "Why? " * 60, "contexts": "Why? " * 60,
-    "vignettes": json.dumps({"text": "Why? " * 40, "foundation_coarse": "care"}),
-    "mundane": json.dumps({"prompt": "Why?", "text": "So. " * 75}),
+    "vignettes": rows([{"text": f"{i} " + "Why? " * 40, "foundation_coarse": "care"}
+                       for i in range(3)]),
+    "mundane": rows([{"prompt": f"{i}?", "text": "So. " * 75} for i in range(3)]),
     "labelled": json.dumps({"prompt": "x", "text": "y " * 150, "label": "coherent", "note": ""}),
     "--max_new_tokens": "300", "--dose_tokens": "300", "--think_tokens": "200",
 }
@@ -414,7 +419,8 @@ def check_scoring_reads_no_prompts_and_refuses_what_it_reads(tight, tmp_path):
     _, cfg = tight
     (tmp_path / "prompts.txt").write_text("Why? " * 99)
     assert score(cfg.model, cfg).is_dir()
-    (tmp_path / "mundane.jsonl").write_text(json.dumps({"prompt": "x" * 200, "text": "y" * 200}))
+    (tmp_path / "mundane.jsonl").write_text(rows(
+        [{"prompt": f"{i}" * 200, "text": "y" * 200} for i in range(3)]))
     with pytest.raises(UserError, match="--mundane"):
         score(cfg.model, cfg)
 

@@ -31,6 +31,7 @@ from steerloop.export.student import open_student
 from steerloop.report import finish
 from steerloop.report.__main__ import main as report
 from steerloop.runfolder import identity, opening
+from steerloop.runfolder.files import checksums
 from steerloop.runfolder.folder import Folder
 from steerloop.train import STAGES, Config, train
 
@@ -64,10 +65,10 @@ def same(run, whole):
     """
     kept = []
     for folder in (run, whole):
-        sums = [x.split("  ") for x in (folder / "checksums.txt").read_text().splitlines()]
         summary = json.loads((folder / "summary.json").read_text())
-        kept.append((summary | {"run": ""}, (folder / "events.jsonl").read_text(), [
-            (name, "" if name.endswith(".safetensors") else digest) for digest, name in sums]))
+        kept.append((summary | {"run": "", "crc": ""}, (folder / "events.jsonl").read_text(), [
+            (name, "" if name.endswith(".safetensors") else digest)
+            for name, digest in checksums(folder).items()]))
     for name in (name for name, digest in kept[0][2] if not digest):
         a, b = load_file(run / name), load_file(whole / name)
         assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a), name
@@ -82,7 +83,7 @@ def resumed(run, cfg, **changes):
 
 def writes(whole):
     """About how many files a run writes, sums included."""
-    return 2 * len((whole / "checksums.txt").read_text().splitlines())
+    return 2 * len(checksums(whole))
 
 
 @pytest.mark.parametrize("share", [0.2, 0.55, 0.9])
@@ -153,8 +154,9 @@ def check_what_is_done_is_not_done_again(cfg, tmp_path, monkeypatch):
                      "heal": 1, "drift": 1}
 
 
-def check_an_interrupted_run_says_how_to_go_on(cfg, whole, tmp_path):
-    run, status, said = cut_off(cfg, tmp_path, writes(whole) // 2, signal.SIGINT)
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def check_an_interrupted_run_says_how_to_go_on(cfg, whole, tmp_path, how):
+    run, status, said = cut_off(cfg, tmp_path, writes(whole) // 2, how)
     assert status == 3 and said.startswith("interrupted") and f"--resume {run}" in said
     with (run / "events.jsonl").open("a") as file:  # and what was being written is cut off
         file.write('{"stage": "heal", "rou')

@@ -16,9 +16,9 @@ Number = TypeVar("Number", int, float)
 
 
 def one_line(text: str) -> str:
-    """Any text as one line for a terminal: lines are joined, what is not printable is replaced, and
-    of a very long one both ends are shown."""
-    joined = " ".join(x.strip() for x in text.splitlines() if x.strip())
+    """Any text as one line for a terminal: white space of any kind is one space, what is not
+    printable is replaced, and of a very long one both ends are shown."""
+    joined = " ".join(text.split())
     shown = "".join(x if x.isprintable() else "\ufffd" for x in joined)
     half = LONGEST // 2
     return shown if len(shown) <= LONGEST else f"{shown[:half]} ... {shown[-half:]}"

@@ -15,7 +15,7 @@ from transformers import HfArgumentParser
 from steerloop import UserError
 from steerloop.cli.knobs import RANGE, expanded
 from steerloop.cli.options import Parser
-from steerloop.runfolder.layout import CONFIG, located, upgraded
+from steerloop.runfolder.layout import CONFIG, EVENTS, located, upgraded
 
 PRESETS = Path(__file__).parents[1] / "presets"
 TINY = "tiny"  # the preset of the option, not of a model of that name
@@ -51,13 +51,33 @@ def given(parser: ArgumentParser, argv: list[str]) -> dict[str, Any]:
 
 
 def stored(run: Path) -> dict[str, Any]:
-    """The config of a run folder, its inputs by where they were found. Raises UserError where there
-    is none."""
+    """The config of a run folder, its inputs by where they were found; where config.json is gone,
+    as the run recorded it. Raises UserError where there is none, or it is damaged."""
     try:
-        known = json.loads((run / CONFIG).read_text(encoding="utf-8"))
+        known = written(run) if (run / CONFIG).exists() else noted(run)
         return located(known | {"config": upgraded(known["config"])})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:
+        if noted(run):
+            raise UserError(f"{run / CONFIG} is damaged: delete it, then `python -m steerloop.train"
+                            f" --resume {run}` makes it anew") from e
         raise UserError(f"--resume {run}: no run folder ({str(e).splitlines()[0]})") from e
+
+
+def written(run: Path) -> dict[str, Any]:
+    """What config.json of a run says, whatever that is."""
+    return json.loads((run / CONFIG).read_text(encoding="utf-8"))
+
+
+def noted(run: Path) -> dict[str, Any]:
+    """The same as it was recorded last in events.jsonl; {} where it was not. (Who goes on with it
+    finds out whether the records are damaged.)"""
+    try:
+        lines = (run / EVENTS).read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+        told = [x["document"] for x in map(json.loads, lines) if x["stage"] == "config"]
+        config = told[-1]["config"] | {"runs": str(run.parent)}  # where it lies is not recorded
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}
+    return told[-1] | {"config": config}
 
 
 @cache

@@ -114,8 +114,9 @@ class Journal(Recorder):
         self.healed = self.measure(layout.HEALED, {})
         self.last = self.round
         self.folder.done(work(self.round))
-        pages = report.after_round(self.path, self.round)
-        logger.info(f"round {self.round + 1} of {self.cfg.rounds}\n{pages}")
+        if not self.folder.behind:  # else tables of what came after may still have to be made
+            pages = report.after_round(self.path, self.round)
+            logger.info(f"round {self.round + 1} of {self.cfg.rounds}\n{pages}")
         return self.healed
 
     def on_calibrate(self, stage: Callable[..., Any], *args: Any) -> Any:
@@ -126,7 +127,7 @@ class Journal(Recorder):
         return limit
 
     def on_extract(self, stage: Callable[..., Any], *args: Any) -> Any:
-        self.vectors.append(self.keep(layout.VECTOR, stage, *args))
+        self.vectors.append(self.keep(layout.VECTOR, stage, *args, round=self.round))
         return self.vectors[-1]
 
     def on_dose(self, stage: Callable[..., Any], *args: Any) -> Any:
@@ -175,9 +176,11 @@ class Journal(Recorder):
 
     def on_heal(self, stage: Callable[..., Any], model: Model, table: pl.DataFrame, cfg: Config,
                 round: int, run: Recorder) -> Any:
+        rows = self.folder.sums[f"{of_round(round, layout.COMPLETIONS)}.parquet"]
         stats, delta = self.keep(
             [layout.HEAL, layout.ADAPTER], stage, model, table, cfg, round, run, round=round,
-            model=public_name(locate(cfg.model))[0], r=cfg.r, alpha=cfg.alpha, targets=cfg.targets)
+            rows=rows, model=public_name(locate(cfg.model))[0], r=cfg.r, alpha=cfg.alpha,
+            targets=cfg.targets)
         self.folder.event("heal", round=round, **stats)
         return stats, delta
 
@@ -194,3 +197,8 @@ class Journal(Recorder):
 
     def saved(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         return self.folder.latest(f"{work(self.round)}/{name}")
+
+    def finish(self) -> str:
+        """The run came to its end: its pages, its row in the ledger; its tables are returned."""
+        self.folder.settle()
+        return report.finish(self.path)

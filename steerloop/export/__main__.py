@@ -37,7 +37,7 @@ MEANT = {  # what an option is for, where that is not every kind
 
 
 def shard(text: str) -> str:
-    """A size as the library takes it."""
+    """A size as the library takes it. Raises ArgumentTypeError."""
     if not re.fullmatch(r"[1-9]\d{0,5}([KMG]i?B)", text):
         raise ArgumentTypeError(f"takes a size such as 5GB or 200MB, not {text!r}")
     return text

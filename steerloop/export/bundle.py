@@ -132,7 +132,8 @@ def check_model(name: str, manifest: dict, cfg: Config) -> Compared:
 
 def data_of(folder: Path, cfg: Config) -> dict[str, Path]:
     """Knob → data file of an unpacked bundle. Raises UserError where one is missing."""
-    packed = {x: sorted(folder.glob(f"data/{x}.*")) for x in data_files(cfg)}
+    there = sorted(folder.glob("data/*.*"))
+    packed = {k: [x for x in there if x.name.partition(".")[0] == k] for k in data_files(cfg)}
     if wrong := [k for k, paths in packed.items() if len(paths) != 1]:
         raise UserError(f"it holds no data file {wrong[0]}, or several")
     return {k: paths[0] for k, paths in packed.items()}

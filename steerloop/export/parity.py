@@ -10,7 +10,6 @@ Letters: t tokens, v vocabulary.
 from collections.abc import Callable
 from typing import NamedTuple
 
-import polars as pl
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -24,6 +23,7 @@ from steerloop.loading.hub import locate
 from steerloop.loading.weights import load_weights
 from steerloop.lora import GatedLoRALinear
 from steerloop.runfolder import layout
+from steerloop.runfolder.files import read_table
 
 ROWS, LONGEST = 8, 192  # completions compared, tokens of each
 EXACT = 1e-6  # mean KL per token in fp32, nats: what an export may differ by; the maximum: 20 times
@@ -62,7 +62,7 @@ class Parity(NamedTuple):
 
 def texts(student: Student) -> list[list[int]]:
     """Token ids of prompt and completion: kept rows of the last round that is baked."""
-    rows = pl.read_parquet(layout.completions(student.run, student.rounds - 1))
+    rows = read_table(layout.completions(student.run, student.rounds - 1))
     rows = rows.filter("keep").head(ROWS)
     return [(p + c)[:LONGEST] for p, c in rows.select("prompt_ids", "completion_ids").rows()]
 
@@ -141,7 +141,7 @@ def consumer_base(
 
 
 def own(decoder: nn.Module, name: str) -> Tensor:
-    """A parameter of the library's decoder in ours, where layers may be wrapped."""
+    """A parameter of the library's decoder in ours, of its shape, where layers may be wrapped."""
     path, _, leaf = name.rpartition(".")
     module = decoder.get_submodule(path)
     return getattr(module.base if isinstance(module, GatedLoRALinear) else module, leaf)

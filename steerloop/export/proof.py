@@ -29,8 +29,14 @@ from steerloop.report.run import states
 from steerloop.report.summary import summarise
 from steerloop.report.verdicts import verdicts, write_verdicts
 from steerloop.runfolder import layout
-from steerloop.runfolder.events import read_events
-from steerloop.runfolder.files import checksums, read_document
+from steerloop.runfolder.events import event_line, read_events
+from steerloop.runfolder.files import (
+    checksums,
+    read_document,
+    read_table,
+    told_of,
+    write_checksums,
+)
 from steerloop.steer import extract
 from steerloop.texts.data import Data
 from steerloop.texts.foundations import FOUNDATIONS
@@ -116,7 +122,7 @@ def bounded(folder: Path) -> Config:
     for path in folder.glob("**/*.parquet"):
         small_table(path)
     cfg, there = config_of(folder), finished_rounds(folder)
-    vignettes = len(pl.read_parquet(layout.rows(folder, 0, layout.BASE)))
+    vignettes = len(read_table(layout.rows(folder, 0, layout.BASE)))
     for round in range(there):
         with safe_open(layout.adapter(folder, round), "pt") as file:
             ranks = {file.get_slice(k).get_shape()[0] for k in file.keys()  # noqa: SIM118
@@ -147,14 +153,18 @@ def restated(folder: Path, cfg: Config) -> Config:
                    threads=0, device="auto", decode="auto", probes=[], eval="own", resume="")
     text = json.dumps(read_document(folder) | {"config": asdict(here)})
     (folder / layout.CONFIG).write_text(text, encoding="utf-8")
-    (folder / layout.SUMS).unlink(missing_ok=True)  # it has been compared, and the config is ours
+    now = told_of(json.loads(text))
+    lines = [event_line(x | {"document": now} if x["stage"] == "config" else x)
+             for x in read_events(folder)]
+    (folder / layout.EVENTS).write_text("".join(lines), encoding="utf-8")
+    write_checksums(folder, {})  # they have been compared
     return here
 
 
 def check_record(name: str, folder: Path, manifest: dict[str, Any], data: dict[str, str]
                  ) -> Compared:
     """Do manifest, config, checksums and records say the same of the same things? `data`: knob →
-    hash of the packed file."""
+    hash of the packed file. Raises UserError for records that no run writes."""
     document, wrong = read_document(folder), []
     same = {"seed": document["config"]["seed"], "made_with": document.get("code", "")}
     wrong += [f"{k} in the manifest" for k, x in same.items() if x != manifest[k]]
@@ -178,13 +188,13 @@ def check_record(name: str, folder: Path, manifest: dict[str, Any], data: dict[s
             raise UserError(f"a record of {stage} has round {json.dumps(round)}")
         seen.append((round, stage))
         if stage == "start":
-            base = [pl.read_parquet(x(folder, 0, layout.BASE)) for x in (layout.rows, layout.items)]
+            base = [read_table(x(folder, 0, layout.BASE)) for x in (layout.rows, layout.items)]
             found = {"floor": floor_of(config_of(folder), base), "ppl_limit": kept(layout.LIMIT)}
         elif stage in (layout.HEAL, layout.DRIFT):
             found = kept(layout.of_round(round, stage))
         elif stage == "sample":
-            table = pl.read_parquet(layout.completions(folder, round))
-            curve = pl.read_parquet(folder / layout.of_round(round, f"{layout.CURVE}.parquet"))
+            table = read_table(layout.completions(folder, round))
+            curve = read_table(folder / layout.of_round(round, f"{layout.CURVE}.parquet"))
             vector = read_vector(folder, round + 1, torch.device("cpu"))
             found = {"c_star": kept(layout.of_round(round, layout.DOSE)),
                      "kappa": kept(layout.of_round(round, layout.KAPPA)),
@@ -205,8 +215,8 @@ def check_tables(name: str, folder: Path) -> Compared:
     wrong, seen = [], set()
     for event in records(folder, "evaluate"):
         at = event["round"], event["state"]
-        again = report.measures(pl.read_parquet(layout.rows(folder, *at)),
-                                pl.read_parquet(layout.items(folder, *at)))
+        again = report.measures(read_table(layout.rows(folder, *at)),
+                                read_table(layout.items(folder, *at)))
         wrong += [f"{at[1]} of round {at[0] + 1}: {x[1:]}"
                   for x in unlike(event["measures"], again)]
         seen.add(at)
@@ -221,6 +231,7 @@ def check_summary(name: str, folder: Path, run: str) -> Compared:
     if not path.is_file():
         return Compared(name, None, "there is none: the run was cut short")
     known, measured = json.loads(path.read_text("utf-8")), states(folder)
+    known.pop("crc", None)  # what it vouches for is computed anew
     again = summarise(folder, verdicts(folder, measured), measured)
     again |= {"run": run, "ended": known["ended"]}
     wrong = unlike(known, json.loads(json.dumps(again)))
@@ -254,8 +265,8 @@ def check_answers(name: str, student: Student, data: Data, round: int, state: st
     computed anew, against the saved rows."""
     model, cfg = student.model, student.cfg
     heard = 0 if state == layout.BASE else round + 1
-    saved = pl.read_parquet(layout.rows(student.run, round, state)).sort("vignette")
-    items = pl.read_parquet(layout.items(student.run, round, state)).filter(measure="mundane_nll")
+    saved = read_table(layout.rows(student.run, round, state)).sort("vignette")
+    items = read_table(layout.items(student.run, round, state)).filter(measure="mundane_nll")
     with model.gates(model.gates.before(heard)):
         now = choices(model, data.vignettes, cfg, free=False).sort("vignette")
         nlls = mundane(model, data, cfg)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file
 from torch import Tensor
 
 from steerloop import UserError, lora
@@ -13,7 +12,7 @@ from steerloop.cli.knobs import DIAL
 from steerloop.config import Config
 from steerloop.model import Model, load
 from steerloop.readouts.states import Vector
-from steerloop.runfolder import layout
+from steerloop.runfolder import folder, layout
 from steerloop.runfolder.events import read_events
 from steerloop.runfolder.files import read_document, read_summary, verify
 from steerloop.runfolder.inputs import compared, fingerprint, model_record
@@ -114,7 +113,7 @@ def open_student(
     for k in range(rounds):
         path = layout.adapter(run, k)
         try:
-            lora.fold(wrapped.layers, wrapped.gates, load_file(path))
+            lora.fold(wrapped.layers, wrapped.gates, folder.read_adapter(run, k))
         except (KeyError, RuntimeError) as e:
             raise UserError(f"{path} does not fit {cfg.model} "
                             f"({e}): is it the model that the run was made with?") from e
@@ -123,8 +122,8 @@ def open_student(
 
 def read_vector(run: Path, round: int, device: torch.device) -> Vector:
     """The vector extracted in a round (counted from 1), at its raw size."""
-    tensors = load_file(layout.vector(run, round - 1), device=str(device))
-    return {int(name.removeprefix("block.")): v.float() for name, v in tensors.items()}
+    tensors = folder.read_vector(run, round - 1, str(device))
+    return {block: v.float() for block, v in tensors.items()}
 
 
 def records(run: Path, stage: str) -> list[dict]:

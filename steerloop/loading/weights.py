@@ -8,6 +8,7 @@ from textwrap import shorten
 from typing import Any, NamedTuple
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils import logging as hub_log
 from loguru import logger
 from safetensors import SafetensorError, safe_open
@@ -33,7 +34,7 @@ TEXT = {  # names of a multimodal checkpoint → those of its text decoder alone
     r"^(model\.)?language_model\.(model\.)?": "model.",
 }
 FAILURES = (OSError, ValueError, RuntimeError, AttributeError, KeyError, TypeError, ImportError,
-            SafetensorError)
+            ArithmeticError, SafetensorError, StrictDataclassError)
 
 
 class Stored(NamedTuple):

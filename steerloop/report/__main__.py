@@ -16,7 +16,7 @@ from steerloop.report.compare import NAMES, compare_runs
 from steerloop.report.pages import write_pages
 from steerloop.report.run import events, scored_elsewhere
 from steerloop.runfolder import layout
-from steerloop.runfolder.files import ending, verify
+from steerloop.runfolder.files import check_complete, ending, read_document, verify
 
 
 def healed(run: Path) -> bool:
@@ -32,6 +32,7 @@ def rebuild(run: Path, single: bool, scores: list[Path]) -> None:
     Raises UserError naming a file that is damaged, or a score that cannot be compared.
     """
     verify(run)
+    check_complete(run)
     if not any(e["stage"] == "evaluate" for e in events(run)):
         raise UserError(f"{run} has measured nothing yet: there is nothing to show")
     if healed(run):
@@ -54,7 +55,9 @@ def parse(argv: list[str]) -> Namespace:
         parser.error(f"{len(args.runs)} runs: {len(NAMES)} can be compared at a time")
     for run in args.runs + args.scores:
         if not (run / layout.EVENTS).is_file():
-            raise UserError(f"{run} is not a run folder (no {layout.EVENTS} in it)")
+            raise UserError(f"{run} is not a run folder (no {layout.EVENTS} in it); if it lost "
+                            f"that, `python -m steerloop.train --resume {run}` makes it anew")
+        read_document(run)
     return args
 
 

@@ -17,7 +17,7 @@ from steerloop.report.run import axis_of, last_healed, states
 from steerloop.report.stats import difference, estimate, profile
 from steerloop.report.text import interval, markdown
 from steerloop.runfolder import layout
-from steerloop.runfolder.files import read_config
+from steerloop.runfolder.files import read_config, read_table
 from steerloop.texts.foundations import FOUNDATIONS
 
 NAMES = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # of runs, in the order given
@@ -30,7 +30,7 @@ def tables(run: Path) -> Tables:
     their vignettes and items."""
     last, frames = last_healed(states(run)), {}
     for name, at in (("base", (0, "base")), ("now", (last, "healed"))):
-        rows, items = (pl.read_parquet(path(run, *at)) for path in (layout.rows, layout.items))
+        rows, items = (read_table(path(run, *at)) for path in (layout.rows, layout.items))
         frames |= {f"{name} eval": rows.sort("vignette"),
                    f"{name} items": items.sort("measure", "item")}
     return frames

@@ -9,7 +9,7 @@ import polars as pl
 from steerloop.report.run import axis_of, last_by_round
 from steerloop.report.text import code, inline, interval
 from steerloop.runfolder import layout
-from steerloop.runfolder.files import write_whole
+from steerloop.runfolder.files import read_table, write_whole
 
 WIDTH = 96  # columns of an answer
 CUT = " […]"  # an answer that the length limit ended
@@ -18,7 +18,7 @@ CUT = " […]"  # an answer that the length limit ended
 def read_diary(run: Path) -> pl.DataFrame:
     """Every answer so far: the columns of `steerloop.evidence.diary`, `round` counted from 0. Empty
     for a run without any."""
-    tables = [pl.read_parquet(path).with_columns(round=pl.lit(round))
+    tables = [read_table(path).with_columns(round=pl.lit(round))
               for round, path in layout.of_all_rounds(run, layout.ANSWERS).items()]
     return pl.concat(tables) if tables else pl.DataFrame(schema={"prompt_id": pl.Int64})
 

@@ -5,46 +5,102 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from loguru import logger
 
+from steerloop import UserError
 from steerloop.report.stats import over_seeds
 from steerloop.report.text import inline, interval, markdown
-from steerloop.runfolder.files import read_summary, write_whole
-from steerloop.runfolder.layout import LEDGER, summaries
+from steerloop.runfolder.files import read_summary, read_table, write_table
+from steerloop.runfolder.layout import LEDGER, SUMMARY, summaries
+from steerloop.texts.printable import printable
 
 LEGAL = ("opening_mass", "sentence_validity")
+LIKE = {"coherence", "ppl_mundane"}  # measures that every run has
 ARM = (  # what tells runs apart, beside their axis
     "model", "barrier", "agg", "ref", "lam", "lam_pow", "tau", "tau_share", "kl_budget", "lr",
     "epochs", "filter", "multiples", "rounds", "seed", "split",
 )  # fmt: skip
 
 
-def ledger(root: Path) -> pl.DataFrame:
-    """One row per finished run under `root`: its settings, the measures of its last healed round,
-    its best round, its verdicts. `arm` is all settings but the seed, as text."""
-    rows = []
-    for path in summaries(root):
+JUDGED = ("U1", "U2", "U3", "Dose")
+TEXT = {"run", "axis", "arm", "model", "barrier", "agg", "ref", "multiples", "filter", "split",
+        *JUDGED}
+
+
+def row_of(summary: dict[str, Any]) -> dict[str, Any]:
+    """A finished run as a row. Raises ValueError or another error of its content where it is no
+    summary of a run."""
+    last = summary["healed"][-1]
+    chosen, settings = summary["arm"], {"axis": " → ".join(summary["axis"])}
+    settings |= {k: str(chosen[k]) if isinstance(chosen[k], list) else chosen[k]
+                 for k in ARM if k in chosen}
+    arm = json.dumps({k: v for k, v in settings.items() if k != "seed"})
+    row = {"run": summary["run"], **settings, "arm": arm,
+           "healed_rounds": len(summary["healed"]), "best_round": summary["best_round"]}
+    for name, f in zip(("down", "up"), summary["axis"], strict=True):
+        row[name], row[f"{name}_low"], row[f"{name}_high"] = last["shift"][f]["nats"]
+    ratio = last["measures"]["ppl_mundane"] / summary["base"]["ppl_mundane"]
+    row |= last["measures"] | {"ppl_ratio": ratio}
+    if "seed" not in settings or LIKE - row.keys():
+        raise ValueError("not all of a run's measures")
+    said = {x["question"].split(":")[0]: x["verdict"] for x in summary.get("verdicts", [])}
+    row |= {k: x for k, x in said.items() if k in JUDGED}
+    for name, x in row.items():
+        kinds = (str, bool) if name in TEXT else (int, float)
+        good = isinstance(x, kinds) and (isinstance(x, str) or abs(x) < 2**63)
+        if not good and not (x is None and name == "best_round"):
+            raise ValueError(f"{name} is {x!r:.40}")
+    return row
+
+
+def row_in(path: Path) -> dict[str, Any] | None:
+    """The row of a summary's file. None of a run that has not ended, and, with a line that says
+    so, of what others put beside the run folders."""
+    try:
         summary = read_summary(path.parent)
-        if not summary["ended"]:  # written by `report` of a run that was cut short
-            continue
-        last = summary["healed"][-1]
-        chosen, settings = summary["arm"], {"axis": " → ".join(summary["axis"])}
-        settings |= {k: str(chosen[k]) if isinstance(chosen[k], list) else chosen[k]
-                     for k in ARM if k in chosen}
-        arm = json.dumps({k: v for k, v in settings.items() if k != "seed"})
-        row = {"run": summary["run"], **settings, "arm": arm,
-               "healed_rounds": len(summary["healed"]), "best_round": summary["best_round"]}
-        for name, f in zip(("down", "up"), summary["axis"], strict=True):
-            row[name], row[f"{name}_low"], row[f"{name}_high"] = last["shift"][f]["nats"]
-        ratio = last["measures"]["ppl_mundane"] / summary["base"]["ppl_mundane"]
-        said = {x["question"].split(":")[0]: x["verdict"] for x in summary.get("verdicts", [])}
-        rows.append(row | last["measures"] | {"ppl_ratio": ratio} | said)
-    return pl.DataFrame(rows, infer_schema_length=None)
+        return row_of(summary) if summary.get("ended") else None
+    except UserError as e:
+        why = str(e)
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, ZeroDivisionError) as e:
+        why = f"no summary of a run ({type(e).__name__}: {e!s:.80})"
+    logger.warning(f"left out of the ledger: {one_line(f'{path}: {why}')}")
+    return None
 
 
-def update_ledger(root: Path) -> None:
-    """Rewrite the ledger under `root`. Built anew each time from all summaries, so that runs which
-    finish together cannot lose each other's row."""
-    write_whole(root / LEDGER, ledger(root).write_parquet)
+def one_line(text: str) -> str:
+    """What others wrote as one line that any terminal takes."""
+    return " ".join(printable(text.encode(errors="backslashreplace").decode()).split())
+
+
+def ledger(root: Path, own: tuple[Path, dict[str, Any]] | None = None) -> pl.DataFrame:
+    """One row per finished run under `root`: its settings, the measures of its last healed round,
+    its best round, its verdicts. `arm` is all settings but the seed, as text. `own` are path and
+    summary of a run that is about to end."""
+    path, summary = own or (Path(), {})
+    rows = {x: row_in(x) for x in summaries(root) if x != path}
+    if summary.get("ended"):
+        rows[path] = row_of(summary)
+    known = [rows[x] for x in sorted(rows) if rows[x]]
+    return pl.DataFrame(known, infer_schema_length=None, strict=False)
+
+
+def update_ledger(run: Path, summary: dict[str, Any]) -> None:
+    """Rewrite the ledger beside a run that ends with `summary`. Built anew each time from all
+    summaries, so that runs which finish together cannot lose each other's row."""
+    path = run.parent / LEDGER
+    if path.exists() and not ours(path):
+        logger.warning(f"{path} is no ledger, and left as it is: move it away, then `python -m "
+                       f"steerloop.report {run}` writes one")
+        return
+    write_table(path, ledger(run.parent, (run / SUMMARY, summary)))
+
+
+def ours(path: Path) -> bool:
+    """Whether a file is a ledger."""
+    try:
+        return path.is_file() and {"run", "arm"} <= set(read_table(path).columns or ["run", "arm"])
+    except UserError:
+        return False
 
 
 def said(settings: dict[str, Any]) -> str:
@@ -62,7 +118,7 @@ def table_of(rows: pl.DataFrame) -> str:
          "best": "none" if x["best_round"] is None else str(x["best_round"] + 1)}
         | {f"Δ{k} (nats)": interval([x[k], x[f"{k}_low"], x[f"{k}_high"]]) for k in ("down", "up")}
         | {k.replace("_", " "): f"{x[k]:.3f}" for k in plain}
-        | {k: x.get(k) or "" for k in ("U1", "U2", "U3", "Dose")} | {"run": x["run"]}
+        | {k: x.get(k) or "" for k in JUDGED} | {"run": x["run"]}
         for x in rows.iter_rows(named=True)]
     seeds = rows.unique("seed", keep="last", maintain_order=True)
     if len(seeds) > 1:

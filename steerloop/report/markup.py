@@ -103,10 +103,12 @@ def bare(text: str) -> str:
     return ESCAPED.sub(r"\1", text)
 
 
-def shared_script(root: Path) -> str:
+def shared_script(root: Path) -> str | None:
     """Name of plotly's script under a runs folder, written there unless it is there already, byte
-    for byte."""
+    for byte; None where the name is taken by a folder: pages hold the script themselves then."""
     path, script = root / SCRIPT.format(get_plotlyjs_version()), get_plotlyjs()
+    if path.is_dir():
+        return None
     if not path.is_file() or path.read_bytes() != script.encode():
         write_whole(path, lambda part: part.write_text(script, encoding="utf-8"))
     return path.name

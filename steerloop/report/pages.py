@@ -15,7 +15,7 @@ from steerloop.report.markup import from_markdown, page, shared_script, table
 from steerloop.report.run import axis_of, events, last_by_round, rows_of, states
 from steerloop.report.text import interval
 from steerloop.runfolder import layout
-from steerloop.runfolder.files import read_config, read_document, write_whole
+from steerloop.runfolder.files import read_config, read_document, read_table, write_whole
 
 KEPT, DROPPED = 4, 3  # examples of a round: kept ones, and dropped ones for each reason
 SCORES = ("dose", "ppl", "repeat", "echo", "loop", "zip")
@@ -32,7 +32,8 @@ def write_pages(
     page, which can then be sent alone; else both load the one beside the run folders.
     """
     measured = measured or states(run)
-    script = None if single else f"../{shared_script(run.parent)}"
+    shared = None if single else shared_script(run.parent)
+    script = shared and f"../{shared}"
     write_diary(run, measured)
     head, shown = header(run, measured, live), [*measured, *beside]
     shapes = figures(run, shown)
@@ -164,7 +165,7 @@ def examples(run: Path) -> str:
     """Completions of every round, with the filter's scores and reasons; the last one is open."""
     parts, paths = [], layout.of_all_rounds(run, layout.COMPLETIONS)
     for round, path in paths.items():
-        rows = pl.read_parquet(path)
+        rows = read_table(path)
         kept, dropped = rows.filter("keep"), rows.filter(~pl.col("keep"))
         few = dropped.group_by("drop_reason", maintain_order=True).head(DROPPED)
         columns = [x for x in ("drop_reason", *SCORES, "prompt", "text") if x in rows.columns]

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 
 from steerloop import UserError
 from steerloop.report.rivals import PPL, Gain, outcomes, shown
@@ -13,33 +12,42 @@ from steerloop.report.stats import compare, difference
 from steerloop.report.text import interval, markdown
 from steerloop.runfolder import layout
 from steerloop.runfolder.events import read_events as events
-from steerloop.runfolder.files import read_config, read_document, read_summary
+from steerloop.runfolder.files import read_config, read_document, read_summary, read_table
 
 SHOWN = ("coherence", "p_ans_any", "json_is_valid", "ppx_json")
 
 
 def states(run: Path) -> list[dict[str, Any]]:
     """Every measured state in order: its `evaluate` record and what `compare` says of it."""
-    cfg = read_config(run)
+    cfg, axis = read_config(run), axis_of(run)
     measured = [e for e in events(run) if e["stage"] == "evaluate"]
-    axis = axis_of(run)
-    tables = [pl.read_parquet(layout.rows(run, e["round"], e["state"])) for e in measured]
+    last = last_healed(measured) if measured else 0
+    measured = [e for e in measured if not given_up(run, e, last)]
+    tables = [read_table(layout.rows(run, e["round"], e["state"])) for e in measured]
     for event, table in zip(measured, tables, strict=True):
         event |= compare(table, tables[0], axis, cfg["seed"], cfg["bootstrap"])
     return measured
+
+
+def given_up(run: Path, event: dict[str, Any], last: int) -> bool:
+    """Whether a state beside a round before the `last` has no table any more: a run that was given
+    more rounds measures it of its new last round alone, and never again."""
+    beside = event["state"] not in (layout.BASE, layout.STEERED, layout.HEALED)
+    path = layout.rows(run, event["round"], event["state"])
+    return beside and event["round"] < last and not path.exists()
 
 
 def scored_elsewhere(run: Path, folders: list[Path]) -> list[dict[str, Any]]:
     """What `steerloop.score` measured of other models on the vignettes of a run, against the base
     of the run, as states of its last round. Raises UserError where that is no comparison."""
     cfg, elsewhere = read_config(run), []
-    base, last = pl.read_parquet(layout.rows(run, 0, "base")), last_healed(states(run))
+    base, last = read_table(layout.rows(run, 0, "base")), last_healed(states(run))
     for folder in folders:
         known = read_document(folder)
         if "scored" not in known:
             raise UserError(f"{folder} is not a folder of `python -m steerloop.score`")
         event = [e for e in events(folder) if e["stage"] == "evaluate"][-1]
-        table = pl.read_parquet(layout.rows(folder, 0, event["state"]))
+        table = read_table(layout.rows(folder, 0, event["state"]))
         try:
             event |= compare(table, base, axis_of(run), cfg["seed"], cfg["bootstrap"])
         except ValueError as e:
@@ -125,10 +133,10 @@ def gains(run: Path, measured: list[dict[str, Any]]) -> Gain:
 
     def values(state: str, name: str) -> np.ndarray:
         if name == "coherence":
-            rows = pl.read_parquet(layout.rows(run, last, state)).sort("vignette")
+            rows = read_table(layout.rows(run, last, state)).sort("vignette")
             terms = rows.select("p_ans_any", "json_is_valid").to_numpy()
             return terms[:, terms.mean(0).argmin()]
-        items = pl.read_parquet(layout.items(run, last, state))
+        items = read_table(layout.items(run, last, state))
         measure = "mundane_nll" if name == PPL else name
         return items.filter(measure=measure).sort("item")["value"].to_numpy()
 

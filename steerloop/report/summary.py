@@ -1,6 +1,5 @@
 """What a finished run comes to: its best round, summary.json, verdicts.md and the ledger."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ from steerloop.report.pages import write_pages
 from steerloop.report.run import axis_of, beaten, events, last_round, round_table, run_table, states
 from steerloop.report.verdicts import NAMES, Verdict, heads, named, write_verdicts
 from steerloop.runfolder import layout
-from steerloop.runfolder.files import read_config, write_whole
+from steerloop.runfolder.files import read_config, sealed, write_whole
 
 
 def best_round(
@@ -74,8 +73,8 @@ def finish(run: Path, single: bool = False, end: bool = True) -> str:
     measured = states(run)
     judged = write_verdicts(run, measured)
     summary = summarise(run, judged, measured) | {"ended": end}
-    text = json.dumps(summary, indent=1, allow_nan=False)
-    write_whole(run / layout.SUMMARY, lambda path: path.write_text(text, encoding="utf-8"))
     write_pages(run, single=single, measured=measured)
-    update_ledger(run.parent)
+    update_ledger(run, summary)
+    text = sealed(summary)  # written last: a run that was killed before has not ended
+    write_whole(run / layout.SUMMARY, lambda path: path.write_text(text, encoding="utf-8"))
     return run_table(run)

@@ -33,7 +33,7 @@ from steerloop.report.run import axis_of, beaten, events, last_healed, last_roun
 from steerloop.report.stats import LEAST, averages, profile
 from steerloop.report.text import code, inline, interval, markdown
 from steerloop.runfolder import layout
-from steerloop.runfolder.files import read_config, write_whole
+from steerloop.runfolder.files import read_config, read_table, write_whole
 from steerloop.texts.foundations import FOUNDATIONS
 
 PLANTED, OWN, LABELLED = 0.9, 0.9, 0.8  # U1: least shares: of each planted kind, base's, labelled
@@ -69,13 +69,13 @@ A verdict is FAIL by any of its lines, OPEN by any that is open or missing, and 
 
 def answers(run: Path, round: int, state: str) -> pl.DataFrame:
     """The evaluated vignettes of a state, in their order."""
-    return pl.read_parquet(layout.rows(run, round, state)).sort("vignette")
+    return read_table(layout.rows(run, round, state)).sort("vignette")
 
 
 def sampled(run: Path) -> pl.DataFrame:
     """All judged completions, with their `round`, counted from 1."""
     paths = layout.of_all_rounds(run, layout.COMPLETIONS)
-    return pl.concat([pl.read_parquet(path).with_columns(round=pl.lit(round + 1))
+    return pl.concat([read_table(path).with_columns(round=pl.lit(round + 1))
                       for round, path in paths.items()], how="diagonal_relaxed")
 
 
@@ -97,7 +97,7 @@ def quoted(rows: pl.DataFrame, *columns: str) -> str:
 def filter_verdict(run: Path, cfg: dict[str, Any]) -> Verdict:
     """U1."""
     verdict = Verdict("U1: can the filter separate?")
-    audit = pl.read_parquet(layout.planted(run))
+    audit = read_table(layout.planted(run))
     faults, known = audit.filter(source="planted"), Bound(PLANTED, best=1.0)
     for (kind,), rows in faults.group_by("kind", maintain_order=True):
         verdict.line(f"planted, {kind}: dropped", share(~rows["keep"]), known)
@@ -222,7 +222,7 @@ def rows_behind(run: Path, round: int, name: str) -> int:
     """How many vignettes or items a measure of the student comes from."""
     if name == "coherence":
         return len(answers(run, round, "healed"))
-    items = pl.read_parquet(layout.items(run, round, "healed"))
+    items = read_table(layout.items(run, round, "healed"))
     return len(items.filter(measure="mundane_nll" if name == PPL else name))
 
 

@@ -8,6 +8,7 @@ and what came before it, it ends in the same bits.
 import fcntl
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -16,14 +17,28 @@ from typing import Any
 
 import polars as pl
 import torch
+from loguru import logger
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from steerloop import UserError
 from steerloop.runfolder.events import event_line, read_events
-from steerloop.runfolder.files import check_sum, checksums, sha256, write_whole
-from steerloop.runfolder.layout import EVENTS, LOCK, SUMS
+from steerloop.runfolder.files import (
+    check_sum,
+    checksums,
+    read_table,
+    sealed,
+    sha256,
+    told_of,
+    unable,
+    verify,
+    write_checksums,
+    write_table,
+    write_whole,
+)
+from steerloop.runfolder.layout import CONFIG, EVENTS, LOCK, adapter, completions, run_of
+from steerloop.runfolder.layout import vector as vector_of
 
 ENDS = (".parquet", ".safetensors", ".json")
 KEY = ("stage", "round", "state")  # of an event: each happens once
@@ -46,6 +61,52 @@ def digest(note: str, tensors: dict[str, Tensor]) -> str:
     return hash.hexdigest()
 
 
+def read_tensors(path: Path, device: str = "cpu", **said: Any) -> dict[str, Tensor]:
+    """The tensors of a file of a run, by name, whole by its own word; what its note says, as far
+    as it says it, has to be what is `said` here.
+
+    Raises UserError where it is gone or damaged, or belongs to another round or run.
+    """
+    mend = (f"delete it if it is there, then `python -m steerloop.train --resume {run_of(path)}` "
+            "makes it anew")
+    tensors, note = _opened(path)
+    if note is None:
+        raise UserError(f"{path} is missing or damaged: {mend}")
+    other = {k: note[k] for k, x in said.items() if k in note and note[k] != x}
+    if other:
+        raise UserError(f"{path} belongs elsewhere (its {' and '.join(other)} are not those of its "
+                        f"place): {mend}")
+    return {k: x.to(device) for k, x in tensors.items()}
+
+
+def _opened(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """Tensors and note of a file; no note where they are not what was written. (Older files have
+    no digest, those of other programs no note: {}.)"""
+    try:
+        with safe_open(path, "pt") as file:
+            said = file.metadata() or {}
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118, no mapping
+        if said.get("digest", "") not in ("", digest(said.get("steerloop", ""), tensors)):
+            return {}, None
+        return tensors, json.loads(said.get("steerloop", "{}"))
+    except (OSError, SafetensorError, TypeError, ValueError):
+        return {}, None
+
+
+def read_adapter(run: Path, round: int, device: str = "cpu") -> dict[str, Tensor]:
+    """The folded Δ of a round (from 0), trained on the rows that are kept beside it. Raises
+    UserError (see `read_tensors`)."""
+    rows = completions(run, round)
+    beside = {"rows": sha256(rows)} if rows.is_file() else {}
+    return read_tensors(adapter(run, round), device, round=round, **beside)
+
+
+def read_vector(run: Path, round: int, device: str = "cpu") -> dict[int, Tensor]:
+    """The vector of a round (from 0), by block. Raises UserError (see `read_tensors`)."""
+    tensors = read_tensors(vector_of(run, round), device, round=round)
+    return {int(k.removeprefix("block.")): x for k, x in tensors.items()}
+
+
 class Folder:
     """Reads and writes below a new folder `path`, or `path`-2, -3, … where runs started in one
     second; below `path` itself with `again`. Tensors that are read go to `device`.
@@ -55,6 +116,11 @@ class Folder:
 
     def __init__(self, path: Path, again: bool = False, device: str = "cpu") -> None:
         names = (path.name if i == 1 else f"{path.name}-{i}" for i in count(1))
+        try:
+            str(path.absolute()).encode()
+        except UnicodeEncodeError as e:
+            raise UserError(f"{str(path.absolute())!r} is no UTF-8, so pages cannot name it: "
+                            "rename it") from e
         try:
             self.path = path if again else next(p for p in map(path.with_name, names) if _made(p))
             self.device, self.lock = device, (self.path / LOCK).open("wb")  # ends with the process
@@ -66,10 +132,13 @@ class Folder:
         except BlockingIOError as e:
             raise UserError(f"{self.path} is in use by another process: wait for it, or stop it"
                             ) from e
+        except OSError as e:
+            unable(e, "lock a file: nothing keeps two processes from working on one run")
         for part in self.path.rglob(".*.part"):  # of a process that was killed while it wrote
             part.unlink()
         self.sums = checksums(self.path)
         self.known = {self._key(x): x for x in self.events()}
+        self.behind = False  # whether the record that came last has others after it already
 
     @staticmethod
     def _key(record: dict[str, Any]) -> tuple[Any, ...]:
@@ -80,24 +149,40 @@ class Folder:
         path = self.path / EVENTS
         if not path.exists():
             return []
-        if (whole := path.read_bytes().rpartition(b"\n"))[2]:
-            path.write_bytes(whole[0] + whole[1])
+        data = path.read_bytes()
+        if (whole := data.rfind(b"\n") + 1) < len(data):
+            os.truncate(path, whole)
         return read_events(self.path)
 
     def event(self, stage: str, **values: Any) -> None:
         """Append one record to events.jsonl, unless it is there. Raises ValueError on a number that
         is not finite, UserError where a resumed run does not come to what it came to before."""
         record = {"stage": stage, **values}
-        line = event_line(record)
-        if (before := self.known.get(self._key(record))) is not None:
+        line, key = event_line(record), self._key(record)
+        if (before := self.known.get(key)) is not None:
             if event_line(before) != line:
                 raise UserError(f"{self.path / EVENTS}: {stage} of round "
                                 f"{values.get('round')} is not what it was; if this machine is as "
                                 "it was (threads, versions), start a new run")
+            self.behind = key != next(reversed(self.known))
             return
-        with (self.path / EVENTS).open("a", encoding="utf-8") as file:
-            file.write(line)
-        self.known[self._key(record)] = record
+        try:
+            with (self.path / EVENTS).open("a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as e:
+            raise UserError(f"cannot write {self.path / EVENTS} ({e.strerror}): free space or make "
+                            f"it writable, then --resume {self.path}") from e
+        self.known[key], self.behind = record, False
+
+    def document(self, **values: Any) -> None:
+        """config.json: what the run is. It is recorded among the events, too, so that what was
+        edited by hand shows, and what was lost comes back."""
+        values = {"schema": 1, "resumed": [], **values}
+        text, now = sealed(values), told_of(values)
+        write_whole(self.path / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
+        before = [x for key, x in self.known.items() if key[0] == "config"]
+        if not before or before[-1]["document"] != now:
+            self.event("config", state=len(before), document=now)
 
     def json(self, name: str, **values: Any) -> None:
         """A JSON document, finite numbers only."""
@@ -106,7 +191,7 @@ class Folder:
 
     def table(self, name: str, frame: pl.DataFrame) -> None:
         """A parquet table."""
-        write_whole(self.path / f"{name}.parquet", frame.write_parquet)
+        write_table(self.path / f"{name}.parquet", frame)
 
     def tensors(self, name: str, tensors: dict[str, Tensor], **note: Any) -> None:
         """A safetensors file; `note` is JSON under the metadata key 'steerloop', `digest` of it and
@@ -164,20 +249,16 @@ class Folder:
             end = ".json"
             self.json(f"{name}.json", value=value)
         self.sums[name + end] = sha256(self.path / (name + end))
-        self._write_sums()
-
-    def _write_sums(self) -> None:
-        text = "".join(f"{digest}  {name}\n" for name, digest in sorted(self.sums.items()))
-        write_whole(self.path / SUMS, lambda path: path.write_text(text, encoding="utf-8"))
+        write_checksums(self.path, self.sums)
 
     def _read(self, file: str) -> Any:
         path = self.path / file
         check_sum(self.path, file, self.sums[file])
         if path.suffix == ".parquet":
-            return pl.read_parquet(path)
+            return read_table(path)
         if path.suffix == ".json":
             return json.loads(path.read_text(encoding="utf-8"))["value"]
-        tensors = load_file(path, self.device)
+        tensors = read_tensors(path, self.device)
         blocks = all(k.startswith("block.") for k in tensors)
         return {int(k[6:]): x for k, x in tensors.items()} if blocks else tensors
 
@@ -189,19 +270,29 @@ class Folder:
         path = self.path / f"{name}.safetensors"
         if not path.exists():
             return None
-        try:
-            with safe_open(path, "pt") as file:
-                said = file.metadata()
-                tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118, no mapping
-            whole = said["digest"] == digest(said["steerloop"], tensors)
-        except (SafetensorError, TypeError, KeyError):
-            whole = False
-        if not whole:
+        tensors, note = _opened(path)
+        if not note:  # of work in progress all files have one
             raise UserError(f"{path} is damaged: delete it and resume, its stage starts anew")
-        return {k: x.to(self.device) for k, x in tensors.items()}, json.loads(said["steerloop"])
+        return {k: x.to(self.device) for k, x in tensors.items()}, note
 
     def done(self, name: str) -> None:
         """Work in progress below `name` is over: what was kept to go on from is cleared away."""
         self.sums = {k: x for k, x in self.sums.items() if not k.startswith(f"{name}/")}
-        self._write_sums()
-        rmtree(self.path / name, ignore_errors=True)
+        write_checksums(self.path, self.sums)
+        try:
+            rmtree(self.path / name)
+        except FileNotFoundError:
+            pass
+        except OSError as e:
+            logger.warning(f"cannot clear away {self.path / name} ({e.strerror}): nothing reads it "
+                           "any more, delete it")
+
+    def settle(self) -> None:
+        """All that the run makes is there: what is gone all the same is kept no longer. Raises
+        UserError where a file is not what was written."""
+        gone = [x for x in self.sums if not (self.path / x).exists()]
+        if gone:
+            logger.warning(f"gone, and not made by this run any more: {', '.join(gone)}")
+            self.sums = {k: x for k, x in self.sums.items() if k not in gone}
+            write_checksums(self.path, self.sums)
+        verify(self.path)

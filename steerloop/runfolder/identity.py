@@ -14,13 +14,20 @@ from loguru import logger
 
 from steerloop import UserError
 from steerloop.kernels.hardware import precision
-from steerloop.runfolder.files import checksums, ending, read_document, records_lost
+from steerloop.runfolder.files import (
+    FREE,
+    checksums,
+    ending,
+    flat,
+    read_recorded,
+    records_lost,
+    verify,
+)
 from steerloop.runfolder.inputs import KNOBS, differences, record
-from steerloop.runfolder.layout import EVENTS
+from steerloop.runfolder.layout import MADE
 from steerloop.texts.data import PACKAGE
 
 PACKAGES = ("torch", "transformers", "polars")
-FREE = {"resume", "force", "runs"}  # of the config: where and how, not what
 
 
 def source() -> str:
@@ -47,29 +54,18 @@ def resolved(cfg: Any, device: str) -> dict[str, Any]:
     return asdict(cfg) | {"dtype": dtype}
 
 
-def flat(tree: dict[str, Any], stem: str = "") -> dict[str, Any]:
-    """Nested dicts → one, keys joined by dots."""
-    leaves = {}
-    for name, x in tree.items():
-        leaves |= flat(x, f"{stem}{name}.") if isinstance(x, dict) else {f"{stem}{name}": x}
-    return leaves
-
-
 def accepted(run: Path, now: dict[str, Any], force: bool) -> dict[str, Any]:
     """What config.json says from now on, of a run that is resumed as `now`: more rounds are
     welcome, other changes need `force` and are recorded.
 
     Raises UserError with the differences, or where there is nothing left to do.
     """
-    before = read_document(run)
+    before = read_recorded(run)
     noted = {"resumed": before.pop("resumed", [])}
-    before.pop("schema")
+    before.pop("schema", None)
     was, is_ = (flat({**x, "code": "", "inputs": "", "config": {
         k: v for k, v in x["config"].items() if k not in (*FREE, *KNOBS)}}) for x in (before, now))
     more = is_["config.rounds"] > was["config.rounds"]
-    whole = all((run / x).exists() for x in (EVENTS, *checksums(run)))
-    if ending(run) and whole and not records_lost(run) and not more:  # else it is mended
-        raise UserError(f"{run} is finished; --rounds N, more than {was['config.rounds']}, goes on")
     changed = {k: f"{was.get(k)} → {is_.get(k)}" for k in sorted(was.keys() | is_.keys())
                if was.get(k) != is_.get(k) and not (more and k == "config.rounds")}
     others = differences(before.get("inputs", {}), now["inputs"])
@@ -77,12 +73,16 @@ def accepted(run: Path, now: dict[str, Any], force: bool) -> dict[str, Any]:
     if changed and not force:
         told = "; ".join(f"{k}: {x}" for k, x in changed.items())
         raise UserError(f"{run} cannot go on as it began: {told}; undo that, or --force")
+    kept = all((run / x).exists() for x in (*MADE, *checksums(run)))
+    if ending(run) and kept and not (records_lost(run) or more or changed):  # else it is mended
+        verify(run)
+        raise UserError(f"{run} is finished; --rounds N, more than {was['config.rounds']}, goes on")
     for key, change in changed.items():
         logger.warning(f"forced: {key}: {change}; what is done already stays as it is")
     if changed or more:
         noted["resumed"].append(changed | ({"config.rounds": is_["config.rounds"]} if more else {}))
     moved = {x.partition("/")[0] for x in others}
-    kept = {k: before["config"][k] for k in ("runs", *KNOBS)  # as typed
+    kept = {k: before["config"][k] for k in KNOBS  # as typed
             if k in before["config"] and k not in moved}
     return {**now, **noted, "config": now["config"] | {"resume": "", "force": False} | kept}
 

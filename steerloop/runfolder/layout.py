@@ -1,6 +1,7 @@
 """Every path in a run folder, once, and the stages of a round in their order. What is in the files
 says runs/README.md."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ MAP = "map.html"
 REPORT = "report.html"
 EXPORTS = "exports"  # what was exported without --out
 BUNDLE = "bundle.tar.gz"  # among them
+
+# What a finished run has, beside what checksums.txt names:
+MADE = (CONFIG, EVENTS, SUMS, SUMMARY, VERDICTS, DIARY, MAP, REPORT)
 
 # Beside the run folders:
 LEDGER = "ledger.parquet"
@@ -53,6 +57,11 @@ def of_round(round: int, name: str) -> str:
 def work(round: int) -> str:
     """Where a round keeps what it needs until it is over."""
     return of_round(round, "work")
+
+
+def is_work(name: str) -> bool:
+    """Whether a name is of what a round needs until it is over."""
+    return "/work/" in name
 
 
 def batch(round: int, number: int) -> str:
@@ -102,7 +111,13 @@ def planted(run: Path) -> Path:
 
 def of_all_rounds(run: Path, name: str) -> dict[int, Path]:
     """Round (from 0), in order → its table of this name, for the rounds that have one."""
-    return dict(sorted((int(x.parent.name), x) for x in run.glob(f"rounds/*/{name}.parquet")))
+    there = [x for x in run.glob("rounds/*/*.parquet") if x.name == f"{name}.parquet"]
+    return dict(sorted((int(x.parent.name), x) for x in there if x.parent.name.isdecimal()))
+
+
+def run_of(path: Path) -> Path:
+    """The run folder that a file of it, or of one of its rounds, lies in."""
+    return path.parents[2] if path.parent.parent.name == "rounds" else path.parent
 
 
 def verdicts(run: Path) -> Path:
@@ -112,8 +127,9 @@ def verdicts(run: Path) -> Path:
 
 
 def summaries(root: Path) -> list[Path]:
-    """Of all runs in a folder of them, as far as they have one."""
-    return sorted(root.glob(f"*/{SUMMARY}"))
+    """Of all runs in a folder of them, as far as they have one; where that cannot be seen, too."""
+    return sorted(x / SUMMARY for x in root.glob("*") if x.is_dir() and (
+        os.path.lexists(x / SUMMARY) or not os.access(x, os.X_OK)))
 
 
 def upgraded(config: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from steerloop import UserError
 from steerloop.runfolder.folder import Folder
 from steerloop.runfolder.identity import accepted, identity, resolved
 from steerloop.runfolder.inputs import tell
-from steerloop.runfolder.layout import CONFIG, LOG
+from steerloop.runfolder.layout import LOG
 
 FORMAT = "{time:HH:mm:ss} {level: <7} {message}"
 
@@ -56,7 +56,7 @@ def open_run(cfg: Any, device: str) -> Folder:
     name = f"{stamp}_{Path(cfg.model).name}_{cfg.barrier}_s{cfg.seed}"
     run = Folder(Path(cfg.resume or f"{cfg.runs}/{name}"), bool(cfg.resume), device)
     now = {"config": resolved(cfg, device), **identity(cfg, device)}
-    run.json(CONFIG, **(accepted(run.path, now, cfg.force) if cfg.resume else now))
+    run.document(**(accepted(run.path, now, cfg.force) if cfg.resume else now))
     log_to(run.path / LOG)
     logger.info(f"run folder {run.path}")
     tell(cfg, now["inputs"])

@@ -154,8 +154,8 @@ def put_on(model: Model, adapter: Adapter) -> Callable[[], AbstractContextManage
 
 @contextmanager
 def without(handle: Any, biases: list[tuple[Tensor, Tensor, Tensor]]) -> Iterator[None]:
-    """While open, PEFT's adapter is off, and so are its biases, which PEFT leaves in: of each the
-    parameter, its value under the adapter, and that of the base."""
+    """While open, PEFT's adapter is off, and so are its biases, which PEFT leaves in: of each
+    (n) the parameter, its value under the adapter, and that of the base."""
     with catch_warnings(action="ignore"), handle.disable_adapter():
         for parameter, _, base in biases:
             parameter.data.copy_(base)

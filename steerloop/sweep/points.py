@@ -1,6 +1,7 @@
 """The rows of a sweep, one JSON line each, appended as arms end: what is there is not run again."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from steerloop.runfolder.inputs import fingerprint, model_record
 from steerloop.sweep.arms import REGIMES, SWEEPS
 from steerloop.sweep.climb import climb, whole
 from steerloop.texts.data import read_data
-from steerloop.texts.reader import json_lines, read_text
 
 
 def file_of(folder: Path, sweep: str) -> Path:
@@ -24,8 +24,24 @@ def file_of(folder: Path, sweep: str) -> Path:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of points, none where there is no file."""
-    return [row for _, row in json_lines(read_text(path))] if path.is_file() else []
+    """The rows of a file of points, none where there is no file. A last line that was cut off is
+    not one. Raises UserError naming a line that is none."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    rows = []
+    for number, line in enumerate(text.split("\n")[:-1], 1):
+        try:
+            rows.append(dict(json.loads(line)))
+        except (ValueError, TypeError) as e:
+            raise UserError(f"{path}, line {number} is no row of a sweep: delete that line, then "
+                            "the same command runs its point anew") from e
+    return rows
+
+
+def clear_torn(path: Path) -> None:
+    """Take away a last line that was cut off."""
+    data = path.read_bytes() if path.is_file() else b""
+    if (whole := data.rfind(b"\n") + 1) < len(data):
+        os.truncate(path, whole)
 
 
 @dataclass(frozen=True)
@@ -82,6 +98,7 @@ def run(group: Group) -> None:
         name = {"arm": arm.family, "family": arm.family, "setting": arm.setting} | origin
         measured = whole(data, cfg, arm) if sweep.whole else climb(data, cfg, arm, sweep, shared)
         rows = [group.key | name | row for row in measured]
+        clear_torn(path)
         with path.open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(row) + "\n" for row in rows))
         logger.info(f"{group.key} {name} {rows[-1]}")
