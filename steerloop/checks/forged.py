@@ -5,11 +5,13 @@ import hashlib
 import io
 import json
 import tarfile
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from steerloop.runfolder.events import event_line
+from steerloop.runfolder.files import SEAL, sealed, told_of
 
 WRONG = [None, True, "x", "", -1, 0, 7, 1.5, 10**9, 10**30, -1e300, [], {}, [[]], {"a": 1},
          "\ud800", "../x", [1e9]]
@@ -32,12 +34,30 @@ def packed(files: list[tuple[str, bytes]], out: Path) -> Path:
     return out
 
 
-def sealed(files: dict[str, bytes], out: Path) -> Path:
-    """The same, its checksums and manifest made to fit what the files are now."""
-    files, digests = dict(files), {k: hashlib.sha256(x).hexdigest() for k, x in files.items()}
+def fitting(files: dict[str, bytes], out: Path) -> Path:
+    """The same with all that vouches for it made to fit what the files are now: the record of the
+    config, the seal of the summary, checksums and manifest."""
+    files = dict(files)
+    with suppress(LookupError, TypeError, ValueError, AttributeError):  # what is no config has none
+        known = json.loads(files["config.json"])
+        known.pop("crc", None)
+        files["config.json"] = sealed(known).encode()
+        document = told_of(known)
+        lines = [json.loads(x) for x in files["events.jsonl"].splitlines()]
+        for x in lines:
+            del x["crc"]
+            x |= {"document": document} if x["stage"] == "config" else {}
+        files["events.jsonl"] = "".join(map(event_line, lines)).encode()
+    if "summary.json" in files:
+        known = json.loads(files["summary.json"])
+        known.pop("crc", None)
+        files["summary.json"] = sealed(known).encode()
+    digests = {k: hashlib.sha256(x).hexdigest() for k, x in files.items()}
     lines = files["checksums.txt"].decode().splitlines()
-    names = [x.split("  ", 1)[1] for x in lines]
-    files["checksums.txt"] = "".join(f"{digests[x]}  {x}\n" for x in names if x in digests).encode()
+    names = [x.split("  ", 1)[1] for x in lines if not x.startswith("#")]
+    body = "".join(f"{digests[x]}  {x}\n" for x in names if x in digests).encode()
+    seal = f"{SEAL}{hashlib.sha256(body).hexdigest()}\n".encode()
+    files["checksums.txt"] = seal + body
     digests["checksums.txt"] = hashlib.sha256(files["checksums.txt"]).hexdigest()
     manifest = json.loads(files["bundle.json"])
     manifest["files"] = {k: x for k, x in digests.items() if k != "bundle.json"}

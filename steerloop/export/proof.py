@@ -29,14 +29,8 @@ from steerloop.report.run import states
 from steerloop.report.summary import summarise
 from steerloop.report.verdicts import verdicts, write_verdicts
 from steerloop.runfolder import layout
-from steerloop.runfolder.events import event_line, read_events
-from steerloop.runfolder.files import (
-    checksums,
-    read_document,
-    read_table,
-    told_of,
-    write_checksums,
-)
+from steerloop.runfolder.events import read_events
+from steerloop.runfolder.files import checksums, read_document, read_table, unsealed
 from steerloop.steer import extract
 from steerloop.texts.data import Data
 from steerloop.texts.foundations import FOUNDATIONS
@@ -72,8 +66,7 @@ def part(name: str, compute: Callable[..., Compared], *args: Any) -> Compared:
     try:
         return compute(name, *args)
     except FAULTS as e:
-        why = said(e).partition(": delete ")[0]  # a remedy for runs
-        return Compared(name, False, f"cannot be computed from it: {why}")
+        return Compared(name, False, f"cannot be computed from it: {said(e)}")
 
 
 def unlike(a: Any, b: Any, at: str = "") -> Iterator[str]:
@@ -140,24 +133,23 @@ def bounded(folder: Path) -> Config:
 
 def small_table(path: Path) -> None:
     """Raise UserError for a table whose header promises more than CELLS."""
-    table = pl.scan_parquet(path, glob=False)
-    rows = table.select(pl.len()).collect().item()
-    if rows * len(table.collect_schema()) > CELLS:
+    with path.open("rb") as file:
+        table = pl.scan_parquet(file)
+        rows, columns = table.select(pl.len()).collect().item(), len(table.collect_schema())
+    if rows * columns > CELLS:
         raise UserError(f"{path} holds {rows} rows, more than such a table can")
 
 
-def restated(folder: Path, cfg: Config) -> Config:
-    """Let the unpacked run say how it is opened here: a slot a round that it has, batches of this
-    program's choice, on the device and the threads that there are."""
+def restated(folder: Path, cfg: Config, into: Path) -> Config:
+    """A run folder `into` with the rounds of an unpacked one and a config of ours: a slot a round
+    that it has, batches of this program's choice, on the device and the threads that there are."""
     here = replace(cfg, rounds=finished_rounds(folder), batch_rows=min(cfg.batch_rows, ROWS),
                    threads=0, device="auto", decode="auto", probes=[], eval="own", resume="")
-    text = json.dumps(read_document(folder) | {"config": asdict(here)})
-    (folder / layout.CONFIG).write_text(text, encoding="utf-8")
-    now = told_of(json.loads(text))
-    lines = [event_line(x | {"document": now} if x["stage"] == "config" else x)
-             for x in read_events(folder)]
-    (folder / layout.EVENTS).write_text("".join(lines), encoding="utf-8")
-    write_checksums(folder, {})  # they have been compared
+    known = {k: x for k, x in read_document(folder).items() if k in ("schema", "inputs")}
+    into.mkdir()
+    (into / "rounds").symlink_to(folder / "rounds", target_is_directory=True)
+    text = json.dumps(known | {"config": asdict(here)})
+    (into / layout.CONFIG).write_text(text, encoding="utf-8")
     return here
 
 
@@ -230,7 +222,7 @@ def check_summary(name: str, folder: Path, run: str) -> Compared:
     path = folder / layout.SUMMARY
     if not path.is_file():
         return Compared(name, None, "there is none: the run was cut short")
-    known, measured = json.loads(path.read_text("utf-8")), states(folder)
+    known, measured = unsealed(path.read_text("utf-8")), states(folder)
     known.pop("crc", None)  # what it vouches for is computed anew
     again = summarise(folder, verdicts(folder, measured), measured)
     again |= {"run": run, "ended": known["ended"]}
