@@ -5,16 +5,13 @@ import hashlib
 import io
 import json
 import tarfile
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from safetensors.torch import load, save
-
 from steerloop.runfolder.events import event_line
-from steerloop.runfolder.files import SEAL, told_of
-from steerloop.runfolder.files import sealed as seal
-from steerloop.runfolder.folder import digest
+from steerloop.runfolder.files import SEAL, sealed, told_of
 
 WRONG = [None, True, "x", "", -1, 0, 7, 1.5, 10**9, 10**30, -1e300, [], {}, [[]], {"a": 1},
          "\ud800", "../x", [1e9]]
@@ -37,40 +34,30 @@ def packed(files: list[tuple[str, bytes]], out: Path) -> Path:
     return out
 
 
-def refit(name: str, content: bytes) -> bytes:
-    """A file whose own word on whether it is whole was made to fit what is in it now."""
-    if name in ("config.json", "summary.json"):
-        record = json.loads(content)
-        record.pop("crc", None)
-        return seal(record).encode()
-    if name.endswith(".safetensors"):
-        tensors, size = load(content), int.from_bytes(content[:8], "little")
-        said = json.loads(content[8 : 8 + size])["__metadata__"]
-        now = digest(said["steerloop"], tensors)
-        return content if said["digest"] == now else save(tensors, said | {"digest": now})
-    return content
-
-
-def recorded(files: dict[str, bytes]) -> dict[str, bytes]:
-    """The members with records that say what config.json says."""
-    now = told_of(json.loads(files["config.json"]))
-    lines = [json.loads(x) for x in files["events.jsonl"].splitlines()]
-    for x in lines:
-        del x["crc"]
-        if x["stage"] == "config":
-            x["document"] = {k: v for k, v in now.items() if k != "crc"}
-    return files | {"events.jsonl": "".join(map(event_line, lines)).encode()}
-
-
-def sealed(files: dict[str, bytes], out: Path) -> Path:
-    """The same, what the files say of themselves, checksums and manifest made to fit what they are
-    now."""
-    files = {k: refit(k, x) for k, x in files.items()}
+def fitting(files: dict[str, bytes], out: Path) -> Path:
+    """The same with all that vouches for it made to fit what the files are now: the record of the
+    config, the seal of the summary, checksums and manifest."""
+    files = dict(files)
+    with suppress(LookupError, TypeError, ValueError, AttributeError):  # what is no config has none
+        known = json.loads(files["config.json"])
+        known.pop("crc", None)
+        files["config.json"] = sealed(known).encode()
+        document = told_of(known)
+        lines = [json.loads(x) for x in files["events.jsonl"].splitlines()]
+        for x in lines:
+            del x["crc"]
+            x |= {"document": document} if x["stage"] == "config" else {}
+        files["events.jsonl"] = "".join(map(event_line, lines)).encode()
+    if "summary.json" in files:
+        known = json.loads(files["summary.json"])
+        known.pop("crc", None)
+        files["summary.json"] = sealed(known).encode()
     digests = {k: hashlib.sha256(x).hexdigest() for k, x in files.items()}
-    names = [x.split("  ", 1)[1] for x in files["checksums.txt"].decode().split("\n")[1:-1]]
-    text = "".join(f"{digests[x]}  {x}\n" for x in names if x in digests)
-    head = SEAL + hashlib.sha256(text.encode()).hexdigest()
-    files["checksums.txt"] = f"{head}\n{text}".encode()
+    lines = files["checksums.txt"].decode().splitlines()
+    names = [x.split("  ", 1)[1] for x in lines if not x.startswith("#")]
+    body = "".join(f"{digests[x]}  {x}\n" for x in names if x in digests).encode()
+    seal = f"{SEAL}{hashlib.sha256(body).hexdigest()}\n".encode()
+    files["checksums.txt"] = seal + body
     digests["checksums.txt"] = hashlib.sha256(files["checksums.txt"]).hexdigest()
     manifest = json.loads(files["bundle.json"])
     manifest["files"] = {k: x for k, x in digests.items() if k != "bundle.json"}
@@ -116,10 +103,7 @@ def with_one_field_changed(files: dict[str, bytes], rng: Random) -> tuple[dict[s
     else:
         known, where = changed(json.loads(files[name]), rng)
         text = json.dumps(known)
-    files = files | {name: text.encode()}
-    if name == "config.json" and isinstance(known.get("config"), dict):
-        files = recorded(files)
-    return files, f"{name}: {where}"
+    return files | {name: text.encode()}, f"{name}: {where}"
 
 
 def damaged(raw: bytes, rng: Random) -> bytes:

@@ -55,6 +55,7 @@ from steerloop.runfolder.identity import code_version
 from steerloop.runfolder.inputs import KNOBS, compared, model_record, public
 from steerloop.texts.data import data_files, read_data
 
+OPENED = ".opened"  # the run as it is opened here, beside what was unpacked
 PACKAGES = ("torch", "transformers", "polars", "numpy", "safetensors")
 
 
@@ -167,11 +168,12 @@ def from_tables(folder: Path, manifest: dict) -> tuple[list[Compared], Config]:
 def from_model(folder: Path, manifest: dict, cfg: Config, device: str) -> list[Compared]:
     """What takes the model that it was made with. Raises UserError where that is not to be had."""
     same = part("model", check_model, manifest, cfg)
-    cfg = restated(folder, cfg)
+    opened = folder.with_name(OPENED)
+    cfg = restated(folder, cfg, opened)
     packed = {k: str(x) for k, x in data_of(folder, cfg).items()}
     data = read_data(dataclasses.replace(cfg, **packed))
     check_texts(data)
-    student = open_student(folder, str(cfg.rounds), "1", device, force=True)
+    student = open_student(opened, str(cfg.rounds), "1", device, force=True)
     parts = [same, part("answers of base", check_answers, student, data, 0, layout.BASE)]
     for k in range(cfg.rounds):
         parts += [part(f"answers after round {k + 1}", check_answers, student, data, k,
@@ -196,9 +198,15 @@ def compare_bundle(bundle: Path, device: str = "", model: str = "") -> list[Comp
             cfg = dataclasses.replace(cfg, model=model or cfg.model)
             parts = [files, *parts, *from_model(folder, manifest, cfg, device)]
         except FAULTS as e:
-            raise UserError(f"{bundle}: {said(e)}".replace(f"{folder}/", "").replace(
-                str(folder), "it")) from e
-        return [x._replace(said=x.said.replace(f"{folder}/", "")) for x in parts]
+            raise UserError(f"{bundle}: {named(said(e), folder)}") from e
+        return [x._replace(said=named(x.said, folder)) for x in parts]
+
+
+def named(text: str, folder: Path) -> str:
+    """A text that names members of the bundle, not the temporary folders where they lie."""
+    for place in (folder, folder.with_name(OPENED)):
+        text = text.replace(f"{place}/", "").replace(str(place), "it")
+    return text
 
 
 def verify(bundle: Path, device: str = "", model: str = "") -> None:

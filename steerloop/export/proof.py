@@ -29,14 +29,12 @@ from steerloop.report.run import states
 from steerloop.report.summary import summarise
 from steerloop.report.verdicts import verdicts, write_verdicts
 from steerloop.runfolder import layout
-from steerloop.runfolder.events import event_line, read_events
+from steerloop.runfolder.events import read_events
 from steerloop.runfolder.files import (
     checksums,
     read_document,
     read_table,
-    told_of,
     unsealed,
-    write_checksums,
 )
 from steerloop.steer import extract
 from steerloop.texts.data import Data
@@ -73,8 +71,7 @@ def part(name: str, compute: Callable[..., Compared], *args: Any) -> Compared:
     try:
         return compute(name, *args)
     except FAULTS as e:
-        why = said(e).partition(": delete ")[0]  # a remedy for runs
-        return Compared(name, False, f"cannot be computed from it: {why}")
+        return Compared(name, False, f"cannot be computed from it: {said(e)}")
 
 
 def unlike(a: Any, b: Any, at: str = "") -> Iterator[str]:
@@ -141,24 +138,23 @@ def bounded(folder: Path) -> Config:
 
 def small_table(path: Path) -> None:
     """Raise UserError for a table whose header promises more than CELLS."""
-    table = pl.scan_parquet(path, glob=False)
-    rows = table.select(pl.len()).collect().item()
-    if rows * len(table.collect_schema()) > CELLS:
+    with path.open("rb") as file:
+        table = pl.scan_parquet(file)
+        rows, columns = table.select(pl.len()).collect().item(), len(table.collect_schema())
+    if rows * columns > CELLS:
         raise UserError(f"{path} holds {rows} rows, more than such a table can")
 
 
-def restated(folder: Path, cfg: Config) -> Config:
-    """Let the unpacked run say how it is opened here: a slot a round that it has, batches of this
-    program's choice, on the device and the threads that there are."""
+def restated(folder: Path, cfg: Config, into: Path) -> Config:
+    """A run folder `into` with the rounds of an unpacked one and a config of ours: a slot a round
+    that it has, batches of this program's choice, on the device and the threads that there are."""
     here = replace(cfg, rounds=finished_rounds(folder), batch_rows=min(cfg.batch_rows, ROWS),
                    threads=0, device="auto", decode="auto", probes=[], eval="own", resume="")
-    text = json.dumps(read_document(folder) | {"config": asdict(here)})
-    (folder / layout.CONFIG).write_text(text, encoding="utf-8")
-    now = told_of(json.loads(text))
-    lines = [event_line(x | {"document": now} if x["stage"] == "config" else x)
-             for x in read_events(folder)]
-    (folder / layout.EVENTS).write_text("".join(lines), encoding="utf-8")
-    write_checksums(folder, {})  # they have been compared
+    known = {k: x for k, x in read_document(folder).items() if k in ("schema", "inputs")}
+    into.mkdir()
+    (into / "rounds").symlink_to(folder / "rounds", target_is_directory=True)
+    text = json.dumps(known | {"config": asdict(here)})
+    (into / layout.CONFIG).write_text(text, encoding="utf-8")
     return here
 
 

@@ -49,8 +49,9 @@ def unpack(bundle: Path, into: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def said(e: BaseException) -> str:
-    """An error in one line."""
-    return shorten(str(e), 300, placeholder=" ...") or type(e).__name__
+    """An error in one line, without the remedies for run folders."""
+    text = re.split(r"[:,] (?:delete|undo) ", str(e))[0]
+    return shorten(text, 300, placeholder=" ...") or type(e).__name__
 
 
 def members(
@@ -141,7 +142,7 @@ def faults(manifest: Any) -> str:
     if not all(isinstance(x, str) for x in texts):
         return "has hashes or versions that are no text"
     name = manifest["run"]
-    if name in ("", ".", "..") or re.search(r"[/\n\t]", name) or printable(name) != name or len(
+    if re.match(r"\.|$", name) or re.search(r"[/\n\t]", name) or printable(name) != name or len(
             name.encode()) > LONGEST:
         return "names a run that no folder can be called"
     if not manifest["files"]:
