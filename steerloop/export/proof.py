@@ -30,12 +30,7 @@ from steerloop.report.summary import summarise
 from steerloop.report.verdicts import verdicts, write_verdicts
 from steerloop.runfolder import layout
 from steerloop.runfolder.events import read_events
-from steerloop.runfolder.files import (
-    checksums,
-    read_document,
-    read_table,
-    unsealed,
-)
+from steerloop.runfolder.files import checksums, read_document, read_table, table_size, unsealed
 from steerloop.steer import extract
 from steerloop.texts.data import Data
 from steerloop.texts.foundations import FOUNDATIONS
@@ -138,9 +133,7 @@ def bounded(folder: Path) -> Config:
 
 def small_table(path: Path) -> None:
     """Raise UserError for a table whose header promises more than CELLS."""
-    with path.open("rb") as file:
-        table = pl.scan_parquet(file)
-        rows, columns = table.select(pl.len()).collect().item(), len(table.collect_schema())
+    rows, columns = table_size(path)
     if rows * columns > CELLS:
         raise UserError(f"{path} holds {rows} rows, more than such a table can")
 

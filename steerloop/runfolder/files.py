@@ -130,6 +130,14 @@ def read_table(path: Path) -> pl.DataFrame:
                         f"{run_of(path)}` makes it anew") from e
 
 
+def table_size(path: Path) -> tuple[int, int]:
+    """Rows and columns of a parquet file by its header; no value is read. Raises OSError and
+    PolarsError."""
+    with path.open("rb") as file:
+        table = pl.scan_parquet(file)
+        return table.select(pl.len()).collect().item(), len(table.collect_schema())
+
+
 def sealed(record: dict[str, Any]) -> str:
     """A record → JSON text that says whether it is what was written. Raises ValueError on a number
     that is not finite."""
