@@ -15,6 +15,7 @@ PACKAGES = ("", "export", "chat", "score")
 MODULES = [x for p in PACKAGES for x in sorted((ROOT / "steerloop" / p).glob("*.py"))]
 
 
+
 def check_the_readme_example_runs_verbatim():
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert len([x for x in code.splitlines() if x.strip()]) <= 22
@@ -81,3 +82,18 @@ def check_public_functions_are_documented(path):
                 assert not annotated, f"{path.name}: {node.name}"
     guessed = {x.name: lacks(x) for x in public(tree) if lacks(x)}
     assert not guessed, f"{path.name}: say shapes and units of {guessed}"
+
+
+def check_every_kind_of_fault_has_its_check_or_is_open():
+    """docs/faults.md: all 42 kinds, and every check that it names is there."""
+    text = (ROOT / "docs/faults.md").read_text(encoding="utf-8")
+    rows = [x.split("|")[1:-1] for x in text.split("\n") if re.match(r"\| \d", x)]
+    assert [int(x[0]) for x in rows] == list(range(1, 43))
+    files = {x.stem: x.read_text(encoding="utf-8") for x in Path(__file__).parent.glob("*.py")}
+    for number, _, checked, now in rows:
+        if not checked.strip():
+            assert now.strip().startswith("open"), number
+            continue
+        for file, names in re.findall(r"`(check_\w+)`(?:, of it|:)? ?([^`;]*)", checked):
+            for name in re.findall(r"\w{6,}", names.replace("(long)", "")):
+                assert f"def check_{name}(" in files[file], f"kind {number}: {file}, {name}"
