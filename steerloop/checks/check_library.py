@@ -15,7 +15,6 @@ PACKAGES = ("", "export", "chat", "score")
 MODULES = [x for p in PACKAGES for x in sorted((ROOT / "steerloop" / p).glob("*.py"))]
 
 
-
 def check_the_readme_example_runs_verbatim():
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert len([x for x in code.splitlines() if x.strip()]) <= 22
