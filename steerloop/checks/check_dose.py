@@ -308,7 +308,7 @@ def check_what_a_starved_run_wrote_stays(case, tmp_path, capsys):
     assert "starved" in str(stop.value.code) and "Traceback" not in capsys.readouterr().err
     (run,) = (tmp_path / "runs").iterdir()
     stages = [json.loads(x)["stage"] for x in (run / "events.jsonl").read_text().splitlines()]
-    assert stages == ["axis", "evaluate", "start"]
+    assert stages == ["config", "axis", "evaluate", "start"]
     assert json.loads((run / "config.json").read_text())["config"]["ppl_factor"] == 1e-9
     assert len(pl.read_parquet(run / "rounds/00/base.eval.parquet")) == 3
     assert not list(run.rglob("*.part")) and torch.is_grad_enabled()

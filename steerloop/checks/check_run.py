@@ -80,7 +80,8 @@ def check_events_tell_the_loop_in_order(events):
     stages = [(e["stage"], e.get("round"), e.get("state")) for e in events]
     one = [("sample", None), ("evaluate", "steered"), ("heal", None), ("drift", None),
            ("evaluate", "healed")]
-    assert stages == [("axis", None, None), ("evaluate", 0, "base"), ("start", None, None),
+    assert stages == [("config", None, 0), ("axis", None, None), ("evaluate", 0, "base"),
+                      ("start", None, None),
                       *[(s, r, state) for r in (0, 1) for s, state in one],
                       ("evaluate", 1, "matched")]
     for event in events:
