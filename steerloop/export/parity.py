@@ -140,8 +140,8 @@ def consumer_base(
     return hf
 
 
-def own(decoder: nn.Module, name: str) -> Tensor:
-    """A parameter of the library's decoder in ours, of its shape, where layers may be wrapped."""
+def own(decoder: nn.Module, name: str) -> Float[Tensor, "..."]:
+    """A parameter of the library's decoder in ours, where layers may be wrapped."""
     path, _, leaf = name.rpartition(".")
     module = decoder.get_submodule(path)
     return getattr(module.base if isinstance(module, GatedLoRALinear) else module, leaf)
