@@ -38,7 +38,7 @@ def check_a_run_killed_at_every_place_goes_on(tmp_path):
     """A `--tiny` run of two epochs (so that a heal is kept on its way) on a few lines of data: what
     it writes is the same."""
     cfg = parse(["--tiny", "--device", "cpu", "--labelled", ""])
-    cfg = short_config(tmp_path, cfg, epochs=2, bootstrap=20)
+    cfg = short_config(tmp_path, cfg, epochs=2, bootstrap=20, every=1)
     found = surveyed(cfg, tmp_path / "kill")
     judged(found)
     assert len(found["resumed"]) == found["states"]

@@ -398,8 +398,8 @@ def survey(cfg: Any, into: Path, most: int, dies: int, share: float) -> None:
     rng, store, beside = Random(0), into / "store", os.cpu_count() or 1
     zygote = Zygote(cfg)
     first = zygote.all({"whole": lambda: zygote.first(store, share)}, into, 1)["whole"]
-    if "places" not in first:
-        raise SystemExit(str(first))
+    if first["said"] or "places" not in first:  # it has to come to its end
+        raise SystemExit(str(first.get("said")))
     places = first["places"]
     kinds: dict[str, dict[str, Any]] = {}
     for x in places:
