@@ -113,12 +113,12 @@ def check_names_mean_what_they_meant_where_the_run_began(folders, tmp_path, monk
     files = {k: Path(x).name for k, x in data_files(tmp_path / "here").items()}
     cfg = short_config(tmp_path / "here", small_config(Path("tiny"), quant="none", bootstrap=20))
     cfg = dataclasses.replace(cfg, **files, rounds=1)
-    whole = train(cfg)
-    text = (whole / "log.txt").read_text()
-    assert all(f"{k}: {tmp_path}/here/{x}" in text for k, x in (
-        ("model", "tiny"), ("prompts", "prompts.txt")))
     (tmp_path / "cut").mkdir()
     cut, *_ = cut_off(cfg, tmp_path / "cut", 20)
+    text = (cut / "log.txt").read_text()
+    assert all(f"{k}: {tmp_path}/here/{x}" in text for k, x in (
+        ("model", "tiny"), ("prompts", "prompts.txt")))
+    begun = (cut / "events.jsonl").read_bytes()
     monkeypatch.chdir(tmp_path)
     again = parse(Config, ["--resume", str(cut)], "")
     assert Path(again.model) == tmp_path / "here/tiny"
@@ -126,8 +126,7 @@ def check_names_mean_what_they_meant_where_the_run_began(folders, tmp_path, monk
     document = json.loads((cut / "config.json").read_text())
     assert document["config"]["model"] == "tiny" and document["config"]["prompts"] == "prompts.txt"
     assert contents(document["inputs"]) == contents(record(again))
-    events = [(x / "events.jsonl").read_bytes() for x in (cut, whole)]
-    assert events[0] == events[1]
+    assert (cut / "events.jsonl").read_bytes().startswith(begun)
     Path(again.prompts).write_text("Other?\n")
     with pytest.raises(UserError, match=r"prompts: \w+ → \w+.*--force"):
         train(dataclasses.replace(again, rounds=2))
