@@ -81,6 +81,7 @@ def run_checks(checks: list[str], mutation: Mutation | None = None) -> tuple[int
             mutation.apply(package)
         for name in [x for x in sys.modules if x.split(".")[0] == "steerloop"]:
             del sys.modules[name]
+        sys.modules["__main__"].__spec__ = None  # commands would take this process for their own
         sys.path.insert(0, folder)
         os.chdir(folder)
         with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()):
