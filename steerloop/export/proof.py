@@ -49,8 +49,8 @@ TRUSTED = {
     "settings": "config.json, seed, package versions, and that the run ended by itself",
 }
 FAULTS = (UserError, ArithmeticError, AttributeError, LookupError, MemoryError, OSError,
-          RuntimeError, TypeError, ValueError, SafetensorError, pl.exceptions.PolarsError,
-          pl.exceptions.PanicException)
+          RuntimeError, StopIteration, TypeError, ValueError, SafetensorError,
+          pl.exceptions.PolarsError, pl.exceptions.PanicException)
 
 
 class Compared(NamedTuple):
