@@ -54,7 +54,9 @@ def followed(run, most=5):
         if not said or " is finished; " in said:
             return
         assert said.startswith("error: ") and "\n" not in said and "--resume" in said, said
-        name, = re.findall(r"^error: (.+?)(?:, line \d+)? is [^:]*: delete ", said)
+        named = re.findall(r"^error: (.+?)(?:, line \d+)? is [^:]*: delete ", said)
+        assert len(named) == 1, said
+        (name,) = named
         Path(name).unlink()
     raise AssertionError(f"{said}: the advice leads nowhere")
 
@@ -102,7 +104,7 @@ def mended(whole, pristine, name, how, seed):
 
 SAMPLE = [("rounds/01/healed.eval.parquet", "deleted"), ("rounds/00/base.eval.parquet", "flipped"),
           ("config.json", "deleted"), ("config.json", "truncated"), ("summary.json", "flipped"),
-          ("map.html", "deleted")]
+          ("map.html", "deleted"), ("checksums.txt", "emptied")]
 
 
 @pytest.mark.parametrize(("name", "how"), SAMPLE)

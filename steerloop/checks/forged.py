@@ -34,20 +34,21 @@ def packed(files: list[tuple[str, bytes]], out: Path) -> Path:
     return out
 
 
-def fitting(files: dict[str, bytes], out: Path) -> Path:
-    """The same with all that vouches for it made to fit what the files are now: the record of the
-    config, the seal of the summary, checksums and manifest."""
+def fitting(files: dict[str, bytes], out: Path, record: bool = True) -> Path:
+    """The same with all that vouches for it made to fit what the files are now: the seals of config
+    and summary, checksums and manifest; with `record` the one of the config among the events."""
     files = dict(files)
     with suppress(LookupError, TypeError, ValueError, AttributeError):  # what is no config has none
         known = json.loads(files["config.json"])
         known.pop("crc", None)
         files["config.json"] = sealed(known).encode()
         document = told_of(known)
-        lines = [json.loads(x) for x in files["events.jsonl"].splitlines()]
+        lines = [json.loads(x) for x in files["events.jsonl"].splitlines()] if record else []
         for x in lines:
             del x["crc"]
             x |= {"document": document} if x["stage"] == "config" else {}
-        files["events.jsonl"] = "".join(map(event_line, lines)).encode()
+        if record:
+            files["events.jsonl"] = "".join(map(event_line, lines)).encode()
     if "summary.json" in files:
         known = json.loads(files["summary.json"])
         known.pop("crc", None)

@@ -73,8 +73,9 @@ def accepted(run: Path, now: dict[str, Any], force: bool) -> dict[str, Any]:
     if changed and not force:
         told = "; ".join(f"{k}: {x}" for k, x in changed.items())
         raise UserError(f"{run} cannot go on as it began: {told}; undo that, or --force")
-    kept = all((run / x).exists() for x in (*MADE, *checksums(run)))
-    if ending(run) and kept and not (records_lost(run) or more or changed):  # else it is mended
+    sums = checksums(run)  # without any, all is made anew
+    whole = bool(sums) and all((run / x).exists() for x in (*MADE, *sums))
+    if ending(run) and whole and not (records_lost(run) or more or changed):  # else it is mended
         verify(run)
         raise UserError(f"{run} is finished; --rounds N, more than {was['config.rounds']}, goes on")
     for key, change in changed.items():
