@@ -282,10 +282,10 @@ HOSTILE = {
 def check_a_hostile_template_ends_in_one_line(name, monkeypatch):
     body, says = HOSTILE[name]
     monkeypatch.setattr(template, "SECONDS", 0.3)
-    start = time.monotonic()
+    start = time.thread_time()
     with pytest.raises(UserError, match=says) as e:
         Chat(build_tokenizer(body + TURNS), [1])
-    assert time.monotonic() - start < 10 and "\x1b" not in str(e.value)
+    assert time.thread_time() - start < 10 and "\x1b" not in str(e.value)
     one_line(e.value)
 
 

@@ -24,7 +24,7 @@ from steerloop import UserError
 from steerloop.texts.printable import printable
 
 TODAY = datetime(2024, 7, 26)
-SECONDS = 2.0  # for one prompt; the longest templates that people use take a hundredth of one
+SECONDS = 2.0  # of computing, for one prompt: the longest templates in use take a hundredth of one
 MEMORY = 2**28  # bytes beyond what the process has
 WRITES = 2**20  # characters beyond the texts of the turns, and the size of a product
 
@@ -35,15 +35,15 @@ class Refused(UserError):
 
 @contextmanager
 def bounded(seconds: float) -> Iterator[None]:
-    """Inside, templates end with TimeoutError after that time, looked at before each of their
-    steps, and on Linux with MemoryError beyond MEMORY bytes more than the process has."""
-    end, before = time.monotonic() + seconds, sys.gettrace()
+    """Inside, templates end with TimeoutError after that time of computing, looked at before each
+    of their steps, and on Linux with MemoryError beyond MEMORY bytes more than the process has."""
+    end, before = time.thread_time() + seconds, sys.gettrace()
     limits = resource.getrlimit(resource.RLIMIT_AS)
 
     @no_type_check  # called at every step
     def watch(frame: FrameType, event: str, arg: Any) -> Any:
-        if time.monotonic() > end:
-            raise TimeoutError(f"it takes more than {seconds:g} seconds")
+        if time.thread_time() > end:
+            raise TimeoutError(f"it computes for more than {seconds:g} seconds")
         return watch if frame.f_code.co_filename == "<template>" else None
 
     if sys.platform == "linux":
