@@ -11,9 +11,10 @@ from typing import Any, Literal
 from steerloop import UserError
 from steerloop.cli import parsing
 from steerloop.cli.knobs import SEEDS, check_device, check_knobs, expanded, knob
+from steerloop.texts.data import FILES, TEMPLATES
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-PATHS = ("runs", "resume", "persona", "contexts", "prompts", "vignettes", "mundane", "labelled")
+PATHS = ("runs", "resume", *FILES)
 CONSTRAINT = ("tau", "tau_share", "agg", "ref")
 IDLE = {"nll": ("lam", "lam_pow", *CONSTRAINT), "spectral": CONSTRAINT}  # what a barrier leaves out
 TWICE = [("tau", "tau_share"), ("steer_blocks", "steer_band"), ("lora_blocks", "lora_band")]
@@ -24,7 +25,8 @@ class Config:
     """One run. Raises UserError, naming the field, for a value that no run can use."""
 
     # what is trained, on what
-    model: str = knob("embedded", "'embedded', a short name, a hub id or a directory")
+    model: str = knob("embedded", "'embedded', a short name, hub id, directory or .gguf file")
+    template: str = knob("", "chat template: plain, chatml, gemma or a file; empty: the model's")
     tiny: bool = knob(False, "smoke run: all of it real, the scale turned down, types checked")
     resume: str = knob("", "run folder to go on with, with the config that it has")
     force: bool = knob(False, "go on although something changed; recorded")
@@ -109,6 +111,7 @@ class Config:
     def __post_init__(self) -> None:
         check_knobs(self)
         check_device(self.device)
+        self.template = TEMPLATES.get(self.template, self.template)
         for name in PATHS:
             setattr(self, name, expanded(getattr(self, name)))
         for name in ("steer_band", "lora_band", "betas"):

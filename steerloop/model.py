@@ -26,6 +26,7 @@ from steerloop.kernels.head import Head
 from steerloop.kernels.trunk import Trunk
 from steerloop.loading.chat import Chat
 from steerloop.loading.fit import check_fit, check_trainable, output_head
+from steerloop.loading.given import give_template
 from steerloop.loading.layers import projections, trained
 from steerloop.loading.weights import load_weights, stop_ids
 
@@ -77,6 +78,7 @@ def load(cfg: Config) -> Model:
     """
     device = hardware(cfg.device, cfg.threads)
     tokenizer, hf = load_weights(cfg.model, cfg.dtype, cfg.attn, cfg.quant, device)
+    give_template(tokenizer, cfg.template)
     decoder = hf.get_decoder()
     blocks = trained(cfg, len(decoder.layers))  # a wrong choice is said at once
     check_trainable(hf, cfg.checkpointing)

@@ -37,7 +37,7 @@ ONLY = {  # rooms that take less than what is below them
     "kernels": set(),
     "texts": set(),
     "cli": {"runfolder.layout"},
-    "config": {"cli"},
+    "config": {"cli", "texts"},
     "loading": {"kernels", "texts"},
     "runfolder": {"runfolder.layout", "loading", "kernels", "texts"},
     "report": {"cli", "runfolder", "runfolder.layout", "texts"},

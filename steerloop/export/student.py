@@ -108,7 +108,7 @@ def open_student(
     cfg = replace(cfg, device=device or cfg.device, model=model or cfg.model)
     rounds = rounds_of(run, round)
     heard = read_gates(gates, rounds, cfg.rounds)
-    forced = compared(run, cfg, ["model"], force)
+    forced = compared(run, cfg, ["model", "template"], force)
     wrapped = load(cfg)
     for k in range(rounds):
         path = layout.adapter(run, k)

@@ -31,7 +31,8 @@ class Chat:
 
     def __post_init__(self) -> None:
         if not self.tokenizer.chat_template:
-            raise UserError("the tokenizer has no chat template: take an instruction-tuned model")
+            raise UserError("the tokenizer has no chat template: --template plain gives it one (or "
+                            "chatml, gemma, a file), or take an instruction-tuned model")
         try:
             template = self.tokenizer.get_chat_template()
         except ValueError as e:

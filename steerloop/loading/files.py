@@ -7,6 +7,7 @@ from typing import Any
 from loguru import logger
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+INDEX = "gguf.json"  # of a folder unpacked from a GGUF file: where its weights are
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 BESIDE = ("config*.json", "generation_config.json", "tokenizer*", "special_tokens_map.json",
           "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.jinja", "*.tiktoken",
@@ -20,6 +21,8 @@ def weight_files(folder: Path) -> list[Path]:
 
     Raises ValueError for an index that is damaged, or names files elsewhere.
     """
+    if (folder / INDEX).is_file():
+        return [source(folder)]
     named = _json(folder / CONFIG_NAME).get("transformers_weights")
     choices = [named] if named else [SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME]
     first = next((folder / x for x in choices if (folder / _inside(x)).is_file()), None)
@@ -51,8 +54,18 @@ def _inside(name: Any) -> str:
     return name
 
 
+def source(folder: Path) -> Path:
+    """What a model's folder was made from: its GGUF file where it was unpacked from one, else
+    itself."""
+    index = folder / INDEX
+    return Path(_json(index)["file"]) if index.is_file() else folder
+
+
 def model_files(folder: Path) -> list[Path]:
-    """All that loading a model reads: configuration, weights, tokenizer, chat template."""
+    """All that loading a model reads: configuration, weights, tokenizer, chat template; of a GGUF
+    file that is the file."""
+    if (folder / INDEX).is_file():
+        return weight_files(folder)
     beside = {x for kind in BESIDE for x in folder.glob(kind) if x.is_file()}
     return sorted({*weight_files(folder), *(x for x in beside if x.suffix != ".safetensors")})
 

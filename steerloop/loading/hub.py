@@ -7,7 +7,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.constants import HF_HUB_CACHE
 
 from steerloop import UserError
-from steerloop.loading.files import TOKENIZERS, weight_files
+from steerloop.loading.files import TOKENIZERS, source, weight_files
 from steerloop.texts.data import PACKAGE
 
 HUB = {
@@ -19,23 +19,30 @@ HUB = {
 }
 SHORT = {name.lower(): f"{owner}/{name}" for owner, names in HUB.items() for name in names.split()}
 EMBEDDED = "embedded"
+GGUF = ".gguf"
 WANTED = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
 UNWANTED = ["original/*", "consolidated*"]  # the same weights again, in other layouts
 
 
 def locate(model: str) -> Path:
-    """--model → a folder: that of the embedded model, a directory of this name, or the snapshot of
-    a hub id or short name (`@revision` after it pins one), fetched unless the cache has it.
+    """--model → a folder: that of the embedded model, a directory of this name, what a GGUF file
+    (or the only one in a directory) was unpacked to, or the snapshot of a hub id or short name
+    (`@revision` after it pins one), fetched unless the cache has it.
 
     Raises UserError where there is none, or one without configuration, weights or tokenizer.
     """
     folder = PACKAGE / "tinyworld/model" if model == EMBEDDED else Path(model).expanduser()
     if not model:
         raise UserError("--model is empty: name a directory, a short name or a hub id")
+    if folder.suffix.lower() == GGUF and not folder.is_dir():
+        return gguf_file(model, [folder])
     if not folder.is_dir():
         if folder.is_absolute() or model.startswith("."):
             raise UserError(f"--model {model}: there is no such directory")
         folder = snapshot(model)
+    ggufs = sorted(x for x in folder.glob("*") if x.suffix.lower() == GGUF)
+    if ggufs and not (folder / "config.json").is_file():
+        return gguf_file(model, ggufs)
     try:
         config = (folder / "config.json").is_file()
         lacks = {"config.json": not config,
@@ -50,6 +57,18 @@ def locate(model: str) -> Path:
             raise UserError(f"--model {model}: {folder} has no {what}; save model and tokenizer "
                             "there with save_pretrained")
     return folder
+
+
+def gguf_file(model: str, files: list[Path]) -> Path:
+    """The folder that the one GGUF file of these was unpacked to. Raises UserError."""
+    from steerloop.loading.gguf import unpacked  # its library takes a while to import
+
+    if len(files) > 1:
+        names = ", ".join(x.name for x in files)
+        raise UserError(f"--model {model}: a directory with several models, {names}: name one")
+    if not files[0].is_file():
+        raise UserError(f"--model {model}: there is no such file")
+    return unpacked(files[0])
 
 
 def snapshot(model: str) -> Path:
@@ -70,8 +89,9 @@ def snapshot(model: str) -> Path:
 
 def public_name(folder: Path) -> tuple[str, str | None]:
     """A model's folder → how others find it: (hub id, revision) of a snapshot in a hub cache, else
-    (its name alone, None): where it lies is nobody else's business."""
-    folder = folder.resolve()
+    (its name alone, None), of a GGUF file that of the file: where it lies is nobody else's
+    business."""
+    folder = source(folder).resolve()
     kind, _, owned = folder.parent.parent.name.partition("--")
     if folder.parent.name == "snapshots" and kind == "models":
         return owned.replace("--", "/"), folder.name

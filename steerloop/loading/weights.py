@@ -26,15 +26,15 @@ from transformers.utils import logging as library_log
 
 from steerloop import UserError
 from steerloop.kernels.hardware import precision
-from steerloop.loading.files import warn_of_others, weight_files
+from steerloop.loading.files import INDEX, warn_of_others, weight_files
 from steerloop.loading.hub import locate
 
 TEXT = {  # names of a multimodal checkpoint → those of its text decoder alone, in both layouts
     r"^(model\.)?language_model\.lm_head\.": "lm_head.",
     r"^(model\.)?language_model\.(model\.)?": "model.",
 }
-FAILURES = (OSError, ValueError, RuntimeError, AttributeError, KeyError, TypeError, ImportError,
-            ArithmeticError, SafetensorError, StrictDataclassError)
+FAILURES = (OSError, ValueError, RuntimeError, AttributeError, LookupError, TypeError, ImportError,
+            ArithmeticError, MemoryError, SafetensorError, StrictDataclassError)
 
 
 class Stored(NamedTuple):
@@ -49,9 +49,13 @@ class Stored(NamedTuple):
             return file.get_slice(self.key)[part]
 
 
-def stored(folder: Path) -> dict[str, Stored]:
+def stored(folder: Path) -> dict[str, Any]:
     """Name → weight, over every file of a checkpoint. Raises ValueError naming a damaged file, or a
     weight that two of them have."""
+    if (folder / INDEX).is_file():
+        from steerloop.loading.packed import packed
+
+        return packed(folder)
     weights: dict[str, Stored] = {}
     for path in weight_files(folder):
         if path.suffix != ".safetensors":

@@ -19,7 +19,7 @@ from typing import Any
 from loguru import logger
 
 from steerloop import UserError
-from steerloop.loading.files import model_files
+from steerloop.loading.files import model_files, source
 from steerloop.loading.hub import SHORT, locate, public_name
 from steerloop.runfolder.files import read_document, sha256, write_whole
 from steerloop.runfolder.layout import contents
@@ -76,12 +76,12 @@ def _read_kept() -> dict[str, list[Any]]:
 def model_record(model: str) -> dict[str, Any]:
     """Path and hashes of a model. Raises UserError where it is not to be had."""
     folder = locate(model)
-    return file_record(folder, model_files(folder))
+    return file_record(source(folder), model_files(folder))
 
 
 def file_record(folder: Path, files: list[Path]) -> dict[str, Any]:
-    """A folder and the hashes of files in it."""
-    names = [x.relative_to(folder).as_posix() for x in files]
+    """A folder, or a file that is all of a model, and the hashes of files in it."""
+    names = [x.relative_to(folder).as_posix() if x != folder else x.name for x in files]
     return {"path": str(folder.resolve()), "sha256": dict(zip(names, hashes(files), strict=True))}
 
 

@@ -26,7 +26,8 @@ from steerloop.texts.reader import (
 )
 
 PACKAGE = Path(__file__).parents[1]
-FILES = ("persona", "contexts", "prompts", "vignettes", "mundane", "labelled")
+FILES = ("template", "persona", "contexts", "prompts", "vignettes", "mundane", "labelled")
+TEMPLATES = {x: f"data/templates/{x}.jinja" for x in ("plain", "chatml", "gemma")}
 FEWEST = 3  # items behind an interval: resamples of two have no spread
 PLAIN, TABLES = ("", ".txt", ".md"), (".jsonl", ".ndjson")  # ends of files of texts
 KEYS = ("name", "up", "down", "positive", "negative")  # of a persona file
