@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from loguru import logger
+from safetensors import SafetensorError
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 INDEX = "gguf.json"  # of a folder unpacked from a GGUF file: where its weights are
@@ -12,6 +14,10 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 BESIDE = ("config*.json", "generation_config.json", "tokenizer*", "special_tokens_map.json",
           "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.jinja", "*.tiktoken",
           "tekken.json", "chat_template.json", "additional_chat_templates/*.jinja")
+FAILURES = (  # of a library that is given a bad file
+    OSError, ValueError, RuntimeError, AttributeError, LookupError, TypeError, ImportError,
+    ArithmeticError, MemoryError, SafetensorError, StrictDataclassError,
+)
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -35,8 +35,7 @@ from transformers import (
 
 from steerloop import UserError
 from steerloop.loading.cache import cache_folder
-from steerloop.loading.files import INDEX
-from steerloop.loading.weights import FAILURES
+from steerloop.loading.files import FAILURES, INDEX
 from steerloop.texts.printable import printable
 
 VERSION = 1  # of what is written below

@@ -8,7 +8,6 @@ from textwrap import shorten
 from typing import Any, NamedTuple
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils import logging as hub_log
 from loguru import logger
 from safetensors import SafetensorError, safe_open
@@ -26,15 +25,13 @@ from transformers.utils import logging as library_log
 
 from steerloop import UserError
 from steerloop.kernels.hardware import precision
-from steerloop.loading.files import INDEX, warn_of_others, weight_files
+from steerloop.loading.files import FAILURES, INDEX, warn_of_others, weight_files
 from steerloop.loading.hub import locate
 
 TEXT = {  # names of a multimodal checkpoint → those of its text decoder alone, in both layouts
     r"^(model\.)?language_model\.lm_head\.": "lm_head.",
     r"^(model\.)?language_model\.(model\.)?": "model.",
 }
-FAILURES = (OSError, ValueError, RuntimeError, AttributeError, LookupError, TypeError, ImportError,
-            ArithmeticError, MemoryError, SafetensorError, StrictDataclassError)
 
 
 class Stored(NamedTuple):
