@@ -28,8 +28,8 @@ NAME, HUB = "smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct"
 MODEL = bytes(Random(0).choices(range(256), k=200))  # no model, but what is fetched is not read
 PLACES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "shutil.rmtree",
           "fcntl.flock"}
-COPY = "import os, shutil, sys; shutil.copytree(os.environ['SHELF'], sys.argv[sys.argv.index('--dest') + 1], " \
-       "dirs_exist_ok=True)"
+COPY = "import os, shutil, sys; to = sys.argv[sys.argv.index('--dest') + 1]; " \
+       "shutil.copytree(os.environ['SHELF'], to, dirs_exist_ok=True)"
 NO_PIP = [sys.executable, "-I", "-S", "-c", COPY]  # gets all of $SHELF, as pip gets packages
 
 
