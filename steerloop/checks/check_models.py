@@ -304,13 +304,18 @@ def check_a_python_without_pip_is_one_line(shelf, monkeypatch):
     assert "has no pip" in line and "-m ensurepip" in line
 
 
-def check_no_package_index_is_one_line(shelf, monkeypatch):
-    said = "WARNING: Retrying after connection broken by 'x'\nERROR: No matching\nmore"
+@pytest.mark.parametrize(("said", "line"), [
+    ("WARNING: Retrying after connection broken by 'x'\nERROR: No matching\nERROR: so\nmore",
+     "a package index cannot be reached: ERROR: No matching ERROR: so; "),
+    ("ERROR: Exception:\nTraceback ...\nOSError: [Errno 28] No space left on device\n\n",
+     "the disk is full, free space: OSError: [Errno 28] No space left on device; "),
+    ("Segmentation fault\n", "1.0: Segmentation fault; "), ("", "1.0: ; "),
+])
+def check_what_pip_says_is_one_line(shelf, monkeypatch, said, line):
     monkeypatch.setattr(wheels, "PIP", [
         sys.executable, "-c", f"import sys; sys.stderr.write({said!r}); sys.exit(1)"])
-    line = refused()
-    assert "a package index cannot be reached; ERROR: No matching" in line and "more" not in line
-    assert "PIP_FIND_LINKS=FOLDER" in line
+    found = refused()
+    assert line in found and "more" not in found and "PIP_FIND_LINKS=FOLDER" in found
 
 
 def check_a_pip_that_never_ends_is_ended(shelf, monkeypatch):

