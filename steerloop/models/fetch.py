@@ -40,8 +40,9 @@ def fetch(name: str) -> Path:
         tidy = whole(folder, packaged) and not left_behind(folder)
         return _here(name, folder) if tidy else _keep(name, hub, folder)
     snapshot = cached(hub)
-    if snapshot and not damaged(snapshot):
-        return _here(name, snapshot)
+    sums = named_sums(snapshot) if snapshot else {}
+    if snapshot and all(sha256(x) == digest for x, digest in sums.items()):
+        return _here(name, snapshot, verified=bool(sums))
     try:
         return _from_hub(name, hub, anew=snapshot is not None)
     except UserError as e:
@@ -51,8 +52,8 @@ def fetch(name: str) -> Path:
     return _keep(name, hub, folder)
 
 
-def _here(name: str, folder: Path) -> Path:
-    print(f"{name} is here, and its checksums are right: {folder}")
+def _here(name: str, folder: Path, verified: bool = True) -> Path:
+    print(f"{name} is here{', and its checksums are right' if verified else ''}: {folder}")
     return folder
 
 
@@ -71,12 +72,11 @@ def _from_hub(name: str, hub: str, anew: bool) -> Path:
     return folder
 
 
-def damaged(snapshot: Path) -> list[Path]:
-    """The weight files of a snapshot that are not what the hub's cache calls them: it names large
-    files by their sha256."""
+def named_sums(snapshot: Path) -> dict[Path, str]:
+    """The sha256 of the weight files of a snapshot, of those that the hub's cache names by it:
+    large ones, where its file system has links."""
     named = {x: x.resolve().name for x in weight_files(snapshot)}
-    return [x for x, digest in named.items()
-            if re.fullmatch("[0-9a-f]{64}", digest) and sha256(x) != digest]
+    return {x: name for x, name in named.items() if re.fullmatch("[0-9a-f]{64}", name)}
 
 
 def whole(folder: Path, packaged: Packaged) -> bool:
