@@ -28,7 +28,7 @@ ROOMS = [  # from the ground up: a room imports what is below it, and itself
     {"baselines"},
     {"train"},
     {"tinyworld", "export", "sweep"},
-    {"bench", "chat", "score"},
+    {"bench", "chat", "score", "models"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
 CORE = {"config", "lora", "barrier", "model", "steer", "sample", "filter", "heal", "dose",

@@ -20,7 +20,7 @@ from steerloop import train
 from steerloop.checks.families import save_family
 from steerloop.checks.small import data_files, save_small, small_config
 from steerloop.loading import hub
-from steerloop.loading.hub import SHORT, locate
+from steerloop.loading.hub import ALIASES, SHORT, locate
 from steerloop.model import load
 
 MODEL = "model.safetensors"
@@ -162,7 +162,9 @@ def check_short_names_are_hub_ids():
     assert SHORT["gemma-3-1b-it"] == "google/gemma-3-1b-it"
     assert SHORT["qwen3-4b"] == "Qwen/Qwen3-4B"
     assert SHORT["llama-3.2-1b-instruct"] == "meta-llama/Llama-3.2-1B-Instruct"
-    assert all(name == hub.rpartition("/")[2].lower() for name, hub in SHORT.items())
+    assert SHORT["smollm2-135m"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    last = {name: hub.rpartition("/")[2].lower() for name, hub in SHORT.items()}
+    assert all(last[name] == ALIASES.get(name, name) for name in SHORT)
 
 
 def check_where_a_model_is_looked_for(good, tmp_path, monkeypatch):

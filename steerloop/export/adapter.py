@@ -25,6 +25,7 @@ from steerloop.export.extras import extra
 from steerloop.export.names import resolve
 from steerloop.export.parity import Parity, against, consumer_base
 from steerloop.export.student import Student
+from steerloop.loading.files import origin
 from steerloop.loading.hub import locate, public_name
 from steerloop.lora import GatedLoRALinear
 
@@ -111,9 +112,11 @@ def write_adapter(student: Student, out: Path, rank: int = 0, prefix: str = "") 
 def adapter_config(student: Student, names: list[str], rank: int) -> dict:
     """What PEFT reads. Modules by their full names: bare suffixes would make untrained adapters in
     other blocks, and in a vision tower."""
-    name, revision = public_name(locate(student.cfg.model))
+    base = locate(student.cfg.model)
+    name, revision = public_name(base)
     return {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": name,
+        "peft_type": "LORA", "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": origin(base) or name,
         "revision": revision, "r": rank, "lora_alpha": rank, "target_modules": names,
         "bias": "none", "lora_dropout": 0.0, "fan_in_fan_out": False, "inference_mode": True,
         "init_lora_weights": True, "modules_to_save": None, "layers_to_transform": None,

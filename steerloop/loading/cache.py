@@ -1,9 +1,10 @@
-"""Where what can be made or fetched again is kept, for all runs of a user."""
+"""Where what is kept for all runs of a user lies."""
 
 import os
 from pathlib import Path
 
 
-def cache_folder() -> Path:
-    """The package's own folder in the user's cache; $XDG_CACHE_HOME moves it."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "steerloop"
+def user_cache() -> Path:
+    """$XDG_CACHE_HOME/steerloop, or ~/.cache/steerloop. Nothing is made."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser() / "steerloop"

@@ -67,6 +67,12 @@ def source(folder: Path) -> Path:
     return Path(_json(index)["file"]) if index.is_file() else folder
 
 
+def origin(folder: Path) -> str:
+    """The hub id of what a GGUF file was made from, where the file names it; else ''."""
+    index = folder / INDEX
+    return _json(index)["origin"] if index.is_file() else ""
+
+
 def model_files(folder: Path) -> list[Path]:
     """All that loading a model reads: configuration, weights, tokenizer, chat template; of a GGUF
     file that is the file."""

@@ -34,7 +34,7 @@ from transformers import (
 )
 
 from steerloop import UserError
-from steerloop.loading.cache import cache_folder
+from steerloop.loading.cache import user_cache
 from steerloop.loading.files import FAILURES, INDEX
 from steerloop.texts.printable import printable
 
@@ -89,7 +89,7 @@ def unpacked(file: Path) -> Path:
     Raises UserError for a file that is damaged, split, or of a kind that is not supported.
     """
     file = file.resolve()
-    folder = cache_folder() / "gguf" / f"{file.stem}-{key_of(file)}"
+    folder = user_cache() / "gguf" / f"{file.stem}-{key_of(file)}"
     if (folder / INDEX).is_file():
         return folder
     logger.info(f"unpacking the metadata of {file.name} into {folder}")

@@ -9,7 +9,6 @@ line in `record`.
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from typing import Any
 from loguru import logger
 
 from steerloop import UserError
+from steerloop.loading.cache import user_cache
 from steerloop.loading.files import model_files, source
 from steerloop.loading.hub import SHORT, locate, public_name
 from steerloop.runfolder.files import read_document, sha256, write_whole
@@ -34,8 +34,7 @@ Record = dict[str, dict[str, Any]]  # as above
 
 def kept_hashes() -> Path:
     """Where the hashes of large files are kept, for all runs of a user."""
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "steerloop/hashes.json"
+    return user_cache() / "hashes.json"
 
 
 def stamp_of(path: Path) -> list[int]:
@@ -150,8 +149,9 @@ def tell(cfg: Any, inputs: Record) -> None:
     own = [k for k, path in here.items() if path.is_relative_to(PACKAGE)]
     for knob in sorted(here.keys() - own):
         name = getattr(cfg, knob, "")
-        hidden = name.lower() in SHORT or (PACKAGE / name.replace("{split}", cfg.split)).exists()
-        logger.log("WARNING" if hidden and not Path(name).is_absolute() else "INFO",
-                   f"{knob}: {here[knob]}")
+        file = name.replace("{split}", cfg.split)
+        hides = name.lower() in SHORT or (PACKAGE / file).exists()
+        beside = Path(file).resolve() == here[knob] and not Path(file).is_absolute()
+        logger.log("WARNING" if hides and beside else "INFO", f"{knob}: {here[knob]}")
     if own:
         logger.info(f"{', '.join(own)}: from the package")
