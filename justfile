@@ -18,7 +18,9 @@ demo *ARGS:
 tiny *ARGS:
     {{ python }} -m steerloop.train --tiny {{ ARGS }}
 
-alias fast-dev-run := tiny
+# two rounds along the path of real runs, types checked: a random Gemma-3 in NF4, thought on
+fast-dev-run *ARGS:
+    {{ python }} -m steerloop.checks.fast_dev_run {{ ARGS }}
 
 # lint, line budget, every check: what has to be green before a commit
 gate *ARGS:

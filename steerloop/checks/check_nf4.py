@@ -10,6 +10,7 @@ import weakref
 import pytest
 import torch
 import torch.nn.functional as F
+from bitsandbytes.functional import create_dynamic_map
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,7 +19,7 @@ from steerloop.checks.small import completions, token_batch
 from steerloop.checks.world import WEIGHTS
 from steerloop.heal import step_loss
 from steerloop.kernels.batch import Row
-from steerloop.kernels.nf4 import NF4
+from steerloop.kernels.nf4 import NF4, canonical
 from steerloop.loading.weights import Stored, load_weights
 from steerloop.sample import jobs, sample
 
@@ -59,6 +60,39 @@ def check_the_weight_is_the_nearest_level_of_its_block():
     found = NF4(weight, None).weight.reshape(-1, 64)
     assert (found - nearest).abs().max() < 0.02 * scale.max()
     assert (found - weight.reshape(-1, 64)).abs().mean() < 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(256, 320), (640, 2048), (7, 64), (3, 50), (5, 13)])
+def check_the_bytes_are_the_canonical_ones(shape, dtype):
+    """Every byte of codes and scales from their definition, so that another quantiser, or another
+    version of the library, has something to equal."""
+    torch.manual_seed(0)
+    weight = torch.randn(shape).to(dtype)
+    packed, state = canonical(weight)
+    blocks = padded(weight.float().flatten(), 64)
+    sizes = blocks.abs().amax(1)
+    codes = nearest(state.code, blocks / sizes[:, None]).flatten()[: weight.numel()]
+    high, low = padded(codes, 2).T
+    assert torch.equal(packed.flatten(), (16 * high + low).to(torch.uint8))
+    assert torch.allclose(state.code, torch.tensor(LEVELS), atol=1e-7)
+    assert torch.equal(state.offset, sizes.mean())
+    rest = padded(sizes - sizes.mean(), 256)
+    largest = rest.abs().amax(1)
+    assert torch.equal(state.state2.absmax, largest)
+    table = nearest(create_dynamic_map(), torch.arange(2**16) * (2 / 65535) - 1)
+    place = ((rest / largest[:, None] + 1) * 32767.5 + 0.5).floor().long()
+    assert torch.equal(state.absmax, table[place].flatten()[: len(sizes)].to(torch.uint8))
+
+
+def padded(x, width):
+    """Rows of `width`, the last one filled with zeros."""
+    return F.pad(x, (0, -len(x) % width)).reshape(-1, width)
+
+
+def nearest(levels, x):
+    """The index of the level that is nearest to each number."""
+    return torch.bucketize(x.double(), (levels[1:].double() + levels[:-1].double()) / 2)
 
 
 def check_a_weight_takes_little_more_than_four_bits():

@@ -18,7 +18,21 @@ from torch import Tensor, nn
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels nobody asked for
 
-from bitsandbytes.functional import dequantize_4bit, quantize_4bit  # noqa: E402
+from bitsandbytes.functional import QuantState, dequantize_4bit, quantize_4bit  # noqa: E402
+
+
+def canonical(weight: Float[Tensor, "d_out d_in"]) -> tuple[Tensor, QuantState]:
+    """A weight in 4 bits, on its own device, by the bytes that are the same on every device: those
+    that the library's quantiser writes on a CPU (on CUDA its codes are the same, its scales not).
+
+    Codes of two weights a byte, the first one high: nearest level × largest size of a block of 64.
+    That size less the mean of all, over the largest of 256, is looked up in the library's 8-bit map
+    at 65,536 points between -1 and 1.
+    """
+    packed, state = quantize_4bit(
+        weight.cpu().contiguous(), compress_statistics=True, quant_type="nf4")
+    state.to(weight.device)
+    return packed.to(weight.device), state
 
 
 class _Frozen(torch.autograd.Function):
@@ -43,9 +57,7 @@ class NF4(nn.Linear):
     def __init__(self, weight: Float[Tensor, "d_out d_in"], bias: Tensor | None) -> None:
         nn.Module.__init__(self)  # not that of nn.Linear: there is no dense parameter
         self.out_features, self.in_features = weight.shape
-        packed, self.state = quantize_4bit(
-            weight.detach().contiguous(), compress_statistics=True, quant_type="nf4"
-        )
+        packed, self.state = canonical(weight.detach())
         self.register_buffer("packed", packed)
         self.register_parameter("bias", bias)
         self._is_hf_initialized = True  # transformers' loader leaves it alone
