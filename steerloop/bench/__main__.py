@@ -18,6 +18,10 @@ Ours alone:
     python -m steerloop.bench memory --shape gemma-3-4b    GPU memory by part, computed
     python -m steerloop.bench limits                       measured matrix-product and memory peaks
 
+Ours against the twins on a real model, sampling up to its end tokens:
+
+    python -m steerloop.bench sample --weights smollm2-135m --quant bf16
+
 --shape embedded takes the embedded model with its own preset, whatever --quant says.
 """
 
@@ -62,7 +66,9 @@ def options(argv: list[str]) -> Namespace:
     add("--blocks", type=size, default=0, help="keep that many blocks of the shape; 0: all")
     add("--device", choices=["cpu", "cuda"], default="cpu")
     add("--quant", choices=QUANT, default="nf4", help="4-bit base, or dense")
-    add("--weights", type=path, help="folder to keep the random weights in")
+    add("--weights", help="a model in the place of --shape: a short name, folder or .gguf file")
+    add("--template", default="", help="its chat template, as for a run")
+    add("--keep", type=path, help="folder to keep the random weights in")
     add("--rows", type=count, help="rows of ours: completions, vignettes, prompts, pairs")
     add("--twin_rows", type=count, default=4, help="rows that a slow twin is measured on")
     add("--tokens", type=count, help="tokens of a completion")
@@ -77,7 +83,11 @@ def options(argv: list[str]) -> Namespace:
     vars(chosen).update({k: x for k, x in named.items() if vars(chosen)[k] is None})
     if chosen.shape == "embedded" and chosen.what in ("loss", "load", "memory"):
         parser.error(f"{chosen.what} takes the shape of a published model, not embedded")
-    if chosen.blocks and (chosen.shape == "embedded" or chosen.blocks > depth(chosen.shape)):
+    if chosen.weights and (chosen.what not in (*races.MODELS, "load") or chosen.blocks):
+        parser.error(f"--weights is for {', '.join(races.MODELS)} and load, without --blocks")
+    if chosen.weights:
+        chosen.shape = chosen.weights
+    elif chosen.blocks and (chosen.shape == "embedded" or chosen.blocks > depth(chosen.shape)):
         parser.error(f"--blocks {chosen.blocks} is more than can be kept of --shape "
                      f"{chosen.shape}")
     return chosen
@@ -86,12 +96,16 @@ def options(argv: list[str]) -> Namespace:
 @contextlib.contextmanager
 def weights(chosen: Namespace) -> Iterator[Config]:
     """The config of a model with random weights. They are made elsewhere: peaks are those of a
-    process. Those kept in --weights have to be of the shape asked for."""
+    process. Those in --keep have to be of the shape asked for. With --weights, of that model."""
+    if chosen.weights:
+        yield parse(["--model", chosen.weights, "--template", chosen.template, "--device",
+                     chosen.device, "--quant", QUANT[chosen.quant]])
+        return
     if chosen.shape == "embedded":
         yield parse(["--model", "embedded", "--device", chosen.device])
         return
     with tempfile.TemporaryDirectory() as scratch:
-        folder = (chosen.weights or Path(scratch)) / f"{chosen.shape}-{chosen.blocks}"
+        folder = (chosen.keep or Path(scratch)) / f"{chosen.shape}-{chosen.blocks}"
         if not (folder / "tokenizer_config.json").exists():  # what is written last
             with ProcessPoolExecutor(1, get_context("spawn")) as pool:
                 pool.submit(save_random, folder, chosen.shape, blocks=chosen.blocks).result()
@@ -106,7 +120,8 @@ def figures(chosen: Namespace) -> dict[str, Any]:
         return {"gb": memory.need(chosen.shape, Config(quant=QUANT[chosen.quant]), PROMPT)}
     device = hardware(chosen.device, 0)
     size = races.Size(chosen.rows, min(chosen.twin_rows, chosen.rows or chosen.twin_rows),
-                      chosen.tokens, chosen.prompt, chosen.think, chosen.repeats)
+                      chosen.tokens, chosen.prompt, chosen.think, chosen.repeats,
+                      bool(chosen.weights))
     if chosen.what == "limits":
         return {"limits": measure.limits(device)}
     if chosen.what == "loss":
@@ -117,7 +132,7 @@ def figures(chosen: Namespace) -> dict[str, Any]:
         if chosen.what == "round":
             return round.alone(cfg, size.rows, size.tokens, size.think)
         if chosen.what == "load":
-            return load.run(Path(cfg.model), cfg, size.rows, size.tokens)
+            return load.run(cfg, size.rows, size.tokens)
         return races.run(chosen.what, cfg, size)
 
 

@@ -5,7 +5,6 @@ Run in a process of its own, since peaks are those of a process.
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -18,22 +17,27 @@ from steerloop.bench.measure import MB, watched, weight_bytes
 from steerloop.config import Config
 from steerloop.heal import step_loss
 from steerloop.kernels.batch import Row
+from steerloop.loading.files import weight_files
+from steerloop.loading.hub import locate
 from steerloop.loading.weights import load_weights
 from steerloop.model import load
 from steerloop.sample import sample
 
 
-def run(folder: Path, cfg: Config, rows: int, tokens: int) -> dict[str, Any]:
-    """Figures of loading `folder`, of one optimiser step on cfg.batch × cfg.accumulate completions
+def run(cfg: Config, rows: int, tokens: int) -> dict[str, Any]:
+    """Figures of loading a model beside the most that it should take (the model as it is held, and
+    its largest weight in fp32), of one optimiser step on cfg.batch × cfg.accumulate completions
     of `tokens` tokens, and of `rows` × `tokens` sampled tokens."""
     cuda = cfg.device == "cuda"
     with watched(cuda) as weights:
         load_weights(cfg.model, cfg.dtype, cfg.attn, cfg.quant, torch.device(cfg.device))
     with watched(cuda) as wrapped:
         model = load(cfg)
-    shards = [x.stat().st_size / MB for x in folder.glob("*.safetensors")]
+    shards = [x.stat().st_size / MB for x in weight_files(locate(cfg.model))]
+    largest = 4 * max(x.numel() for x in model.hf.parameters()) / MB
+    base = weight_bytes(model) / MB
     figures = {"weights": weights, "weights_and_stack": wrapped,
-               "base_mb": weight_bytes(model) / MB,
+               "base_mb": base, "largest_weight_mb": largest, "bound_mb": base + largest,
                "files_mb": sum(shards), "largest_shard_mb": max(shards)}
     rng = Random(0)
 

@@ -49,13 +49,15 @@ from steerloop.texts.data import lines, read, read_data, vignettes
 from steerloop.texts.questions import question
 
 SIZE = 0.1  # of the steering vector's entries against those of the residual stream
+OURS, ONE, SAME = "ours", "generate, one at a time", "generate, same batch"
 TARGET = 0.02  # nats: random weights say little, so a KL of 1 nat is out of their reach
 
 
 @dataclass
 class Size:
     """How much work: rows of ours, rows that the slow twin is measured on, tokens of a completion
-    and of its prompt, tokens of thought, and how often everything runs."""
+    and of its prompt, tokens of thought, how often everything runs, and whether the weights are
+    those of a real model."""
 
     rows: int
     twin_rows: int
@@ -63,6 +65,7 @@ class Size:
     prompt: int
     think: int
     repeats: int
+    real: bool = False
 
 
 Figures = dict[str, Any]
@@ -219,32 +222,40 @@ def heal(model: Model, cfg: Config, size: Size) -> Figures:
 
 
 def sampling(model: Model, cfg: Config, size: Size) -> Figures:
-    """`rows` steered completions of exactly `tokens` tokens, doses mixed."""
-    v, prompts = vector(model, cfg), texts(size.rows, size.prompt)
+    """`rows` steered completions, doses mixed: of exactly `tokens` tokens, or with a real model of
+    that many at most, greedy answers to a run's prompts up to their end tokens."""
+    v, prompts, heat = vector(model, cfg), texts(size.rows, size.prompt), 1.0
+    if size.real:
+        asked = [model.render(x) for x in read(cfg.prompts, lines)]
+        prompts, heat = (asked * -(-size.rows // len(asked)))[: size.rows], 0.0
     doses = [cfg.multiples[i % len(cfg.multiples)] for i in range(size.rows)]
     table = pl.DataFrame({"prompt_ids": prompts, "dose": doses}).with_columns(
         prompt_id=pl.int_range(size.rows), copy=0)
-    twin, few = twins.load(cfg, model), size.twin_rows
-    whole = replace(cfg, batch_rows=size.rows, max_new_tokens=size.tokens)
+    twin, few, made = twins.load(cfg, model), size.twin_rows, {}
+    whole = replace(cfg, batch_rows=size.rows, max_new_tokens=size.tokens, temperature=heat)
+
+    def ours() -> None:
+        said = sample(model, table, v, whole, "bench", stops=size.real)["completion_ids"]
+        made[OURS] = said.list.len().to_list()
 
     def one() -> None:
-        twins.sample(twin, prompts[:few], doses[:few], v, size.tokens, 1.0, False)
+        said = twins.sample(twin, prompts[:few], doses[:few], v, size.tokens, heat, size.real)
+        made[ONE] = list(map(len, said))
 
     def batch() -> None:
-        twins.sample_batch(twin, prompts, doses, v, size.tokens, 1.0, False)
+        said = twins.sample_batch(twin, prompts, doses, v, size.tokens, heat, size.real)
+        made[SAME] = list(map(len, said))
 
-    figures = race({
-        "ours": ours_of(model, lambda: sample(model, table, v, whole, "bench", stops=False),
-                        size.rows),
-        "generate, one at a time": Runner(one, few, twin=True),
-        "generate, same batch": Runner(batch, size.rows, twin=True),
-    }, size.repeats, model.device.type == "cuda")
-    for x in figures.values():
-        x["tokens_per_second"] = x["units_per_second"] * size.tokens
-    return {"rows": size.rows, "tokens": size.tokens, "prompt": size.prompt, "unit": "row",
-            "runners": against(figures),
-            "limit": reading(model, figures["ours"]["seconds"], size.tokens, size.rows,
-                             size.prompt + size.tokens / 2)}
+    figures = race({OURS: ours_of(model, ours, size.rows), ONE: Runner(one, few, twin=True),
+                    SAME: Runner(batch, size.rows, twin=True)},
+                   size.repeats, model.device.type == "cuda")
+    for name, x in figures.items():
+        x |= {"tokens": sum(made[name]), "tokens_per_second": sum(made[name]) / x["seconds"]}
+    prompt, steps = sum(map(len, prompts)) / size.rows, max(made[OURS])
+    return {"rows": size.rows, "tokens": size.tokens, "prompt": prompt, "unit": "row",
+            "until_the_end_token": size.real, "runners": against(figures),
+            "limit": reading(model, figures[OURS]["seconds"], steps, size.rows,
+                             prompt + steps / 2)}
 
 
 def evaluate(model: Model, cfg: Config, size: Size) -> Figures:
@@ -273,7 +284,7 @@ def evaluate(model: Model, cfg: Config, size: Size) -> Figures:
 
 def dose(model: Model, cfg: Config, size: Size) -> Figures:
     """c* to the same tolerance, on `rows` prompts; the twin on `twin_rows` of them."""
-    random = cfg.model != "embedded"
+    random = cfg.model != "embedded" and not size.real
     cfg = replace(cfg, dose_prompts=size.rows, dose_tokens=size.tokens,
                   n_prompts=max(size.rows, cfg.n_prompts),
                   target_kl=TARGET if random else cfg.target_kl)

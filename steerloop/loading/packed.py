@@ -12,17 +12,19 @@ from torch import Tensor
 
 from steerloop.loading.files import INDEX
 
-CHUNK = 2**22  # elements that are dequantised at once
+CHUNK = 2**20  # elements that are dequantised at once, of each weight that is being read
 
 
 class Packed(NamedTuple):
-    """A weight in a GGUF file: `rows` of `row_bytes` from `offset` on, in blocks of `kind`.
+    """A weight in a GGUF file, read in `dtype`: `rows` of `row_bytes` from `offset` on, in blocks
+    of `kind`.
 
     `heads`: its rows are pairs for the rotation, by head, where the library has halves (0: no).
     `shift` is added to its values: the file has a norm's 1 + w.
     """
 
     file: Path
+    dtype: torch.dtype
     offset: int
     kind: int
     shape: list[int]
@@ -34,21 +36,19 @@ class Packed(NamedTuple):
     def __getitem__(self, part: Any) -> Tensor:
         blocks = np.memmap(self.file, np.uint8, "r", self.offset, (self.rows, self.row_bytes))
         kind = GGMLQuantizationType(self.kind)
-        whole = torch.empty(self.shape)
+        whole = torch.empty(self.shape, dtype=self.dtype)
         flat = whole.view(self.rows, -1)
         step = max(1, CHUNK // flat.shape[1])
         for start in range(0, self.rows, step):
-            values = dequantize(blocks[start : start + step], kind)
-            flat[start : start + step] = torch.tensor(values)
-        if self.shift:
-            whole += self.shift
+            values = dequantize(blocks[start : start + step], kind) + np.float32(self.shift)
+            flat[start : start + step] = torch.from_numpy(values)
         if self.heads:
             whole = rearrange(whole, "(h p two) ... -> (h two p) ...", h=self.heads, two=2)
         return whole[part]
 
 
-def packed(folder: Path) -> dict[str, Packed]:
-    """Name → weight, as the index of an unpacked GGUF file lists them."""
+def packed(folder: Path, dtype: torch.dtype) -> dict[str, Packed]:
+    """Name → weight, as the index of an unpacked GGUF file lists them; read in `dtype`."""
     index = json.loads((folder / INDEX).read_text("utf-8"))
     file = Path(index["file"])
-    return {name: Packed(file, *entry) for name, entry in index["tensors"].items()}
+    return {name: Packed(file, dtype, *entry) for name, entry in index["tensors"].items()}

@@ -46,13 +46,14 @@ class Stored(NamedTuple):
             return file.get_slice(self.key)[part]
 
 
-def stored(folder: Path) -> dict[str, Any]:
-    """Name → weight, over every file of a checkpoint. Raises ValueError naming a damaged file, or a
-    weight that two of them have."""
+def stored(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+    """Name → weight, over every file of a checkpoint; those of a GGUF file, which have no dtype of
+    their own, in `dtype`. Raises ValueError naming a damaged file, or a weight that two of them
+    have."""
     if (folder / INDEX).is_file():
         from steerloop.loading.packed import packed
 
-        return packed(folder)
+        return packed(folder, dtype)
     weights: dict[str, Stored] = {}
     for path in weight_files(folder):
         if path.suffix != ".safetensors":
@@ -93,7 +94,7 @@ def load_weights(
     verbosity, hub_verbosity = library_log.get_verbosity(), hub_log.get_verbosity()
     library_log.set_verbosity_error()  # what its report says is raised or logged below
     hub_log.set_verbosity_error()  # as are its retries
-    folder = locate(model)
+    folder, computed = locate(model), precision(dtype, device)
     warn_of_others(folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -106,7 +107,7 @@ def load_weights(
 
             options["quantization_config"] = Streamed(device)
         hf, info = MODEL_FOR_CAUSAL_LM_MAPPING[type(text)].from_pretrained(
-            None, config=text, state_dict=stored(folder), dtype=precision(dtype, device),
+            None, config=text, state_dict=stored(folder, computed), dtype=computed,
             attn_implementation=None if attn == "auto" else attn,
             output_loading_info=True, ignore_mismatched_sizes=True, **options,
         )
