@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import Cache
 
 from steerloop.kernels.batch import Ids
-from steerloop.kernels.caches import Read
+from steerloop.kernels.caches import Read, arrange
 from steerloop.kernels.decode import Rows
 
 Pad = Callable[[Ids], tuple[Tensor, Tensor]]  # prompts → ids and mask (b, t)
@@ -36,7 +36,7 @@ def paired(trunk: Read, pad: Pad, cache: Cache, prompts: Ids, m: int) -> Rows:
     if min(shared) and {len(x) for x in ends} == {len(ends[0]) or -1}:
         ids, mask = pad([x[:n] for x, n in zip(prompts[::2], shared, strict=True)])
         trunk(ids, mask, cache)
-        cache.batch_repeat_interleave(2)
+        arrange(cache, torch.arange(len(prompts)) // 2)
         ids = torch.tensor(ends, device=ids.device)
         mask = torch.cat([repeat(mask, "p T -> (p two) T", two=2), ids >= 0], dim=1)
     else:

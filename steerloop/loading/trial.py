@@ -1,0 +1,114 @@
+"""What a loaded model has to be, tried on a prompt: its blocks put out one residual stream, and a
+row of a batch is what it is alone, padded on either side, and read on from a cache.
+
+Letters: b rows, t tokens, d width; v vocabulary; n tokens of the prompt, m of its first half.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import Cache
+
+from steerloop import UserError
+from steerloop.kernels.caches import arrange, empty_cache
+
+STEPS = 3  # tokens that are read on from a cache: two, then one
+BOUND, ROUNDED = 1e-3, 1e-1  # share of their spread by which logits may differ: fp32, 16 bits
+NOISE = 3  # times the difference that padding after a row makes: experts round by their load
+
+
+@contextmanager
+def watched(model: Any, b: int) -> Iterator[None]:
+    """A pass over a batch of b rows in this block has to go through the model as steering and the
+    stack assume.
+
+    Raises UserError where a block puts out something else than one vector a token, or runs several
+    times; where a target flattens its rows, or is passed by.
+    """
+    runs: Counter[int] = Counter()
+    heard: set[str] = set()
+
+    def one_stream(block: nn.Module, inputs: Any, out: Any, i: int) -> None:
+        h, runs[i] = out[0] if isinstance(out, tuple) else out, runs[i] + 1
+        if not isinstance(h, Tensor) or h.ndim != 3 or len(h) != b:
+            shape = list(h.shape) if isinstance(h, Tensor) else type(h).__name__
+            raise UserError(f"block {i} puts out {shape}, not one residual stream of [rows, tokens,"
+                            " width], to which a steering vector could be added; take a model with "
+                            "one stream")
+
+    def rows_kept(layer: nn.Module, inputs: tuple[Tensor], path: str) -> None:
+        heard.add(path.rpartition(".")[2])
+        if inputs[0].ndim != 3 or len(inputs[0]) != b:
+            raise UserError(f"{path} flattens its rows, as mixtures of experts do; leave it out of "
+                            "--targets")
+
+    with ExitStack() as hooks:
+        for path, layer in model.layers.items():
+            watch = layer.register_forward_pre_hook(partial(rows_kept, path=path))
+            hooks.callback(watch.remove)
+        for i, block in enumerate(model.decoder.layers):
+            hooks.callback(block.register_forward_hook(partial(one_stream, i=i)).remove)
+        yield
+    if again := [i for i in range(len(model.decoder.layers)) if runs[i] != 1]:
+        raise UserError(f"its block {again[0]} runs {runs[again[0]]} times for a token, where a "
+                        "steering vector is added once; take another model")
+    if passed := sorted({path.rpartition(".")[2] for path in model.layers} - heard):
+        raise UserError(f"--targets {' '.join(passed)}: its weights are taken without calling "
+                        "it, so no training would reach it; leave it out")
+
+
+def apart(found: Float[Tensor, "n v"], wanted: Float[Tensor, "n v"]) -> float:
+    """Root mean square of the difference of logits, as a share of the spread of those wanted."""
+    return ((found - wanted).square().mean().sqrt() / wanted.std()).item()
+
+
+def same(found: Float[Tensor, "n v"], wanted: Float[Tensor, "n v"], bound: float, why: str) -> None:
+    """Raises UserError where logits are further apart than `bound`, or not finite."""
+    if not (gap := apart(found, wanted)) <= bound:
+        raise UserError(f"{why} (its logits are off by {gap:.1%}), so it cannot be read in batches;"
+                        " take another model")
+
+
+def check_rows(model: Any, ids: Int[Tensor, "1 n"], alone: Float[Tensor, "n v"]) -> None:
+    """A prompt and its first half in one batch: every token has the logits of the prompt `alone`.
+
+    The half is padded with other tokens of the prompt, not with blanks: what leaks is heard.
+    Raises UserError where logits are others.
+    """
+    n = ids.shape[1]
+    m = n // 2
+    alone = alone[:m]
+    bound = BOUND if model.head.weight.dtype == torch.float32 else ROUNDED
+    full = torch.full_like(ids, True, dtype=torch.bool)
+    mask = torch.cat([full, full.cumsum(-1) > n - m])
+    right, left = ids.expand(2, -1), torch.cat([ids, ids.roll(n - m, dims=1)])
+
+    def ended(ids: Int[Tensor, "2 n"]) -> Float[Tensor, "2 m v"]:
+        return model.head(model.trunk(ids, mask.flip(1))[:, :m])
+
+    def begun(ids: Int[Tensor, "2 n"], cache: Cache) -> Float[Tensor, "m v"]:
+        return model.head(model.trunk(ids[:, :-STEPS], mask[:, :-STEPS], cache)[1, n - m :])
+
+    with watched(model, b=2):
+        long, short = ended(right)
+    same(long, alone, bound, "a row beside another is not what it is alone")
+    same(short, alone, bound, "a token depends on what comes after it")
+    padded = begun(left, cache := empty_cache(model.hf))
+    same(padded, alone[:-STEPS], bound, "padding before a row gets into it")
+    if bound == ROUNDED:  # may hide a leak: the same shapes again, only the padding is another
+        noise = apart(ended(right.where(mask.flip(1), right.flip(1)))[1], short)
+        other = begun(left.where(mask, left.flip(1)), empty_cache(model.hf))
+        same(other, padded, max(BOUND, NOISE * noise), "padding before a row gets into it")
+    both = torch.tensor([1, 1], device=ids.device)
+    arrange(cache, both)
+    ids, mask = left[both], mask[both]
+    h = [model.trunk(ids[:, -STEPS:-1], mask[:, :-1], cache)]
+    h += [model.trunk(ids[:, -1:], mask, cache)]
+    for row in torch.cat(h, dim=1):
+        same(model.head(row), alone[-STEPS:], bound, "its cache does not go on as one pass does")
