@@ -24,6 +24,7 @@ from steerloop.kernels.graphs import Eager
 from steerloop.kernels.prefix import follow, paired
 
 HEADS, HEAD = 4, 8
+CLOSE = 5e-3  # share of their spread by which logits may differ from those of a row alone
 LARGEST = 10_000_000  # parameters
 SIZES = (  # names that configs have for a size → what it is here
     dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim", "embedding_size", "lru_width",
@@ -112,28 +113,51 @@ PROMPTS = [[BOS, *row[:n].tolist()] for row, n in
            zip(token_batch(6, 60), (60, 5, 33, 33, 17, 2), strict=True)]  # fmt: skip
 
 
-@torch.no_grad()
 def worst_apart(s: Small) -> dict[str, float]:
-    """The largest difference of logits, as a share of their spread, between rows in batches and
-    each row alone in the library's own forward pass: padded on the left and on the right, in the
-    decode loop, and in the pairs of the forced choice."""
-    model = s.model
-    alone = [model.hf(input_ids=torch.tensor([p])).logits[0].float() for p in PROMPTS]
-    spread = alone[0].std()
-    h, batch = model.trunk(*model.pad(PROMPTS)), model.batch([p[:1] for p in PROMPTS],
-                                                             [p[1:] for p in PROMPTS])
-    found = {"left": [(model.head(x[-len(p) :]), y)
-                      for x, p, y in zip(h, PROMPTS, alone, strict=True)],
-             "right": [(model.head(x), y[:-1])
-                       for x, y in zip(batch.split(model.hidden(batch)), alone, strict=True)]}
-    found["decode"] = decoded(s)
-    ending = [40, 41, 42]
+    """The largest difference between rows in batches and each row alone, as a share of the spread:
+    of logits, padded on the left and on the right, in the decode loop and in the pairs of the
+    forced choice, against the library's own forward pass; and of the gradient."""
+    pairs = [(f"gradient {k}", x, y) for k, (x, y) in enumerate(gradients(s))]
+    with torch.no_grad():
+        alone = [whole(s, p) for p in PROMPTS]
+        h = s.model.trunk(*s.model.pad(PROMPTS))
+        pairs += [("left", s.model.head(x[-len(p) :]), y)
+                  for x, p, y in zip(h, PROMPTS, alone, strict=True)]
+        batch = s.model.batch([p[:1] for p in PROMPTS], [p[1:] for p in PROMPTS])
+        pairs += [("right", s.model.head(x), y[:-1])
+                  for x, y in zip(batch.split(s.model.hidden(batch)), alone, strict=True)]
+        pairs += [("decode", x, y) for x, y in decoded(s)]
+        pairs += [("pairs", x, y) for x, y in paired_off(s)]
+    found: dict[str, float] = {}
+    for name, x, y in pairs:
+        gap = ((x - y).abs().max() / y.std()).item()
+        found[name] = gap if gap != gap else max(gap, found.get(name, 0.0))
+    return found
+
+
+def gradients(s: Small) -> list[tuple[Tensor, Tensor]]:
+    """Of a loss that adds up over rows, in one batch and row by row: per live factor."""
+    s.stir(0)
+    direction = torch.randn(WIDTH, generator=torch.Generator().manual_seed(0))
+
+    def gradient(rows: list[list[int]]) -> tuple[Tensor, ...]:
+        batch = s.model.batch([p[:1] for p in rows], [p[1:] for p in rows])
+        loss = (s.model.hidden(batch) @ direction).square().sum()
+        return torch.autograd.grad(loss, s.live())
+
+    together = gradient(PROMPTS)
+    alone = [sum(x) for x in zip(*(gradient([p]) for p in PROMPTS), strict=True)]
+    return list(zip(together, alone, strict=True))
+
+
+def paired_off(s: Small) -> list[tuple[Tensor, Tensor]]:
+    """Logits of an ending after prompts that are read in pairs, and those of the whole texts."""
+    model, ending = s.model, [40, 41, 42]
     rows = paired(model.trunk, model.pad, empty_cache(model.hf), PAIRS, 0,
                   not model.trunk.stepwise)
     h = follow(model.trunk, rows, ending)
-    found["pairs"] = [(model.head(x[-3:]), whole(s, [*p, *ending])[-3:])
-                      for x, p in zip(h, PAIRS, strict=True)]
-    return {k: max(((x - y).abs().max() / spread).item() for x, y in v) for k, v in found.items()}
+    return [(model.head(x[-3:]), whole(s, [*p, *ending])[-3:])
+            for x, p in zip(h, PAIRS, strict=True)]
 
 
 PAIRS = [[*PROMPTS[0][:20], 50], [*PROMPTS[0][:20], 51], [*PROMPTS[2][:30], 50],

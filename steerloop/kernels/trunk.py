@@ -31,5 +31,6 @@ class Trunk:
         place = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -t:]
         if cache is not None and all(cache.is_linear):
             mask = mask[:, -t:]  # no keys that could be masked
-        return self.decoder(input_ids=ids, attention_mask=mask.long(), position_ids=place,
-                            **cached(self.decoder, cache)).last_hidden_state
+        out = self.decoder(input_ids=ids, attention_mask=mask.long(), position_ids=place,
+                           **cached(self.decoder, cache))
+        return out.last_hidden_state.to(self.decoder.dtype)  # Mamba's residual stream is in fp32
