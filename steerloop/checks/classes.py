@@ -68,6 +68,7 @@ OTHER = {  # what a class wants besides
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
+    "moshi": {"sliding_window": 512},  # as many as its positions
     "mamba2": {"head_dim": 16, "num_heads": HEADS}, "zaya": {"num_experts_per_tok": 1},
     "zamba": {"layer_types": HYBRID}, "zamba2": {"layer_types": HYBRID, "hybrid_layer_ids": [1, 3]},
     "olmo_hybrid": {"layer_types": LINEAR}, "qwen3_5": {"layer_types": LINEAR},
@@ -143,7 +144,7 @@ def gradients(s: Small) -> list[tuple[Tensor, Tensor]]:
     def gradient(rows: list[list[int]]) -> tuple[Tensor, ...]:
         batch = s.model.batch([p[:1] for p in rows], [p[1:] for p in rows])
         loss = (s.model.hidden(batch) @ direction).square().sum()
-        return torch.autograd.grad(loss, s.live())
+        return torch.autograd.grad(loss, s.live(), materialize_grads=True)
 
     together = gradient(PROMPTS)
     alone = [sum(x) for x in zip(*(gradient([p]) for p in PROMPTS), strict=True)]

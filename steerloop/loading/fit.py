@@ -13,7 +13,7 @@ from steerloop.kernels.head import Head
 from steerloop.loading.trial import check_rows, watched
 
 OUTSIDE = (TypeError, AttributeError, ValueError, RuntimeError, LookupError, AssertionError)
-LEAST, MOST = 12, 64  # tokens of the prompt that a model is tried on
+LEAST, MOST = 12, 32  # tokens of the prompt that a model is tried on
 FACTORS = ("logits_scaling", "logit_scale", "lm_head_multiplier", "output_multiplier")
 
 
