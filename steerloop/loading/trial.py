@@ -66,71 +66,87 @@ def watched(model: Any, b: int) -> Iterator[None]:
                         "it, so no training would reach it; leave it out")
 
 
-def apart(found: Float[Tensor, "n v"], wanted: Float[Tensor, "n v"]) -> float:
+def apart(found: Float[Tensor, "*n v"], wanted: Float[Tensor, "*n v"]) -> float:
     """Root mean square of the difference of logits, as a share of the spread of those wanted."""
     return ((found - wanted).square().mean().sqrt() / wanted.std()).item()
 
 
-def same(found: Float[Tensor, "n v"], wanted: Float[Tensor, "n v"], bound: float, why: str) -> None:
+def same(
+    found: Float[Tensor, "*n v"], wanted: Float[Tensor, "*n v"], bound: float, why: str
+) -> None:
     """Raises UserError where logits are further apart than `bound`, or not finite."""
     if not (gap := apart(found, wanted)) <= bound:
         raise UserError(f"{why} (its logits are off by {gap:.1%}), so it cannot be read in batches;"
                         " take another model")
 
 
+class Pair:
+    """A prompt and its first half in one batch, the half padded on either side: not with blanks but
+    with other tokens of the prompt, so that what leaks is heard."""
+
+    def __init__(self, model: Any, ids: Int[Tensor, "1 n"]) -> None:
+        self.model = model
+        self.n = ids.shape[1]
+        self.m = self.n // 2
+        self.right, self.left = ids.expand(2, -1), torch.cat([ids, ids.roll(self.n - self.m, 1)])
+        start = torch.tensor([[0], [self.n - self.m]], device=ids.device)
+        self.mask = torch.arange(self.n, device=ids.device) >= start  # of the left-padded
+
+    def ended(self, other: bool = False) -> Float[Tensor, "2 m v"]:
+        """Logits of the first half of both rows; the padding after the second is this or `other`.
+        """
+        mask = self.mask.flip(1)
+        ids = self.right.where(mask, self.right.flip(1)) if other else self.right
+        return self.model.head(self.model.trunk(ids, mask)[:, : self.m])
+
+    def begun(self, cache: Cache, other: bool = False) -> Float[Tensor, "m v"]:
+        """Logits of the half, read into an empty cache but for its last tokens."""
+        ids = self.left.where(self.mask, self.left.flip(1)) if other else self.left
+        h = self.model.trunk(ids[:, :-STEPS], self.mask[:, :-STEPS], cache)
+        return self.model.head(h[1, self.n - self.m :])
+
+    def gone_on(self, cache: Cache) -> Float[Tensor, "2 s v"]:
+        """Logits of those last tokens, from a cache in which the half is there twice."""
+        ids, mask = self.left[[1, 1]], self.mask[[1, 1]]
+        h = [self.model.trunk(ids[:, -STEPS:-1], mask[:, :-1], cache),
+             self.model.trunk(ids[:, -1:], mask, cache)]
+        return self.model.head(torch.cat(h, dim=1))
+
+
 def check_rows(model: Any, ids: Int[Tensor, "1 n"], alone: Float[Tensor, "n v"]) -> None:
-    """A prompt and its first half in one batch: every token has the logits of the prompt `alone`.
-
-    The half is padded with other tokens of the prompt, not with blanks: what leaks is heard. Finds
-    out whether the cache goes on by several tokens, else makes the trunk `stepwise`.
-    Raises UserError where logits are others.
-    """
-    n = ids.shape[1]
-    m = n // 2
-    alone = alone[:m]
+    """Every token of a row has the logits of the prompt `alone`: beside another row, before and
+    after padding, and read on from a cache. Raises UserError where that is not so."""
+    pair, cache = Pair(model, ids), empty_cache(model.hf)
     rounded = model.head.weight.dtype != torch.float32
-    bound = ROUNDED if rounded else BOUND
-    full = torch.full_like(ids, True, dtype=torch.bool)
-    mask = torch.cat([full, full.cumsum(-1) > n - m])
-    right, left = ids.expand(2, -1), torch.cat([ids, ids.roll(n - m, dims=1)])
-
-    def ended(ids: Int[Tensor, "2 n"]) -> Float[Tensor, "2 m v"]:
-        return model.head(model.trunk(ids, mask.flip(1))[:, :m])
-
-    def begun(ids: Int[Tensor, "2 n"], cache: Cache) -> Float[Tensor, "m v"]:
-        return model.head(model.trunk(ids[:, :-STEPS], mask[:, :-STEPS], cache)[1, n - m :])
-
+    bound, alone = ROUNDED if rounded else BOUND, alone[: pair.m]
     with watched(model, b=2):
-        long, short = ended(right)
+        long, short = pair.ended()
     same(long, alone, bound, "a row beside another is not what it is alone")
     same(short, alone, bound, "a token depends on what comes after it")
-    cache = empty_cache(model.hf)
     told = "position_ids" in signature(model.decoder.forward).parameters
     if not told and not all(cache.is_linear):
         raise UserError("it counts positions by itself, padding before a row included, so it "
                         "cannot be read in batches; take another model")
-    padded = begun(left, cache)
+    padded = pair.begun(cache)
     same(padded, alone[:-STEPS], bound, "padding before a row gets into it")
-    if rounded:  # may hide a leak: the same shapes again, the same rounding, but other padding
-        loads = apart(ended(right.where(mask.flip(1), right.flip(1)))[1], short)  # of experts
-        other = begun(left.where(mask, left.flip(1)), empty_cache(model.hf))
+    if rounded:  # which may hide a leak: the same shapes round alike, whatever the padding is
+        loads = apart(pair.ended(other=True)[1], short)  # experts round by how many tokens they get
+        other = pair.begun(empty_cache(model.hf), other=True)
         same(other, padded, max(BOUND, NOISE * loads), "padding before a row gets into it")
-    short = torch.tensor([1, 1], device=ids.device)
-    arrange(cache, short)
-    left, mask = left[short], mask[short]
+    arrange(cache, torch.tensor([1, 1], device=ids.device))
+    check_cache(pair, cache, alone[-STEPS:].expand(2, -1, -1), bound)
 
-    def gone_on(cache: Cache) -> Float[Tensor, "s v"]:
-        h = [model.trunk(left[:, -STEPS:-1], mask[:, :-1], cache),
-             model.trunk(left[:, -1:], mask, cache)]
-        return model.head(torch.cat(h, dim=1)).flatten(0, 1)
 
-    wanted = alone[-STEPS:].repeat(2, 1)
-    at_once = gone_on(deepcopy(cache))
-    model.trunk.stepwise = True
-    one_by_one = gone_on(cache)
+def check_cache(pair: Pair, cache: Cache, wanted: Float[Tensor, "2 s v"], bound: float) -> None:
+    """Find out whether a cache goes on by several tokens at once, else make the trunk `stepwise`.
+    Raises UserError where it does not go on at all."""
+    trunk = pair.model.trunk
+    at_once = pair.gone_on(deepcopy(cache))
+    trunk.stepwise = True
+    one_by_one = pair.gone_on(cache)
     same(one_by_one, wanted, bound, "its cache does not go on as one pass does")
     noise = NOISE * apart(one_by_one, wanted)
-    model.trunk.stepwise = not apart(at_once, one_by_one) <= max(BOUND, noise)
-    if model.trunk.stepwise:
-        logger.warning(f"the cache of {type(model.hf).__name__} goes on one token at a time alone: "
-                       "evaluation takes longer")
+    trunk.stepwise = not apart(at_once, one_by_one) <= max(BOUND, noise)
+    if trunk.stepwise:
+        logger.warning(f"the cache of {type(pair.model.hf).__name__} goes on one token at a time "
+                       "alone: evaluation takes longer")
