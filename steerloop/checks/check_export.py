@@ -29,9 +29,10 @@ from steerloop.export.student import c_star, open_student, read_vector
 from steerloop.export.vectors import flags
 from steerloop.runfolder.files import write_whole
 
-FAMILIES = [*DENSE, "biases", "qwen3-moe"]
+FAMILIES = [*DENSE, "biases", "qwen3-moe", "qwen3.5"]
 ARCHITECTURES = {"gemma3-multimodal": "gemma3", "llama3": "llama", "mistral": "llama",
-                 "qwen3-moe": "qwen3moe", "biases": "llama"}  # as llama.cpp calls them
+                 "qwen3-moe": "qwen3moe", "qwen3.5": "qwen35", "biases": "llama",
+                 "smollm2": "llama"}  # as llama.cpp calls them
 PREFIX = {"gemma3-multimodal": "model.language_model.layers."}
 
 

@@ -170,7 +170,8 @@ class Small:
     def vector(self, seed: int = 0, size: float = 1.0) -> dict[int, Tensor]:
         """A random steering vector on the steered blocks."""
         generator = torch.Generator().manual_seed(seed)
-        return {b: size * torch.randn(WIDTH, generator=generator) for b in self.cfg.steer_blocks}
+        width = self.model.head.weight.shape[1]
+        return {b: size * torch.randn(width, generator=generator) for b in self.cfg.steer_blocks}
 
 
 def token_batch(rows: int, tokens: int, seed: int = 0) -> Tensor:

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import Cache
 
+from steerloop.kernels.caches import arrange
 from steerloop.kernels.graphs import Eager
 
 Choose = Callable[[Tensor, Tensor], Tensor]  # (logits (b, v), draws (b,)) → tokens (b,)
@@ -35,7 +36,7 @@ class Rows:
         for name in ("index", "ids", "mask", "dose", "draws"):
             x = getattr(self, name)
             setattr(self, name, x[keep.to(x.device)])
-        self.cache.batch_select_indices(keep)
+        arrange(self.cache, keep)
 
     def fork(self, keep: Int[Tensor, "k"], m: int) -> "Rows":
         """A greedy copy of these rows, to go on apart by m tokens."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import Cache
 
 from steerloop.kernels.batch import Ids
-from steerloop.kernels.caches import Read
+from steerloop.kernels.caches import Read, arrange
 from steerloop.kernels.decode import Rows
 
 Pad = Callable[[Ids], tuple[Tensor, Tensor]]  # prompts → ids and mask (b, t)
@@ -24,19 +24,22 @@ def common(a: list[int], b: list[int]) -> int:
     return sum(1 for _ in takewhile(lambda x: x[0] == x[1], zip(a, b, strict=False)))
 
 
-def paired(trunk: Read, pad: Pad, cache: Cache, prompts: Ids, m: int) -> Rows:
+def paired(
+    trunk: Read, pad: Pad, cache: Cache, prompts: Ids, m: int, share: bool = True
+) -> Rows:
     """Rows of b prompts, b even, all read but for their last token, with m draws of 0 each.
 
-    Where the ends of all pairs are equally long, their common starts are read once a pair: ends of
-    several lengths would have to be padded in the middle, where a sliding window counts it. The
+    Where they may `share` and the ends of all pairs are equally long, their common starts are read
+    once a pair: ends of several lengths would have to be padded in the middle, where a sliding
+    window counts it. The
     `cache` is an empty one; `pad` pads prompts on the left.
     """
     shared = [common(*prompts[i : i + 2]) for i in range(0, len(prompts), 2)]
     ends = [x[shared[i // 2] :] for i, x in enumerate(prompts)]
-    if min(shared) and {len(x) for x in ends} == {len(ends[0]) or -1}:
+    if share and min(shared) and {len(x) for x in ends} == {len(ends[0]) or -1}:
         ids, mask = pad([x[:n] for x, n in zip(prompts[::2], shared, strict=True)])
         trunk(ids, mask, cache)
-        cache.batch_repeat_interleave(2)
+        arrange(cache, torch.arange(len(prompts)) // 2)
         ids = torch.tensor(ends, device=ids.device)
         mask = torch.cat([repeat(mask, "p T -> (p two) T", two=2), ids >= 0], dim=1)
     else:

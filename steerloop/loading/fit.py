@@ -1,17 +1,19 @@
 """Whether a loaded model is one that this trainer can work on."""
 
-from contextlib import ExitStack
-from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from loguru import logger
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from steerloop import UserError
 from steerloop.kernels.head import Head
+from steerloop.loading.trial import check_rows, watched
 
+OUTSIDE = (TypeError, AttributeError, ValueError, RuntimeError, LookupError, AssertionError)
+LEAST, MOST = 12, 32  # tokens of the prompt that a model is tried on
 FACTORS = ("logits_scaling", "logit_scale", "lm_head_multiplier", "output_multiplier")
 
 
@@ -61,32 +63,43 @@ def check_fit(name: str, model: Any) -> Any:
     """Try a wrapped model on a prompt: its logits are the library's own, rows stay rows, and every
     token has an embedding (from here on, of every text). Returns the model.
 
-    `model` is a Chat and has hf, trunk, head, layers. Raises UserError where one of that does not
-    hold.
+    `model` is a Chat and has hf, decoder, trunk, head, layers. Raises UserError where one of that
+    does not hold.
     """
-
-    def rows_kept(layer: nn.Module, inputs: tuple[Tensor], path: str) -> None:
-        if inputs[0].ndim != 3:
-            raise UserError(f"--model {name} does not fit: {path} flattens its rows, as mixtures "
-                            "of experts do; leave it out of --targets")
-
     model.vocabulary = min(len(model.hf.get_input_embeddings().weight), len(model.head.weight))
     model.known(model.stop_ids)
     if thought := model.rendering.words(("user",), True).end:
         logger.warning(f"the chat template of {name} opens every answer with a thought; "
                        f"{thought.strip()} ends it at once (--think_tokens asks for thought)")
-    ids = torch.tensor([model.render("Hello", "Be brief.")], device=model.device)
-    with ExitStack() as hooks:
-        for path, layer in model.layers.items():
-            watch = layer.register_forward_pre_hook(partial(rows_kept, path=path))
-            hooks.callback(watch.remove)
+    prompt = model.render("Hello", "Be brief.")
+    length = max(LEAST, min(len(prompt), MOST))
+    ids = torch.tensor([(prompt * LEAST)[:length]], device=model.device)
+    try:
+        check_rows(model, ids, check_logits(model, ids)[0])
+    except UserError as e:
+        raise UserError(f"--model {name} does not fit: {e}") from e
+    except OUTSIDE as e:
+        if isinstance(e, torch.OutOfMemoryError):
+            raise
+        why = (str(e).strip() or "no reason given").splitlines()[0]
+        if "GatedLoRALinear' object has no" in why:
+            why = "it reads the weight of a layer of --targets without calling it, leave that out"
+        raise UserError(f"--model {name} does not fit: {type(model.hf).__name__} cannot be read as "
+                        f"a decoder with mask and cache ({type(e).__name__}: {why}); take another "
+                        "model") from e
+    return model
+
+
+def check_logits(model: Any, ids: Int[Tensor, "1 n"]) -> Float[Tensor, "1 n v"]:
+    """A model's logits. Raises UserError unless they are finite, and a product with its embedding.
+    """
+    with watched(model, b=1):
         ours = model.head(model.trunk(ids, ids >= 0))
     theirs = model.hf(input_ids=ids).logits.float()
     if not torch.isfinite(ours).all():
-        raise UserError(f"--model {name} does not fit: its logits are not finite; the weights are "
-                        "damaged, or --dtype is too narrow for them")
+        raise UserError("its logits are not finite; the weights are damaged, or --dtype is too "
+                        "narrow for them")
     if not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2 * theirs.std().item()):
-        raise UserError(f"--model {name} does not fit: its logits are not head(trunk(ids)), a "
-                        "product of its last states and its output embedding"
-                        f"{why_other_logits(model.hf)}: take another model")
-    return model
+        raise UserError("its logits are not head(trunk(ids)), a product of its last states and its "
+                        f"output embedding{why_other_logits(model.hf)}: take another model")
+    return ours

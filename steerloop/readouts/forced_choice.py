@@ -88,7 +88,8 @@ def read(
     """Prompts, two to a vignette → the states from which scaffold and digit are predicted, after a
     thought of `think` tokens; and the greedy answers of rows that were left to themselves."""
     with model.dense():
-        rows = paired(model.trunk, model.pad, empty_cache(model.hf), asked, think)
+        share = not model.trunk.stepwise  # reading on by single tokens costs more than it spares
+        rows = paired(model.trunk, model.pad, empty_cache(model.hf), asked, think, share)
         step = steps(model.trunk, model.head, rows, model.gates)
         generate(step, rows, greedy, model.stop_ids, stops=False)
         said = []

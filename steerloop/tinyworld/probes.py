@@ -11,7 +11,7 @@ from einops import rearrange
 
 from steerloop.config import Config
 from steerloop.kernels.batch import pad
-from steerloop.kernels.caches import empty_cache
+from steerloop.kernels.caches import arrange, empty_cache
 from steerloop.model import Model
 from steerloop.sample import jobs, sample
 from steerloop.texts.data import FEWEST
@@ -33,7 +33,7 @@ def opening_mass(model: Model, cfg: Config) -> dict[str, list[float]]:
     ids, mask = model.pad([model.render(prompt) for prompt in prompts])
     cache = empty_cache(model.hf)
     first = model.trunk(ids, mask, cache)[:, -1:].repeat_interleave(copies, dim=0)
-    cache.batch_repeat_interleave(copies)
+    arrange(cache, torch.arange(len(texts)) // copies)
     after, seen = pad(texts, model.stop_ids[0], model.device, left=False)
     past = mask.repeat_interleave(copies, dim=0)
     h = model.trunk(after, torch.cat([past, seen], dim=1), cache)
