@@ -70,6 +70,6 @@ def check_a_random_model_loads_samples_and_heals(tmp_path):
     folder = save_random(tmp_path / "model", "tiny", shard="4MB")
     assert len(list(folder.glob("*.safetensors"))) > 1
     cfg = Config(model=str(folder), device="cpu", rounds=2, r=4, dtype="bfloat16")
-    found = load.run(folder, cfg, rows=2, tokens=4)
+    found = load.run(cfg, rows=2, tokens=4)
     assert found["tokens"] == 2 * 4 and 0 < found["gradient"] < float("inf")
     assert found["base_mb"] < found["files_mb"] / 2

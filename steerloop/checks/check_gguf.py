@@ -80,9 +80,10 @@ def check_the_configuration_is_that_of_the_folder(tmp_path, arch):
 
 
 def check_rows_are_read_in_chunks(llama, monkeypatch):
-    whole = {k: x[...] for k, x in packed(unpacked(llama), torch.float32).items()}
+    weights = packed(unpacked(llama), torch.float32)
+    whole = {k: x[...] for k, x in weights.items()}
     monkeypatch.setattr("steerloop.loading.packed.CHUNK", 100)
-    assert all(torch.equal(x[...], whole[k]) for k, x in packed(unpacked(llama), torch.float32).items())
+    assert all(torch.equal(x[...], whole[k]) for k, x in weights.items())
 
 
 CUT = {"gpt-2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"} | {

@@ -29,7 +29,7 @@ from steerloop.export.student import config_of, open_student
 from steerloop.loading import hub
 from steerloop.loading.files import model_files, weight_files
 from steerloop.loading.hub import locate, public_name
-from steerloop.loading.weights import stored
+from steerloop.loading.weights import stored as stored_in
 from steerloop.runfolder import inputs
 from steerloop.runfolder.inputs import compared, hashes, record
 from steerloop.runfolder.layout import contents, located
@@ -37,6 +37,11 @@ from steerloop.score import base_of, find_adapter
 from steerloop.train import train
 
 MODEL = "model.safetensors"
+
+
+def stored(folder):
+    """Name → weight."""
+    return stored_in(folder, torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -230,17 +235,17 @@ def check_which_files_are_the_weights_is_the_librarys_rule(tmp_path):
 
 def check_a_backup_beside_the_weights_is_not_read(sharded, folders, tmp_path):
     copytree(folders(), whole := tmp_path / "whole")
-    before = {k: x[:] for k, x in stored(whole, torch.float32).items()}
+    before = {k: x[:] for k, x in stored(whole).items()}
     save_file({k: x / 2 for k, x in before.items()}, whole / "model_old.safetensors")
     save_file({k: x / 2 for k, x in before.items()}, whole / "ema.safetensors")
     (whole / f"{MODEL}.index.json").write_text(json.dumps(
         {"weight_map": dict.fromkeys(before, "ema.safetensors")}))  # stale
-    assert all(torch.equal(x[:], before[k]) for k, x in stored(whole, torch.float32).items())
+    assert all(torch.equal(x[:], before[k]) for k, x in stored(whole).items())
     copytree(sharded, left := tmp_path / "left")
-    save_file({k: x[:] for k, x in stored(left, torch.float32).items()}, left / MODEL, {"format": "pt"})
+    save_file({k: x[:] for k, x in stored(left).items()}, left / MODEL, {"format": "pt"})
     for shard in left.glob("model-*"):
         shard.unlink()
-    assert stored(left, torch.float32).keys() == stored(sharded, torch.float32).keys(), "an index without its shards is passed by"
+    assert stored(left).keys() == stored(sharded).keys(), "an index without its shards is passed by"
 
 
 @pytest.mark.parametrize("text, says", [
@@ -262,7 +267,7 @@ def check_a_weight_that_two_shards_have_is_refused(sharded, tmp_path):
     first, second = (x for x in weight_files(tmp_path / "m")[1:3])
     save_file(load_file(second) | load_file(first), second, {"format": "pt"})
     with pytest.raises(ValueError, match=f"is in {second.name} and in another"):
-        stored(tmp_path / "m", torch.float32)
+        stored(tmp_path / "m")
 
 
 def check_an_empty_name_is_no_model(tmp_path, folders, monkeypatch):
