@@ -15,7 +15,18 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from steerloop import UserError
-from steerloop.checks.ggufs import F16, F32, Q4_1, Q8_0, VOCABULARY, merged, small, write_gguf
+from steerloop.checks.ggufs import (
+    F16,
+    F32,
+    Q4_1,
+    Q8_0,
+    SENTENCEPIECE,
+    VOCABULARY,
+    merged,
+    pieced,
+    small,
+    write_gguf,
+)
 from steerloop.checks.small import SPECIALS, short_run, small_config, token_batch
 from steerloop.export.__main__ import main as export_main
 from steerloop.export.parity import student_logits
@@ -114,6 +125,21 @@ def check_tokens_are_those_that_the_file_says(tmp_path, way):
     assert tokenizer("a<end>", add_special_tokens=False).input_ids[-1] == SPECIALS.index("<end>")
 
 
+@pytest.mark.parametrize(("arch", "prefix"), [("llama", True), ("llama", False), ("gemma3", False)])
+def check_tokens_are_those_of_sentencepiece(tmp_path, arch, prefix):
+    hf = small(arch, vocab_size=len(SENTENCEPIECE["tokenizer.ggml.tokens"]))
+    flag = {"tokenizer.ggml.add_space_prefix": prefix}
+    write_gguf(tmp_path / "a.gguf", arch, hf, **SENTENCEPIECE | ({} if prefix else flag))
+    tokenizer = loaded(tmp_path / "a.gguf")[0]
+    draw, pieces = random.Random(0), ["the", " ", "  ", "12", "3", "in", "an", "T", "é", "北", "\n"]
+    for _ in range(600):
+        text = "".join(draw.choices(pieces, k=draw.randint(1, 9)))
+        ids = tokenizer(text, add_special_tokens=False).input_ids
+        assert tokenizer.convert_ids_to_tokens(ids) == pieced(text, prefix), text
+    ids = tokenizer("<bos>the<end>", add_special_tokens=False).input_ids
+    assert tokenizer.convert_ids_to_tokens(ids) == ["<bos>", *pieced("the", prefix), "<end>"]
+
+
 def check_stop_tokens_and_template_come_from_the_file(llama):
     tokenizer, hf = loaded(llama)
     assert hf.generation_config.eos_token_id == [1, SPECIALS.index("<end>")]
@@ -170,8 +196,8 @@ WRONG = {  # metadata → what is said of it
     "cut": ({"tokenizer.ggml.pre": "hieroglyphs"}, "'hieroglyphs', which is not known"),
     "no cut": ({"tokenizer.ggml.pre": None}, "''.*not known"),
     "tokenizer": ({"tokenizer.ggml.model": "rwkv"}, "rwkv"),
-    "no tokens": ({"tokenizer.ggml.tokens": None}, ""),
-    "heads": ({"llama.attention.head_count": 3}, ""),
+    "no tokens": ({"tokenizer.ggml.tokens": None}, "'tokens'.*KeyError.*download it again"),
+    "heads": ({"llama.attention.head_count": 3}, "not a multiple"),
     "blocks": ({"llama.block_count": 2}, "blk.2.* has no place"),
     "more": ({"llama.block_count": 4}, "blk.3|not in its files|lacks"),
 }  # fmt: skip

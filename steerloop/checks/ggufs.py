@@ -1,6 +1,7 @@
 """GGUF files written from models of the library, by the rules of llama.cpp's converter spelled out:
 what reading has to undo."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from steerloop.checks.small import SPECIALS, TEMPLATES, WINDOW
 from steerloop.loading.gguf import CONFIGS
 
-CONTROL, NORMAL = 3, 1  # kinds of tokens
+CONTROL, NORMAL, BYTE = 3, 1, 6  # kinds of tokens
 LETTERS_OF = bytes_to_unicode()
 LETTERS = list(LETTERS_OF.values())
 MERGES = [("Ġ", "Ġ"), ("t", "h"), ("th", "e"), ("1", "2"), ("i", "n")]
@@ -105,7 +106,8 @@ def write_gguf(
         if isinstance(value, list):
             writer.add_array(key, value)
         elif value is not None:
-            add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+            add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32,
+                   str: writer.add_string}
             add[type(value)](key, value)
     worth = {}
     for name, x in hf.state_dict().items():
@@ -124,6 +126,31 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return worth
+
+
+PIECES = ["▁", *"thenias123!Tx", "▁t", "he", "the", "▁the", "in", "▁▁", "12", "▁12", "▁a", "an"]
+SENTENCEPIECE = {  # metadata of a vocabulary of that kind
+    "tokenizer.ggml.model": "llama", "tokenizer.ggml.pre": "default", "tokenizer.ggml.merges": None,
+    "tokenizer.ggml.tokens": [*SPECIALS, *(f"<0x{x:02X}>" for x in range(256)), *PIECES],
+    "tokenizer.ggml.scores": [0.0] * (len(SPECIALS) + 256) + [-1.0 * i for i in range(len(PIECES))],
+    "tokenizer.ggml.token_type": [CONTROL] * len(SPECIALS) + [BYTE] * 256 + [NORMAL] * len(PIECES),
+    "tokenizer.ggml.unknown_token_id": SPECIALS.index("<unk>"),
+}  # fmt: skip
+
+
+def pieced(text: str, prefix: bool) -> list[str]:
+    """Text → tokens as SentencePiece does it: the neighbours that make the piece with the best
+    score are joined, again and again; what is no piece at the end is bytes."""
+    parts = list("▁" * (prefix and text != "") + text.replace(" ", "▁"))
+    while True:
+        pairs = [(PIECES.index(a + b), i) for i, (a, b) in enumerate(pairwise(parts))
+                 if a + b in PIECES]
+        if not pairs:
+            break
+        _, i = min(pairs)
+        parts[i : i + 2] = ["".join(parts[i : i + 2])]
+    return [y for x in parts for y in (
+        [x] if x in PIECES else [f"<0x{b:02X}>" for b in x.encode("utf-8")])]
 
 
 def merged(words: list[str]) -> list[str]:

@@ -124,7 +124,6 @@ def possible(args: Namespace, round: str, out: Path) -> None:
         extra("peft")
         ranks(heard, cfg.r, args.rank)
     if args.to == "gguf-vector":
-        extra("gguf")
         text = AutoConfig.from_pretrained(locate(args.model or cfg.model), trust_remote_code=False)
         check_gguf(blocks_of(layout.vector(args.run, rounds - 1)),
                    text.get_text_config().model_type)

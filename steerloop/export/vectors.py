@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from shlex import quote
 
+import gguf
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
@@ -15,7 +16,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from steerloop import UserError
-from steerloop.export.extras import extra
 from steerloop.export.parity import Logits, Parity, compare
 from steerloop.export.student import Student, c_star, read_vector
 from steerloop.loading.hub import locate, public_name
@@ -80,7 +80,7 @@ def check_gguf(blocks: list[int], model_type: str) -> str:
     if 0 in blocks:
         raise UserError("llama.cpp cannot steer block 0, and this vector does: --to vector keeps "
                         "it, or extract with --steer_blocks from 1 up")
-    return hint(model_type, set(extra("gguf").MODEL_ARCH_NAMES.values()))
+    return hint(model_type, set(gguf.MODEL_ARCH_NAMES.values()))
 
 
 def blocks_of(path: Path) -> list[int]:
@@ -105,7 +105,7 @@ def flags(path: Path, blocks: list[int]) -> str:
 def write_gguf(vector: Vector, path: Path, model_type: str, origin: str) -> None:
     """GGUF control vector: `direction.<i>` (d,) fp32; `origin` says of which model. Raises
     UserError for a vector that llama.cpp cannot load."""
-    gguf, name = extra("gguf"), check_gguf(sorted(vector), model_type)
+    name = check_gguf(sorted(vector), model_type)
     writer = gguf.GGUFWriter(path, ARCH)
     writer.add_description(f"extracted from {origin}")
     writer.add_string(f"{ARCH}.model_hint", name)
@@ -120,7 +120,7 @@ def write_gguf(vector: Vector, path: Path, model_type: str, origin: str) -> None
 
 def load_gguf(path: Path) -> Vector:
     """Read a GGUF control vector with the `gguf` package. Raises UserError for another kind."""
-    reader = extra("gguf").GGUFReader(path)
+    reader = gguf.GGUFReader(path)
     arch = reader.get_field("general.architecture")
     if arch is None or arch.contents() != ARCH:
         raise UserError(f"{path} is no control vector")

@@ -72,13 +72,17 @@ WHOLE = ("llama-bpe", "tekken")  # a word that is a token is that token, whateve
 Facts = dict[str, Any]  # metadata of a file by key; arrays but short ones are left out
 
 
+class Unread(ValueError):
+    """Why a file is not read, with the remedy."""
+
+
 class Reader(GGUFReader):
     """Refuses to read past the end, where the library's reader returns fewer values than asked for:
     a file cut short, or one that says of an array that it has no end."""
 
     def _get(self, offset: Any, dtype: Any, count: Any = 1, override_order: Any = None) -> Any:
         if offset + np.dtype(dtype).itemsize * int(count) > len(self.data):
-            raise ValueError("it is cut short")
+            raise Unread("it is cut short: download it again")
         return super()._get(offset, dtype, count, override_order)
 
 
@@ -106,7 +110,10 @@ def unpacked(file: Path) -> Path:
         if (folder / INDEX).is_file():  # another process was quicker
             return folder
         why = shorten(printable(str(e)), 300, placeholder=" ...") or type(e).__name__
-        raise UserError(f"cannot load --model {file}: {why}") from e
+        remedy = "" if isinstance(e, Unread) else (
+            f" ({type(e).__name__}): it is damaged, or of another kind; download it again, or take "
+            "the model's safetensors")
+        raise UserError(f"cannot load --model {file}: {why}{remedy}") from e
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return folder
@@ -121,11 +128,11 @@ def key_of(file: Path) -> str:
 
 
 def write(file: Path, folder: Path) -> None:
-    """All of a file but its weights, into a folder. Raises ValueError."""
+    """All of a file but its weights, into a folder. Raises Unread."""
     reader = Reader(file)
     facts = {k: x.contents() for k, x in reader.fields.items() if len(x.data) < 100}
     if facts.get("split.count", 1) > 1:
-        raise ValueError(f"it is one of {facts['split.count']} parts: join them with "
+        raise Unread(f"it is one of {facts['split.count']} parts: join them with "
                          "`llama-gguf-split --merge` first")
     config = config_of(facts, {x.name: x for x in reader.tensors})
     tensors = places(config, facts["general.architecture"], reader)
@@ -151,34 +158,34 @@ def origin(facts: Facts) -> str:
 
 
 def config_of(facts: Facts, tensors: dict[str, ReaderTensor]) -> PretrainedConfig:
-    """Metadata → the library's configuration. Raises ValueError for what it cannot say."""
+    """Metadata → the library's configuration. Raises Unread for what it cannot say."""
     arch = str(facts.get("general.architecture"))
     if arch not in CONFIGS:
-        raise ValueError(f"GGUF files of architecture {arch} are not read, only "
+        raise Unread(f"GGUF files of architecture {arch} are not read, only "
                          f"{', '.join(CONFIGS)}: take the model's safetensors")
     own = {k.removeprefix(f"{arch}."): x for k, x in facts.items() if k.startswith(f"{arch}.")}
     known = {theirs: own[k] for k, theirs in KEYS.items() if k in own}
     if absent := [x for x in REQUIRED if x not in known]:
         names = {x: k for k, x in KEYS.items()}
-        raise ValueError(f"its metadata lacks {arch}.{names[absent[0]]}: download it again")
+        raise Unread(f"its metadata lacks {arch}.{names[absent[0]]}: download it again")
     if lists := [k for k in KEYS if isinstance(own.get(k), list)]:
-        raise ValueError(f"{arch}.{lists[0]} differs from block to block, which the library's "
+        raise Unread(f"{arch}.{lists[0]} differs from block to block, which the library's "
                          f"{arch} cannot do: take the model's safetensors")
     known["rms_norm_eps"] = float(str(np.float32(known["rms_norm_eps"])))  # as it was written
     known.setdefault("num_key_value_heads", known["num_attention_heads"])
     width = known["hidden_size"] // known["num_attention_heads"]
     head = known.setdefault("head_dim", own.get("rope.dimension_count", width))
     if {own.get(x, head) for x in ("rope.dimension_count", "attention.value_length")} != {head}:
-        raise ValueError("its heads are rotated in part, or have values of another width than "
+        raise Unread("its heads are rotated in part, or have values of another width than "
                          "keys: take the model's safetensors")
     if arch in LARGEST:
         large = known["num_hidden_layers"] == LARGEST[arch]
         known["query_pre_attn_scalar"] = width if large else head
     elif "sliding_window" in known:
-        raise ValueError(f"its attention slides, which the library's {arch} does not: take the "
+        raise Unread(f"its attention slides, which the library's {arch} does not: take the "
                          "model's safetensors")
     if "token_embd.weight" not in tensors:
-        raise ValueError("it has no token_embd.weight: it holds no whole model")
+        raise Unread("it has no token_embd.weight: it holds no whole model")
     if unread := sorted(own.keys() - KEYS.keys() - OTHERS):
         logger.warning(f"of the file's metadata, {', '.join(unread)} have no place in the "
                        f"library's {arch}, and are not read")
@@ -193,7 +200,7 @@ def config_of(facts: Facts, tensors: dict[str, ReaderTensor]) -> PretrainedConfi
 
 
 def rope(arch: str, own: Facts, head: int, factors: ReaderTensor | None) -> dict[str, Any]:
-    """How positions turn, as the library says it. Raises ValueError for a scaling that it would
+    """How positions turn, as the library says it. Raises Unread for a scaling that it would
     not follow."""
     theta = float(own.get("rope.freq_base", 10000.0))
     turns: dict[str, Any] = {"rope_type": "default", "rope_theta": theta}
@@ -202,7 +209,7 @@ def rope(arch: str, own: Facts, head: int, factors: ReaderTensor | None) -> dict
     if kind == "linear" and not unknown:
         turns |= {"rope_type": "linear", "factor": float(factor)}
     elif kind != "none" or unknown:
-        raise ValueError(f"its positions are scaled ({kind}), which is not read from GGUF files: "
+        raise Unread(f"its positions are scaled ({kind}), which is not read from GGUF files: "
                          "take the model's safetensors")
     if factors is not None:
         turns |= {"rope_type": "llama3", **LLAMA3, "factor": stretched(theta, head, factors)}
@@ -215,7 +222,7 @@ def rope(arch: str, own: Facts, head: int, factors: ReaderTensor | None) -> dict
 def stretched(theta: float, head: int, factors: ReaderTensor) -> float:
     """The factor of Llama 3.1's scaling, from what the file divides its frequencies by.
 
-    Raises ValueError where they are of another scaling. Formula: Llama 3.1's release.
+    Raises Unread where they are of another scaling. Formula: Llama 3.1's release.
     """
     low, high, length = LLAMA3.values()
     for factor in (8.0, 32.0):
@@ -223,14 +230,14 @@ def stretched(theta: float, head: int, factors: ReaderTensor) -> float:
         smooth = ((length / waves - low) / (high - low)).clamp(0, 1)
         if np.allclose(factors.data, 1 / ((1 - smooth) / factor + smooth), rtol=1e-4):
             return factor
-    raise ValueError("the factors of its positions (rope_freqs.weight) are not those of Llama 3.1: "
+    raise Unread("the factors of its positions (rope_freqs.weight) are not those of Llama 3.1: "
                      "take the model's safetensors")
 
 
 def places(config: PretrainedConfig, arch: str, reader: GGUFReader) -> dict[str, list[Any]]:
     """The library's name of each weight → where and how the file has it (`Packed`).
 
-    Raises ValueError for a tensor of the file without a place in the model.
+    Raises Unread for a tensor of the file without a place in the model.
     """
     with torch.device("meta"):
         names = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config).state_dict()
@@ -243,7 +250,7 @@ def places(config: PretrainedConfig, arch: str, reader: GGUFReader) -> dict[str,
         if x.name == "rope_freqs.weight":
             continue
         if x.name not in theirs:
-            raise ValueError(f"its {x.name} has no place in the library's {arch}: take the model's "
+            raise Unread(f"its {x.name} has no place in the library's {arch}: take the model's "
                              "safetensors")
         shape = [int(n) for n in reversed(x.shape)]
         rows, part = math.prod(shape[:-1]), x.name.split(".")[-2]
@@ -259,7 +266,7 @@ def places(config: PretrainedConfig, arch: str, reader: GGUFReader) -> dict[str,
 def tokenizer_of(file: Path, facts: Facts) -> PreTrainedTokenizerFast:
     """The file's tokenizer as the library makes it, cutting text as the file says.
 
-    Raises ValueError for a way to cut that is not known: its tokens would be others.
+    Raises Unread for a way to cut that is not known: its tokens would be others.
     """
     made = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
     backend = made.backend_tokenizer
@@ -272,12 +279,18 @@ def tokenizer_of(file: Path, facts: Facts) -> PreTrainedTokenizerFast:
         elif way == "smollm":
             first = pre_tokenizers.Digits(individual_digits=True)
         elif way != "gpt-2":
-            raise ValueError(f"its tokenizer cuts text in the way {way!r}, which is not known "
+            raise Unread(f"its tokenizer cuts text in the way {way!r}, which is not known "
                              "here: take the model's safetensors")
         backend.pre_tokenizer = (
             bytes_ if way == "gpt-2" else pre_tokenizers.Sequence([first, bytes_]))
         backend.normalizer = normalizers.NFC() if way == "qwen2" else None
         backend.model.ignore_merges = way in WHOLE
+    elif not str(facts["general.architecture"]).startswith("gemma"):  # SentencePiece's own
+        marks = [normalizers.Replace(" ", "▁")]
+        if facts.get("tokenizer.ggml.add_space_prefix", True):  # after special tokens, too
+            marks.insert(0, normalizers.Prepend("▁"))
+        backend.normalizer = normalizers.Sequence(marks)
+        backend.pre_tokenizer = None
     special = {k: x for k, x in made.special_tokens_map.items() if isinstance(x, str)}
     return PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=made.chat_template,
                                    clean_up_tokenization_spaces=False, **special)
