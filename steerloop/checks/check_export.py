@@ -438,6 +438,6 @@ def check_the_best_round_is_exported_unless_there_is_none(run, tmp_path):
 
 
 def check_a_missing_package_is_named(run, tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "gguf", None)
+    monkeypatch.setitem(__import__("sys").modules, "peft", None)
     with pytest.raises(UserError, match=r"pip install 'steerloop\[export\]'"):
-        export_vector(open_student(run(), "1"), tmp_path / "out", gguf=True)
+        export_adapter(open_student(run(), "1"), tmp_path / "out")
