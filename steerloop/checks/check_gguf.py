@@ -27,8 +27,9 @@ from steerloop.checks.ggufs import (
     small,
     write_gguf,
 )
-from steerloop.checks.small import SPECIALS, short_run, small_config, token_batch
+from steerloop.checks.small import SPECIALS, TEMPLATES, short_run, small_config, token_batch
 from steerloop.export.__main__ import main as export_main
+from steerloop.export.bundle import verify, write_bundle
 from steerloop.export.parity import student_logits
 from steerloop.export.student import open_student
 from steerloop.loading import gguf
@@ -282,7 +283,7 @@ def check_it_is_unpacked_once_and_anew_where_it_changed(llama, tmp_path):
     made = (folder / INDEX).stat().st_mtime_ns
     assert unpacked(file) == folder and (folder / INDEX).stat().st_mtime_ns == made
     before = model_record(str(file))
-    assert before == {"path": str(file), "sha256": before["sha256"]}
+    assert before["path"] == str(file) and before["name"] == "a.gguf"
     assert list(before["sha256"]) == ["a.gguf"] and model_files(folder) == [file]
     write_gguf(file, "llama", small("llama", num_hidden_layers=2), Q8_0)
     assert unpacked(file) != folder and loaded(file)[1].config.num_hidden_layers == 2
@@ -335,10 +336,13 @@ def check_a_run_on_a_file_its_exports_and_its_end(llama, tmp_path):
     model = tmp_path / "m" / "a.gguf"
     model.parent.mkdir()
     shutil.copy(llama, model)
-    cfg = small_config(model, lora_blocks=[1, 2])
+    own = tmp_path / "own.jinja"
+    own.write_text(TEMPLATES["folds"])
+    cfg = small_config(model.parent, lora_blocks=[1, 2], template=str(own))
     run = short_run(tmp_path, cfg, steer_blocks=[1], r=4)
-    document = json.loads((run / "config.json").read_text())
-    assert document["inputs"]["model"]["path"] == str(model)
+    inputs = json.loads((run / "config.json").read_text())["inputs"]
+    assert inputs["model"]["path"] == str(model) and inputs["template"]["path"] == str(own)
+    verify(write_bundle(run, tmp_path / "run.tar.gz"), model=str(model))
     assert export_main([str(run), "--to", "peft", "--out", str(tmp_path / "peft")]) is None
     assert export_main([str(run), "--to", "merged", "--out", str(tmp_path / "merged")]) is None
     settings = json.loads((tmp_path / "peft/adapter_config.json").read_text())
@@ -349,6 +353,9 @@ def check_a_run_on_a_file_its_exports_and_its_end(llama, tmp_path):
     with torch.no_grad():
         assert torch.allclose(hf(ids).logits, logits(ids), atol=1e-4)
     assert loaded(tmp_path / "merged")[0].chat_template == student.model.tokenizer.chat_template
+    own.write_text(TEMPLATES["folds"] + "{# changed #}")
+    with pytest.raises(UserError, match=r"other inputs.*template"):
+        open_student(run, device="cpu")
     write_gguf(model, "llama", small("llama", initializer_range=0.2), Q8_0)
     with pytest.raises(UserError, match=r"other inputs.*model/a\.gguf"):
         open_student(run, device="cpu")

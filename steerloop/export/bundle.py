@@ -169,9 +169,9 @@ def from_model(folder: Path, manifest: dict, cfg: Config, device: str) -> list[C
     """What takes the model that it was made with. Raises UserError where that is not to be had."""
     same = part("model", check_model, manifest, cfg)
     opened = folder.with_name(OPENED)
-    cfg = restated(folder, cfg, opened)
     packed = {k: str(x) for k, x in data_of(folder, cfg).items()}
-    data = read_data(dataclasses.replace(cfg, **packed))
+    cfg = restated(folder, dataclasses.replace(cfg, **packed), opened)
+    data = read_data(cfg)
     check_texts(data)
     student = open_student(opened, str(cfg.rounds), "1", device, force=True)
     parts = [same, part("answers of base", check_answers, student, data, 0, layout.BASE)]

@@ -8,13 +8,14 @@ from transformers import PreTrainedTokenizerBase
 from steerloop import UserError
 from steerloop.texts.data import TEMPLATES, read
 
+BOS = "{#- BOS -#}"
 MARKER = re.compile(r"<[|\w]+>")  # as templates write the ends of turns
 
 
 def give_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     """Put the template of this name in the place of a tokenizer's own; '' leaves it that.
 
-    The package's write no BOS of their own: it stands before them where the tokenizer begins every
+    Where it says {#- BOS -#}, as the package's do, BOS is written if the tokenizer begins every
     text with it. Raises UserError for a file that cannot be read, or one of the package's whose
     markers are no tokens here.
     """
@@ -26,11 +27,11 @@ def give_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     if name in TEMPLATES.values():
         if absent:
             raise UserError(f"--template {name}: {absent[0]} is no token of this model: take plain")
-        begins = tokenizer("x").input_ids[0] == tokenizer.bos_token_id
-        template = "{{ bos_token }}" * begins + template
     elif absent:
         logger.warning(f"--template {name}: {', '.join(absent)} are no tokens of this model, and "
                        "are written in pieces")
+    begins = tokenizer("x").input_ids[:1] == [tokenizer.bos_token_id]
+    template = template.replace(BOS, "{{- bos_token -}}" if begins else "")
     if tokenizer.chat_template:
         logger.warning(f"--template {name} stands in for the model's own")
     tokenizer.chat_template = template

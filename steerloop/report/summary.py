@@ -8,7 +8,7 @@ from steerloop.report.pages import write_pages
 from steerloop.report.run import axis_of, beaten, events, last_round, round_table, run_table, states
 from steerloop.report.verdicts import NAMES, Verdict, heads, named, write_verdicts
 from steerloop.runfolder import layout
-from steerloop.runfolder.files import read_config, sealed, write_whole
+from steerloop.runfolder.files import read_document, sealed, write_whole
 
 
 def best_round(
@@ -33,7 +33,9 @@ def best_round(
 def summarise(run: Path, judged: list[Verdict], measured: list[dict[str, Any]]) -> dict[str, Any]:
     """What summary.json says: the arm, base, every healed round, the best one (see `best_round`),
     plain steering at the shift of the last round, rivals, and the verdicts."""
-    cfg = read_config(run)
+    document = read_document(run)
+    cfg, inputs = document["config"], document.get("inputs", {})
+    model = inputs.get("model", {}).get("name") or Path(cfg["model"]).name
     start = next(e for e in events(run) if e["stage"] == "start")
     axis = axis_of(run)
     healed = [e for e in measured if e["state"] == "healed"]
@@ -46,7 +48,7 @@ def summarise(run: Path, judged: list[Verdict], measured: list[dict[str, Any]]) 
         "stopped_early": len(healed) < cfg["rounds"],
         "axis": axis,
         "coherence_floor": start["floor"],
-        "arm": {k: cfg[k] for k in ARM} | {"model": Path(cfg["model"]).name},
+        "arm": {k: cfg[k] for k in ARM} | {"model": model},
         "base": measured[0]["measures"],
         "healed": healed,
         "best_round": best,

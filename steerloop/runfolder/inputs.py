@@ -1,10 +1,10 @@
 """What a run reads: by its knob, the path of every input and the content hash of each of its files.
 
-    "inputs": {"model": {"path": "/…/llama", "sha256": {"config.json": "…", …}},
+    "inputs": {"model": {"path": "/…/llama", "name": "llama", "sha256": {"config.json": "…", …}},
                "prompts": {"path": "/…/prompts.txt", "sha256": "…"}, …}
 
-Paths say where to look, hashes what has to be there. A new kind of input is a
-line in `record`.
+Paths say where to look, hashes what has to be there, the name is for others. A new kind of input is
+a line in `record`.
 """
 
 import hashlib
@@ -73,9 +73,10 @@ def _read_kept() -> dict[str, list[Any]]:
 
 
 def model_record(model: str) -> dict[str, Any]:
-    """Path and hashes of a model. Raises UserError where it is not to be had."""
+    """Path, hashes and name of a model. Raises UserError where it is not to be had."""
     folder = locate(model)
-    return file_record(source(folder), model_files(folder))
+    name = public_name(folder)[0].rpartition("/")[2]
+    return file_record(source(folder), model_files(folder)) | {"name": name}
 
 
 def file_record(folder: Path, files: list[Path]) -> dict[str, Any]:
@@ -138,7 +139,7 @@ def public(document: dict[str, Any]) -> dict[str, Any]:
     if "model" in inputs:
         name, revision = public_name(Path(inputs["model"]["path"]))
         config["model"] = f"{name}@{revision}" if revision else name
-    hashed = {k: {"sha256": x["sha256"]} for k, x in inputs.items()}
+    hashed = {k: {y: x[y] for y in ("name", "sha256") if y in x} for k, x in inputs.items()}
     return document | {"config": config, "inputs": hashed}
 
 
