@@ -71,8 +71,14 @@ def check_a_shape_can_be_cut():
 
 def check_peaks_and_medians():
     held = []
+
+    def large():
+        ones = torch.ones(2**24)
+        time.sleep(0.2)  # memory is read by a thread, which a busy machine may keep waiting
+        return ones.sum()
+
     work = {"ours": measure.Runner(lambda: torch.ones(2**22).sum(), 2),
-            "twin": measure.Runner(lambda: torch.ones(2**24).sum())}
+            "twin": measure.Runner(large)}
     found = measure.against(measure.race(work, 2, cuda=False))
     assert 60 < found["twin"]["peak_mb"] < 80  # 64 MB of ones
     assert sum(found["twin"]["all_seconds"]) == pytest.approx(2 * found["twin"]["seconds"])
@@ -82,8 +88,8 @@ def check_peaks_and_medians():
     held.clear()
     with measure.watched(False) as seen:
         held.append(torch.ones(2**23))
-        time.sleep(0.03)
-    assert 30 < seen["anon"] < 40 and seen["seconds"] >= 0.03 > seen["cpu_seconds"] - 0.05
+        time.sleep(0.3)
+    assert 30 < seen["anon"] < 40 and seen["seconds"] >= 0.3 > seen["cpu_seconds"]
 
 
 def check_a_round_is_cut_out_of_a_run():
