@@ -266,6 +266,9 @@ def check_what_a_name_of_a_model_may_be(llama, tmp_path, monkeypatch):
     assert locate(str(tmp_path)) == locate(str(tmp_path / "one.GGUF"))
     assert source(locate(str(tmp_path))) == tmp_path / "one.GGUF"
     assert public_name(locate(str(tmp_path))) == ("one.GGUF", None)
+    (tmp_path / "link").mkdir()
+    (tmp_path / "link/named.gguf").symlink_to(tmp_path / "one.GGUF")
+    assert public_name(locate(str(tmp_path / "link"))) == ("named.gguf", None)
     shutil.copy(llama, tmp_path / "two.gguf")
     with pytest.raises(UserError, match=r"several models, one\.GGUF, two\.gguf: name one"):
         locate(str(tmp_path))

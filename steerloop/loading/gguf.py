@@ -92,7 +92,7 @@ def unpacked(file: Path) -> Path:
 
     Raises UserError for a file that is damaged, split, or of a kind that is not supported.
     """
-    file = file.resolve()
+    file = file.absolute()  # not where a link leads: a hub's cache keeps contents under hashes
     folder = user_cache() / "gguf" / f"{file.stem}-{key_of(file)}"
     if (folder / INDEX).is_file():
         return folder

@@ -139,7 +139,8 @@ def public_name(folder: Path) -> tuple[str, str | None]:
     """A model's folder → how others find it: (hub id, revision) of a snapshot in a hub cache, else
     (its name alone, None), of a GGUF file that of the file, or the short name under which it was
     fetched: where it lies is nobody else's business."""
-    folder = source(folder).resolve()
+    named = source(folder)
+    folder = named.parent.resolve() / named.name if named.is_file() else named.resolve()
     if folder.parent.parent == (user_cache() / "models").resolve():
         return folder.parent.name, None
     kind, _, owned = folder.parent.parent.name.partition("--")

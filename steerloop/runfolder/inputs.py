@@ -82,7 +82,8 @@ def model_record(model: str) -> dict[str, Any]:
 def file_record(folder: Path, files: list[Path]) -> dict[str, Any]:
     """A folder, or a file that is all of a model, and the hashes of files in it."""
     names = [x.relative_to(folder).as_posix() if x != folder else x.name for x in files]
-    return {"path": str(folder.resolve()), "sha256": dict(zip(names, hashes(files), strict=True))}
+    path = folder.resolve() if folder.is_dir() else folder.absolute()
+    return {"path": str(path), "sha256": dict(zip(names, hashes(files), strict=True))}
 
 
 def record(cfg: Any, knobs: Iterable[str] = KNOBS) -> Record:
