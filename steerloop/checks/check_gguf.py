@@ -3,6 +3,7 @@ made from, and one line for every file that would not be."""
 
 import json
 import multiprocessing
+import os
 import random
 import shutil
 import subprocess
@@ -314,7 +315,11 @@ def check_two_at_once_and_one_killed(llama, tmp_path, monkeypatch):
               "gguf.tokenizer_of = lambda *_: os.kill(os.getpid(), 9)\n"
               "gguf.unpacked(gguf.Path(sys.argv[1]))")
     assert subprocess.run([sys.executable, "-c", killed, str(llama)]).returncode == -9
-    assert loaded(llama) and (folder / INDEX).is_file()
+    (part,) = folder.parent.glob("*.part")
+    assert loaded(llama) and (folder / INDEX).is_file() and part.exists(), "another may be at it"
+    os.utime(part, (0, 0))
+    shutil.rmtree(folder)
+    assert unpacked(llama) == folder and not part.exists()
 
 
 def check_a_cache_that_cannot_be_written(llama, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import json
 import math
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -39,6 +40,7 @@ from steerloop.loading.files import FAILURES, INDEX
 from steerloop.texts.printable import printable
 
 VERSION = 1  # of what is written below
+DEAD = 3600  # seconds after which nobody is still unpacking into a folder
 CONFIGS = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config,
            "gemma2": Gemma2Config, "gemma3": Gemma3TextConfig}  # Mistral's files say llama
 KEYS = {  # of a file, without its architecture → of a config
@@ -99,6 +101,9 @@ def unpacked(file: Path) -> Path:
     logger.info(f"unpacking the metadata of {file.name} into {folder}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        for left in folder.parent.glob("*.part"):
+            if time.time() - left.stat().st_mtime > DEAD:
+                shutil.rmtree(left, ignore_errors=True)
         part = Path(tempfile.mkdtemp(".part", dir=folder.parent))
     except OSError as e:
         raise UserError(f"the metadata of {file.name} cannot be unpacked: {e}; XDG_CACHE_HOME "
