@@ -377,6 +377,8 @@ def forgeries(files, path, seeds):
     noticed = 0
     for seed in seeds:
         changed, where = with_one_field_changed(files, Random(seed))
+        if where.endswith(": crc"):  # a hash, which is made to fit
+            continue
         listed = where.startswith("bundle.json: files")
         record = not where.startswith("events.jsonl")  # what was forged there stays forged
         whole = packed(list(changed.items()), path) if listed else fitting(changed, path, record)
