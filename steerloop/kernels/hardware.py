@@ -15,21 +15,21 @@ from steerloop import UserError
 SHARE = 1 / 3  # of the device's memory that dense weights may take while nothing is trained
 SHARE_TRAINING = 1 / 8  # activations and logits need the rest
 TRIM, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4  # what glibc's mallopt calls them
-LARGEST = 2**25  # bytes, glibc's own upper end of the blocks that it keeps
+SMALLEST, LARGEST = 2**17, 2**25  # bytes, glibc's own ends of the blocks that it keeps
 
 
-def keep_freed(keep: bool) -> None:
+def keep_freed(keep: bool, block: int = LARGEST) -> None:
     """Whether host memory that was freed stays with the process, whatever the size of a block; if
-    not, about what glibc comes to by itself.
+    not, blocks of `block` bytes go back at once: by default about what glibc comes to by itself.
 
     By itself glibc gives large blocks back and gets them again page by page, and clearing pages
     costs more than half of what fills them: logits, attention, gradients. Other systems' C
     libraries have no such switch and are left alone.
     """
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
-        mallopt(MMAP_THRESHOLD, LARGEST)
+        mallopt(MMAP_THRESHOLD, block)
         mallopt(MMAP_MAX, 0 if keep else 2**16)
-        mallopt(TRIM, 2**31 - 1 if keep else 2 * LARGEST)
+        mallopt(TRIM, 2**31 - 1 if keep else 2 * block)
 
 
 def hardware(device: str, threads: int) -> torch.device:

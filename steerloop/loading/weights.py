@@ -24,7 +24,7 @@ from transformers import (
 from transformers.utils import logging as library_log
 
 from steerloop import UserError
-from steerloop.kernels.hardware import precision
+from steerloop.kernels.hardware import SMALLEST, keep_freed, precision
 from steerloop.loading.files import FAILURES, INDEX, warn_of_others, weight_files
 from steerloop.loading.hub import locate
 
@@ -96,6 +96,7 @@ def load_weights(
     hub_log.set_verbosity_error()  # as are its retries
     folder, computed = locate(model), precision(dtype, device)
     warn_of_others(folder)
+    keep_freed(False, SMALLEST)  # else holes between what stays take more than the weights
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         text = config.get_text_config()
@@ -117,6 +118,7 @@ def load_weights(
         raise UserError(f"cannot load --model {model}: "
                         f"{shorten(str(e), 300, placeholder=' ...')}{hint}") from e
     finally:
+        keep_freed(device.type == "cpu")
         library_log.set_verbosity(verbosity)
         hub_log.set_verbosity(hub_verbosity)
     if wrong := sorted(info["mismatched_keys"]):
