@@ -40,6 +40,7 @@ from steerloop.loading.hub import locate, public_name
 from steerloop.loading.packed import packed
 from steerloop.loading.weights import load_weights
 from steerloop.runfolder.inputs import model_record
+from steerloop.score import find_adapter
 
 CPU = torch.device("cpu")
 KINDS = {"f32": F32, "f16": F16, "q8_0": Q8_0, "q4_1": Q4_1}
@@ -320,6 +321,12 @@ def check_two_at_once_and_one_killed(llama, tmp_path, monkeypatch):
     os.utime(part, (0, 0))
     shutil.rmtree(folder)
     assert unpacked(llama) == folder and not part.exists()
+
+
+def check_a_file_is_no_adapter_on_the_hub(llama, monkeypatch):
+    monkeypatch.chdir(llama.parent.parent)
+    monkeypatch.setattr("steerloop.score.snapshot_download", lambda *_, **__: pytest.fail("asked"))
+    assert find_adapter(f"{llama.parent.name}/{llama.name}") is None
 
 
 def check_a_cache_that_cannot_be_written(llama, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from steerloop.checks.small import TEMPLATES, build_tokenizer, save_small, small
 from steerloop.config import Config, parse
 from steerloop.loading.given import give_template
 from steerloop.model import load
+from steerloop.score import bare
 from steerloop.texts.data import TEMPLATES as PACKAGED
 
 
@@ -70,6 +71,14 @@ def check_a_base_model_runs_with_one_and_is_one_line_without(tmp_path):
     assert model.to_text(ids, True) == "<bos>Be brief.\n\nUser:\nWhy?\n\nAssistant:\n"
     assert model.system_role and model.end == 1  # <eos>
     assert AutoTokenizer.from_pretrained(tmp_path / "m").chat_template is None
+
+
+def check_score_gives_it_too(tmp_path):
+    cfg = small_config(base_model(tmp_path / "m"), quant="none")
+    with pytest.raises(UserError, match="--template plain"):
+        bare(cfg)
+    model = bare(Config(**vars(cfg) | {"template": "plain"}))
+    assert model.to_text(model.render("Why?"), True).endswith("User:\nWhy?\n\nAssistant:\n")
 
 
 def check_a_file_stands_in_for_the_models_own(tmp_path, caplog):

@@ -138,7 +138,7 @@ def write(file: Path, folder: Path) -> None:
     facts = {k: x.contents() for k, x in reader.fields.items() if len(x.data) < 100}
     if facts.get("split.count", 1) > 1:
         raise Unread(f"it is one of {facts['split.count']} parts: join them with "
-                         "`llama-gguf-split --merge` first")
+                     "`llama-gguf-split --merge` first")
     config = config_of(facts, {x.name: x for x in reader.tensors})
     tensors = places(config, facts["general.architecture"], reader)
     config.save_pretrained(folder)
@@ -167,7 +167,7 @@ def config_of(facts: Facts, tensors: dict[str, ReaderTensor]) -> PretrainedConfi
     arch = str(facts.get("general.architecture"))
     if arch not in CONFIGS:
         raise Unread(f"GGUF files of architecture {arch} are not read, only "
-                         f"{', '.join(CONFIGS)}: take the model's safetensors")
+                     f"{', '.join(CONFIGS)}: take the model's safetensors")
     own = {k.removeprefix(f"{arch}."): x for k, x in facts.items() if k.startswith(f"{arch}.")}
     known = {theirs: own[k] for k, theirs in KEYS.items() if k in own}
     if absent := [x for x in REQUIRED if x not in known]:
@@ -175,20 +175,20 @@ def config_of(facts: Facts, tensors: dict[str, ReaderTensor]) -> PretrainedConfi
         raise Unread(f"its metadata lacks {arch}.{names[absent[0]]}: download it again")
     if lists := [k for k in KEYS if isinstance(own.get(k), list)]:
         raise Unread(f"{arch}.{lists[0]} differs from block to block, which the library's "
-                         f"{arch} cannot do: take the model's safetensors")
+                     f"{arch} cannot do: take the model's safetensors")
     known["rms_norm_eps"] = float(str(np.float32(known["rms_norm_eps"])))  # as it was written
     known.setdefault("num_key_value_heads", known["num_attention_heads"])
     width = known["hidden_size"] // known["num_attention_heads"]
     head = known.setdefault("head_dim", own.get("rope.dimension_count", width))
     if {own.get(x, head) for x in ("rope.dimension_count", "attention.value_length")} != {head}:
         raise Unread("its heads are rotated in part, or have values of another width than "
-                         "keys: take the model's safetensors")
+                     "keys: take the model's safetensors")
     if arch in LARGEST:
         large = known["num_hidden_layers"] == LARGEST[arch]
         known["query_pre_attn_scalar"] = width if large else head
     elif "sliding_window" in known:
         raise Unread(f"its attention slides, which the library's {arch} does not: take the "
-                         "model's safetensors")
+                     "model's safetensors")
     if "token_embd.weight" not in tensors:
         raise Unread("it has no token_embd.weight: it holds no whole model")
     if unread := sorted(own.keys() - KEYS.keys() - OTHERS):
@@ -215,7 +215,7 @@ def rope(arch: str, own: Facts, head: int, factors: ReaderTensor | None) -> dict
         turns |= {"rope_type": "linear", "factor": float(factor)}
     elif kind != "none" or unknown:
         raise Unread(f"its positions are scaled ({kind}), which is not read from GGUF files: "
-                         "take the model's safetensors")
+                     "take the model's safetensors")
     if factors is not None:
         turns |= {"rope_type": "llama3", **LLAMA3, "factor": stretched(theta, head, factors)}
     if arch == "gemma3":
@@ -236,7 +236,7 @@ def stretched(theta: float, head: int, factors: ReaderTensor) -> float:
         if np.allclose(factors.data, 1 / ((1 - smooth) / factor + smooth), rtol=1e-4):
             return factor
     raise Unread("the factors of its positions (rope_freqs.weight) are not those of Llama 3.1: "
-                     "take the model's safetensors")
+                 "take the model's safetensors")
 
 
 def places(config: PretrainedConfig, arch: str, reader: GGUFReader) -> dict[str, list[Any]]:
@@ -256,7 +256,7 @@ def places(config: PretrainedConfig, arch: str, reader: GGUFReader) -> dict[str,
             continue
         if x.name not in theirs:
             raise Unread(f"its {x.name} has no place in the library's {arch}: take the model's "
-                             "safetensors")
+                         "safetensors")
         shape = [int(n) for n in reversed(x.shape)]
         rows, part = math.prod(shape[:-1]), x.name.split(".")[-2]
         gguf.dequantize(x.data.reshape(rows, -1)[:1], GGMLQuantizationType(x.tensor_type))
@@ -285,7 +285,7 @@ def tokenizer_of(file: Path, facts: Facts) -> PreTrainedTokenizerFast:
             first = pre_tokenizers.Digits(individual_digits=True)
         elif way != "gpt-2":
             raise Unread(f"its tokenizer cuts text in the way {way!r}, which is not known "
-                             "here: take the model's safetensors")
+                         "here: take the model's safetensors")
         backend.pre_tokenizer = (
             bytes_ if way == "gpt-2" else pre_tokenizers.Sequence([first, bytes_]))
         backend.normalizer = normalizers.NFC() if way == "qwen2" else None

@@ -32,6 +32,7 @@ from steerloop.kernels.dense import Dense
 from steerloop.kernels.hardware import hardware
 from steerloop.kernels.trunk import Trunk
 from steerloop.loading.fit import check_fit, output_head
+from steerloop.loading.given import give_template
 from steerloop.loading.hub import SHORT, locate
 from steerloop.loading.weights import load_weights, stop_ids
 from steerloop.model import Model
@@ -63,7 +64,7 @@ def find_adapter(model: str) -> Adapter | None:
     """
     folder = Path(model).expanduser()
     if not folder.is_dir():
-        if model == "embedded" or model.lower() in SHORT or "/" not in model:
+        if folder.is_file() or model.lower() in ("embedded", *SHORT) or "/" not in model:
             return None
         try:
             folder = Path(snapshot_download(model, allow_patterns=[SETTINGS, WEIGHTS]))
@@ -102,6 +103,7 @@ def bare(cfg: Config) -> Model:
     """A model with nothing wrapped: the library's own layers. Raises UserError."""
     device = hardware(cfg.device, cfg.threads)
     tokenizer, hf = load_weights(cfg.model, cfg.dtype, cfg.attn, cfg.quant, device)
+    give_template(tokenizer, cfg.template)
     dense, decoder = Dense(hf, {}, gates := lora.Gates(1), cfg.decode), hf.get_decoder()
     model = Model(tokenizer, stop_ids(hf), hf, decoder, Trunk(decoder), output_head(hf), gates, {},
                   dense, device)
