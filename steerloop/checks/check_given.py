@@ -9,6 +9,7 @@ from steerloop.config import Config, parse
 from steerloop.loading.given import give_template
 from steerloop.model import load
 from steerloop.score import bare
+from steerloop.score.__main__ import parse as asked
 from steerloop.texts.data import TEMPLATES as PACKAGED
 
 
@@ -77,7 +78,8 @@ def check_score_gives_it_too(tmp_path):
     cfg = small_config(base_model(tmp_path / "m"), quant="none")
     with pytest.raises(UserError, match="--template plain"):
         bare(cfg)
-    model = bare(Config(**vars(cfg) | {"template": "plain"}))
+    _, said, *_ = asked([str(tmp_path / "m"), "--template", "plain"])
+    model = bare(Config(**vars(cfg) | {"template": said.template}))
     assert model.to_text(model.render("Why?"), True).endswith("User:\nWhy?\n\nAssistant:\n")
 
 

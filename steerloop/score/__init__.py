@@ -46,7 +46,7 @@ from steerloop.runfolder.layout import of_state
 from steerloop.runfolder.opening import log_to, note_end
 from steerloop.texts.data import Data, read_data
 
-READ = ("model", "persona", "vignettes", "mundane")  # of the inputs of a run
+READ = ("model", "template", "persona", "vignettes", "mundane")  # of the inputs of a run
 
 
 @dataclass

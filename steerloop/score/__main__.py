@@ -17,8 +17,8 @@ from steerloop.export.student import config_of
 from steerloop.runfolder.inputs import compared
 from steerloop.score import READ, score
 
-SETTINGS = ["persona", "vignettes", "mundane", "split", "quant", "dtype", "device", "runs", "every",
-            "think_tokens", "batch_rows", "bootstrap", "seed", "threads", "force"]
+SETTINGS = ["template", "persona", "vignettes", "mundane", "split", "quant", "dtype", "device",
+            "runs", "every", "think_tokens", "batch_rows", "bootstrap", "seed", "threads", "force"]
 ABOUT = f"{__doc__}\nSettings default to those of --like, or of a hub model."
 
 
@@ -28,7 +28,7 @@ def parse(argv: list[str]) -> tuple[str, Config, str, dict[str, str]]:
     Raises UserError."""
     parser = Knobs(some(Config, SETTINGS), prog="python -m steerloop.score", description=ABOUT)
     add = parser.add_argument
-    add("model", type=filled, help="directory, hub id, short name, or PEFT adapter")
+    add("model", type=filled, help="directory, .gguf file, hub id, short name, or PEFT adapter")
     add("--base", type=filled, help="what to compare with; an adapter names its own")
     add("--like", type=path, help="a run folder: its data, split, dtype, seed")
     said = given(parser, argv)
