@@ -1,4 +1,4 @@
-"""Load a model and its tokenizer: dense or 4-bit, safetensors only, no foreign code.
+"""Load a model and its tokenizer: dense or 4-bit, safetensors or GGUF, no foreign code.
 
 Every way in which that can go wrong ends in a UserError of one line that names the remedy.
 """
