@@ -1,6 +1,6 @@
 """Write the micro-world's data files, in the formats that hub models use too.
 
-    persona.toml                     paired system texts, care against authority
+    trait.toml                       paired system texts, care against authority
     contexts.txt  prompts.txt        user texts for extraction, dilemmas for sampling (train slots)
     vignettes.{dev,test}.jsonl       20 vignettes per foundation        } held-out slots
     mundane.{dev,test}.jsonl         40 ordinary prompts with answers   }
@@ -91,20 +91,22 @@ def _jsonl(path: Path, rows: Iterable[dict[str, str]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def _persona_toml() -> str:
+def _trait_toml() -> str:
     care, authority = zip(*persona_pairs(), strict=True)
 
     def entry(name: str, texts: tuple[str, ...]) -> str:
         return f"{name} = [\n" + "".join(f"    {json.dumps(text)},\n" for text in texts) + "]\n"
 
     head = 'name = "care_over_authority"\nup = "care"\ndown = "authority"\n'
-    return head + entry("positive", care) + entry("negative", authority)
+    files = ("vignettes", "mundane")
+    where = "".join(f'{x} = "{x}.{{split}}.jsonl"\n' for x in files)
+    return head + entry("positive", care) + entry("negative", authority) + f"\n[files]\n{where}"
 
 
 def write_files(folder: Path) -> None:
     """Write every data file; each has its own generator, so none depends on another."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "persona.toml").write_text(_persona_toml(), encoding="utf-8")
+    (folder / "trait.toml").write_text(_trait_toml(), encoding="utf-8")
     rng = Random("contexts")
     contexts = distinct(lambda: draw_context(rng), CONTEXTS)
     _lines(folder / "contexts.txt", "user texts for extraction, one a line", contexts)
