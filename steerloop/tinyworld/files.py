@@ -5,6 +5,8 @@
     vignettes.{dev,test}.jsonl       20 vignettes per foundation        } held-out slots
     mundane.{dev,test}.jsonl         40 ordinary prompts with answers   }
     dilemmas.{dev,test}.txt          40 dilemma prompts                 }
+    contrast.{dev,test}.jsonl        60 dilemmas with opposed answers   }
+    reasons.toml                     two questions about a vignette, phrases per foundation
 
 The files do not depend on the training seed, so all trained models are measured on the same items.
 """
@@ -18,6 +20,7 @@ from steerloop.texts.data import lines
 from steerloop.texts.foundations import FOUNDATIONS
 from steerloop.texts.reader import read_text
 from steerloop.tinyworld import grammar, personas
+from steerloop.tinyworld.contrast import Row, contrast_rows, wordings
 from steerloop.tinyworld.mundane import draw_mundane
 from steerloop.tinyworld.splits import Split
 from steerloop.tinyworld.vignettes import draw_vignette
@@ -29,6 +32,7 @@ PROMPTS = 60
 PER_FOUNDATION = 20
 MUNDANE = 40
 DILEMMAS = 40
+CONTRASTED = 60
 
 
 def distinct(draw: Callable[[], str], count: int) -> list[str]:
@@ -87,24 +91,33 @@ def _lines(path: Path, note: str, texts: Iterable[str]) -> None:
     path.write_text("\n".join([f"# {note}", *texts]) + "\n", encoding="utf-8")
 
 
-def _jsonl(path: Path, rows: Iterable[dict[str, str]]) -> None:
+def _jsonl(path: Path, rows: Iterable[Row]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def _toml_list(name: str, texts: Iterable[str]) -> str:
+    return f"{name} = [\n" + "".join(f"    {json.dumps(text)},\n" for text in texts) + "]\n"
 
 
 def _persona_toml() -> str:
     care, authority = zip(*persona_pairs(), strict=True)
-
-    def entry(name: str, texts: tuple[str, ...]) -> str:
-        return f"{name} = [\n" + "".join(f"    {json.dumps(text)},\n" for text in texts) + "]\n"
-
     head = 'name = "care_over_authority"\nup = "care"\ndown = "authority"\n'
-    return head + entry("positive", care) + entry("negative", authority)
+    return head + _toml_list("positive", care) + _toml_list("negative", authority)
+
+
+def _reasons_toml() -> str:
+    tables = []
+    for ask, phrases in wordings():
+        lists = [_toml_list(json.dumps(name), texts) for name, texts in phrases.items()]
+        tables.append(f"[[wording]]\nask = {json.dumps(ask)}\n[wording.reasons]\n" + "".join(lists))
+    return "\n".join(tables)
 
 
 def write_files(folder: Path) -> None:
     """Write every data file; each has its own generator, so none depends on another."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "persona.toml").write_text(_persona_toml(), encoding="utf-8")
+    (folder / "reasons.toml").write_text(_reasons_toml(), encoding="utf-8")
     rng = Random("contexts")
     contexts = distinct(lambda: draw_context(rng), CONTEXTS)
     _lines(folder / "contexts.txt", "user texts for extraction, one a line", contexts)
@@ -119,6 +132,15 @@ def write_files(folder: Path) -> None:
         _lines(
             folder / f"dilemmas.{split}.txt", f"dilemmas with held-out slots ({split})", dilemmas
         )
+        _jsonl(folder / f"contrast.{split}.jsonl", contrasted(split, dilemmas))
+
+
+def contrasted(split: Split, dilemmas: list[str]) -> list[Row]:
+    """Opposed answers to these dilemmas and, up to CONTRASTED, to others of the split."""
+    rng = Random(f"contrast-{split}")
+    others = distinct(lambda: draw_dilemma_prompt(rng, split), CONTRASTED + len(dilemmas))
+    prompts = dict.fromkeys(dilemmas + others)
+    return contrast_rows(rng, list(prompts)[:CONTRASTED])
 
 
 def read_dilemmas(folder: Path, split: Split) -> list[str]:
