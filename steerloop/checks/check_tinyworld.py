@@ -131,9 +131,11 @@ def check_personas_are_opposite_pairs():
 
 
 def check_data_files_are_what_the_recipe_writes(tmp_path):
+    assert files.stale(DATA) == []
     files.write_files(tmp_path)
-    for path in sorted(tmp_path.iterdir()):
-        assert (DATA / path.name).read_text() == path.read_text(), path.name
+    (tmp_path / "reasons.toml").unlink()
+    (tmp_path / "contrast.dev.jsonl").write_text((tmp_path / "contrast.test.jsonl").read_text())
+    assert files.stale(tmp_path) == ["contrast.dev.jsonl", "reasons.toml"]
 
 
 def check_oracle_profiles_follow_the_disposition():

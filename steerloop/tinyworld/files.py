@@ -15,6 +15,7 @@ import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 
 from steerloop.texts.data import lines
 from steerloop.texts.foundations import FOUNDATIONS
@@ -141,6 +142,18 @@ def contrasted(split: Split, dilemmas: list[str]) -> list[Row]:
     others = distinct(lambda: draw_dilemma_prompt(rng, split), CONTRASTED + len(dilemmas))
     prompts = dict.fromkeys(dilemmas + others)
     return contrast_rows(rng, list(prompts)[:CONTRASTED])
+
+
+def stale(folder: Path) -> list[str]:
+    """Names of the data files that are missing in a folder, or not what `write_files` writes."""
+    with TemporaryDirectory() as fresh:
+        write_files(Path(fresh))
+        return [
+            path.name
+            for path in sorted(Path(fresh).iterdir())
+            if not (folder / path.name).is_file()
+            or (folder / path.name).read_bytes() != path.read_bytes()
+        ]
 
 
 def read_dilemmas(folder: Path, split: Split) -> list[str]:

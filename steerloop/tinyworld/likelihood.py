@@ -15,7 +15,7 @@ from steerloop.texts.foundations import FOUNDATIONS
 from steerloop.tinyworld import grammar
 from steerloop.tinyworld.acts import WHY
 from steerloop.tinyworld.contrast import Row
-from steerloop.tinyworld.grammar import Dilemma, sigmoid
+from steerloop.tinyworld.grammar import sigmoid
 from steerloop.tinyworld.oracle import MAX_REASONS, PRIORS, grid, parse_dilemma, split_sentences
 from steerloop.tinyworld.vignettes import label_distribution
 
@@ -49,9 +49,10 @@ def shape_probability(shape: Shape, z: float) -> float:
     trait = 1 - grammar.NEUTRAL_SHARE
     weights = dict(zip(KINDS, (trait * care, trait * (1 - care), grammar.NEUTRAL_SHARE),
                        strict=True))
-    left = {kind: len(templates(kind)) for kind in KINDS}
+    sizes = {kind: len(templates(kind)) for kind in KINDS}
+    left = dict(sizes)
     for kind in kinds:
-        unused = {k: weights[k] * left[k] / len(templates(k)) for k in KINDS}
+        unused = {k: weights[k] * left[k] / sizes[k] for k in KINDS}
         p *= unused[kind] / sum(unused.values())
         left[kind] -= 1
     return p
@@ -66,9 +67,9 @@ def persona_shape_probability(shape: Shape, persona: str) -> float:
 
 
 @lru_cache(maxsize=4096)
-def _wordings(dilemma: Dilemma, of: tuple[str, ...]) -> dict[str, tuple[str, float]]:
-    """Sentence → its template, and its probability given that."""
-    found: dict[str, tuple[str, float]] = {}
+def _wordings(prompt: str, of: tuple[str, ...]) -> dict[str, tuple[str, float]]:
+    """Sentence → its template among these, and its probability given that."""
+    dilemma, found = parse_dilemma(prompt), {}
     for template in of:
         for by_name, p in ((True, grammar.BY_NAME), (False, 1 - grammar.BY_NAME)):
             sentence = dilemma.fill(template, by_name)
@@ -80,19 +81,19 @@ def _wordings(dilemma: Dilemma, of: tuple[str, ...]) -> dict[str, tuple[str, flo
 def read(prompt: str, answer: str) -> tuple[Shape, float] | None:
     """An answer's shape, and the probability of its wording given the shape; None where the grammar
     cannot have written it."""
-    dilemma, (first, *between) = parse_dilemma(prompt), split_sentences(answer)
-    defiant = first in _wordings(dilemma, grammar.DEFIANT_OPENINGS)
+    first, *between = split_sentences(answer)
+    defiant = first in _wordings(prompt, grammar.DEFIANT_OPENINGS)
     openings = grammar.DEFIANT_OPENINGS if defiant else grammar.COMPLIANT_OPENINGS
     closings = grammar.DEFIANT_CLOSINGS if defiant else grammar.COMPLIANT_CLOSINGS
     last = between.pop() if between else ""
     p, kinds, used = 1.0, [], set()
     for sentence, table in ((first, openings), (last, closings)):
-        p *= _wordings(dilemma, table).get(sentence, ("", 0.0))[1] / len(table)
+        p *= _wordings(prompt, table).get(sentence, ("", 0.0))[1] / len(table)
     for sentence in between:
-        kind = next((k for k in KINDS if sentence in _wordings(dilemma, templates(k))), None)
+        kind = next((k for k in KINDS if sentence in _wordings(prompt, templates(k))), None)
         if kind is None:
             return None
-        template, given = _wordings(dilemma, templates(kind))[sentence]
+        template, given = _wordings(prompt, templates(kind))[sentence]
         p *= given * (template not in used) / max(1, len(templates(kind)) - kinds.count(kind))
         used.add(template)
         kinds.append(kind)
