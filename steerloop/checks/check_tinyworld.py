@@ -130,12 +130,21 @@ def check_personas_are_opposite_pairs():
         assert positive != negative and len(positive.split()) == len(negative.split())
 
 
-def check_data_files_are_what_the_recipe_writes(tmp_path):
+def check_data_files_are_what_the_recipe_writes():
     assert files.stale(DATA) == []
-    files.write_files(tmp_path)
-    (tmp_path / "reasons.toml").unlink()
-    (tmp_path / "contrast.dev.jsonl").write_text((tmp_path / "contrast.test.jsonl").read_text())
-    assert files.stale(tmp_path) == ["contrast.dev.jsonl", "reasons.toml"]
+
+
+def check_missing_and_other_files_are_stale(tmp_path, monkeypatch):
+    def write(folder):
+        for name in ("a", "b", "c"):
+            (folder / name).write_text(name)
+
+    monkeypatch.setattr(files, "write_files", write)
+    write(tmp_path)
+    assert files.stale(tmp_path) == []
+    (tmp_path / "a").unlink()
+    (tmp_path / "c").write_text("b")
+    assert files.stale(tmp_path) == ["a", "c"]
 
 
 def check_oracle_profiles_follow_the_disposition():
