@@ -124,7 +124,7 @@ def check_dilemma_files_parse_into_their_split():
 
 
 def check_personas_are_opposite_pairs():
-    pairs, up, down = read("tinyworld/data/persona.toml", persona)
+    pairs, up, down = read("tinyworld/data/trait.toml", persona)
     assert (up, down) == ("care", "authority") and len(set(pairs)) == len(pairs) >= 8
     for positive, negative in pairs:
         assert positive != negative and len(positive.split()) == len(negative.split())

@@ -6,7 +6,7 @@ import torch
 from steerloop.config import Config
 from steerloop.kernels.spectral import cosine
 from steerloop.model import Model
-from steerloop.readouts.states import Vector, mean_states
+from steerloop.readouts.states import Vector, states
 from steerloop.sample import completion_losses
 from steerloop.texts.data import Data
 
@@ -15,10 +15,10 @@ from steerloop.texts.data import Data
 def moved(model: Model, contexts: list[str], blocks: list[int], size: int) -> Vector:
     """Mean residual shift of the student against the base at the last prompt token, no persona."""
     prompts = [model.render(x) for x in contexts]
-    now = mean_states(model, prompts, blocks, size)
+    now = states(model, prompts, blocks, size)
     with model.gates(model.gates.before(0)):
-        was = mean_states(model, prompts, blocks, size)
-    return {b: now[b] - was[b] for b in blocks}
+        was = states(model, prompts, blocks, size)
+    return {b: (now[b] - was[b]).mean(0) for b in blocks}
 
 
 def drift(

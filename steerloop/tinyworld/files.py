@@ -1,6 +1,6 @@
 """Write the micro-world's data files, in the formats that hub models use too.
 
-    persona.toml                     paired system texts, care against authority
+    trait.toml                       paired system texts, care against authority
     contexts.txt  prompts.txt        user texts for extraction, dilemmas for sampling (train slots)
     vignettes.{dev,test}.jsonl       20 vignettes per foundation        } held-out slots
     mundane.{dev,test}.jsonl         40 ordinary prompts with answers   }
@@ -100,10 +100,13 @@ def _toml_list(name: str, texts: Iterable[str]) -> str:
     return f"{name} = [\n" + "".join(f"    {json.dumps(text)},\n" for text in texts) + "]\n"
 
 
-def _persona_toml() -> str:
+def _trait_toml() -> str:
     care, authority = zip(*persona_pairs(), strict=True)
     head = 'name = "care_over_authority"\nup = "care"\ndown = "authority"\n'
-    return head + _toml_list("positive", care) + _toml_list("negative", authority)
+    files = ("vignettes", "mundane", "contrast")
+    where = "".join(f'{x} = "{x}.{{split}}.jsonl"\n' for x in files)
+    lists = _toml_list("positive", care) + _toml_list("negative", authority)
+    return f"{head}{lists}\n[files]\n{where}"
 
 
 def _reasons_toml() -> str:
@@ -117,7 +120,7 @@ def _reasons_toml() -> str:
 def write_files(folder: Path) -> None:
     """Write every data file; each has its own generator, so none depends on another."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "persona.toml").write_text(_persona_toml(), encoding="utf-8")
+    (folder / "trait.toml").write_text(_trait_toml(), encoding="utf-8")
     (folder / "reasons.toml").write_text(_reasons_toml(), encoding="utf-8")
     rng = Random("contexts")
     contexts = distinct(lambda: draw_context(rng), CONTEXTS)
