@@ -164,6 +164,8 @@ def wordings(text: str) -> list[Wording]:
             found.append(wording(table))
         except ValueError as e:
             raise ValueError(f"wording {number}: {e}") from e
+        if found[-1].reasons.keys() != found[0].reasons.keys():
+            raise ValueError(f"wording {number}: it has other foundations than the first")
     return found
 
 
