@@ -194,7 +194,8 @@ def check_an_interrupted_run_is_judged_by_what_it_healed(tmp_path):
     """Cut off in its third round, after the steered state: the report judges the two before."""
     run = write_run(tmp_path / "run", GOOD, STEERED)
     (run / "rounds/02").mkdir()
-    for name in ("steered.eval.parquet", "completions.parquet"):
+    names = [f"steered.{x}.parquet" for x in ("eval", "items", "said")]
+    for name in (*names, "completions.parquet"):
         (run / "rounds/02" / name).write_bytes((run / "rounds/01" / name).read_bytes())
     records = [json.loads(x) for x in (run / "events.jsonl").read_text().splitlines()]
     late = [x | {"round": 2} for x in records if x.get("round") == 1
@@ -220,7 +221,7 @@ def check_verdicts_md_and_summary_say_the_same(tmp_path):
     finish(run)
     text = (run / "verdicts.md").read_text()
     summary = json.loads((run / "summary.json").read_text())
-    assert [x["verdict"] for x in summary["verdicts"]] == ["PASS", "FAIL", "OPEN", "PASS"]
+    assert [x["verdict"] for x in summary["verdicts"]] == ["PASS", "PASS", "FAIL", "OPEN", "PASS"]
     heads = [{k: x[k] for k in ("question", "verdict")} for x in summary["verdicts"]]
     assert on_pages(run) == heads
     assert pl.read_parquet(tmp_path / "ledger.parquet")["Dose"].to_list() == ["PASS"]

@@ -64,7 +64,7 @@ def folder_of(trait: str) -> Path:
     for folder in (Path(trait), PACKAGE / trait, TRAITS / trait):
         if (folder / TRAIT).is_file():
             return folder
-    ours = ", ".join(sorted(x.parent.name for x in TRAITS.glob(f"*/{TRAIT}")))
+    ours = ", ".join(sorted(x.name for x in TRAITS.iterdir() if (x / TRAIT).is_file()))
     raise UserError(f"--trait {trait}: no folder with a {TRAIT} in it, and none of ours ({ours}); "
                     "`python -m steerloop.traits new NAME` begins one")
 
