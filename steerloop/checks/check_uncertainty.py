@@ -152,6 +152,16 @@ def check_no_trait_and_no_steering_to_blame(tmp_path):
     assert named(found) == ["no trait"] and found[1].said == "FAIL"
 
 
+def check_what_is_not_said_is_no_success(tmp_path):
+    """Digits move as in a sound run, and the student's own answers show nothing of it."""
+    run = write_run(tmp_path / "run", GOOD, STEERED)
+    base = (run / "rounds/00/base.said.parquet").read_bytes()
+    for path in run.glob("rounds/*/healed.said.parquet"):
+        path.write_bytes(base)
+    found = questions(run)
+    assert not found[1].moved and "PASS" not in [x["verdict"] for x in found[1].lines[1:]]
+
+
 def check_the_filter_is_judged_by_what_is_known(tmp_path):
     for name, fields, at in (("missed", {"planted": judged(miss=0.3)}, 0),
                              ("false", {"planted": judged(false=0.3)}, 0),

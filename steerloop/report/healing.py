@@ -29,6 +29,7 @@ from steerloop.texts.foundations import FOUNDATIONS
 
 RETAIN = 0.25  # least share of the steered shift that is there without steering
 ALIKE = 0.5  # mean shift of the other foundations over the target's: above it, all move alike
+PER_TOKEN = 0.001  # nats: of readouts other than digits, what is more than nothing
 FIRES = 0.01  # least share of rows over τ, in the round where it is largest
 
 
@@ -68,7 +69,7 @@ def trait_lines(
     base, healed, steered = (frames_of(run, *x) for x in (
         (0, "base"), (last, "healed"), (last, "steered")))
     w = weights(headline, base, cfg)
-    least = LEAST if headline == DIGITS else 0.0
+    least = LEAST if headline == DIGITS else PER_TOKEN
     moved, under = (shift(headline, x, base, axis, w) for x in (healed, steered))
     here, kept = moved.within(w), ratio(moved, under, w, least)
     gone = judge(EFFECT, kept, Bound(RETAIN, best=1.0))[0] == "FAIL"
@@ -97,7 +98,7 @@ def spoken_line(
     w = weights("said", base, cfg)
     spoke = shift("said", healed, base, axis, w).within(w, "+.3f")
     agreed = verdict.line("said: its own answers, read by the base (nats per token)", spoke,
-                          Bound(0.0), EFFECT, "unsaid")
+                          Bound(PER_TOKEN), EFFECT, "unsaid")
     verdict.moved = verdict.moved and agreed == "PASS"
 
 

@@ -82,13 +82,12 @@ def controls(model: Model, data: Data, cfg: Config) -> Iterator[pl.DataFrame]:
     if len(data.reasons) > 1:
         for name, values in reasons(model, data, cfg, turn=1).items():
             yield rows(PROMPTED, 0, name, values)
-    held = data.contrast.filter("held").head(cfg.said_prompts)
-    for pole, sign in ((0, 1), (1, -1)):
-        persona = data.pairs[POLES % len(data.pairs)][pole]
-        if not len(held):
-            continue
-        speaker = replace(model, persona=persona)
-        values = contrast(speaker, replace(data, contrast=held), replace(cfg, every=1))
+    held = data.contrast.filter("held")
+    opposed = replace(data, contrast=held.gather_every(cfg.every).head(cfg.said_prompts))
+    held = held.head(cfg.said_prompts)
+    for pole, sign in ((0, 1), (1, -1)) if len(held) else ():
+        speaker = replace(model, persona=data.pairs[POLES % len(data.pairs)][pole])
+        values = contrast(speaker, opposed, replace(cfg, every=1))
         for half in (1, 2):
             yield rows(PROMPTED, sign, f"contrast_{half}", values[f"contrast_{half}"])
         asked = jobs(model, held["prompt"].to_list(), [0.0])
