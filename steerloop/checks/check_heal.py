@@ -212,14 +212,18 @@ class Kept(Recorder):
     def saved(self, name):
         return self.folder.latest(f"work/{name}")
 
+    def steps(self, table):
+        self.course = table
+
 
 @pytest.mark.parametrize("tau", [{"tau_share": 0.5}, {"tau": 0.01}])
 def check_a_heal_goes_on_in_the_same_bits(small, tmp_path, monkeypatch, tau):
     """Stopped within its third epoch, then started again with the same folder."""
     fields = {"epochs": 4, "batch": 2, "accumulate": 1, "lr": 1e-2, **tau}
     whole, cut = small(**fields), small(**fields)
-    wanted, delta = heal(whole.model, completions(7), whole.cfg, 0)
-    run, advance, steps = Kept(tmp_path / "run"), Scheduled.advance, []
+    run, other = Kept(tmp_path / "run"), Kept(tmp_path / "other")
+    wanted, delta = heal(whole.model, completions(7), whole.cfg, 0, other)
+    advance, steps = Scheduled.advance, []
 
     def stopping(self, step):
         steps.append(step)
@@ -233,9 +237,50 @@ def check_a_heal_goes_on_in_the_same_bits(small, tmp_path, monkeypatch, tau):
     cut.stir(9)  # another process knows nothing of the first
     stats, found = heal(cut.model, completions(7), cut.cfg, 0, run)
     assert stats == wanted and found.keys() == delta.keys()
+    assert run.course.equals(other.course) and len(run.course) == wanted["steps"]
     assert all(torch.equal(found[name], x) for name, x in delta.items())
     assert all(map(torch.equal, whole.live(), cut.live()))
     assert steps[10] == 2 * (1 + max(steps)) // 4  # the last whole epoch
+
+
+@pytest.mark.parametrize("kind", ["kl_rev", "spectral", "nll"])
+def check_a_row_a_step_says_what_the_step_was(small, tmp_path, monkeypatch, kind):
+    """Gradient norms and rates as a twin sees them from outside; the rest is what the stats say."""
+    s = small(barrier=kind, epochs=3, tau=0.01, lr=2e-2, clip=0.05, warmup=0.4, val_share=0.0)
+    run, advance, seen = Kept(tmp_path / "run"), Scheduled.advance, []
+
+    def watched(self, step):
+        norm = torch.cat([p.grad.flatten() for p in s.live()]).norm().item()
+        advance(self, step)
+        seen.append((norm, self.param_groups[0]["lr"]))
+        return norm
+
+    monkeypatch.setattr(Scheduled, "advance", watched)
+    stats, _ = heal(s.model, completions(8), s.cfg, 0, run)
+    table = run.course
+    assert table["step"].to_list() == list(range(6)) and table.null_count()["nll"][0] == 0
+    assert table["epoch"].to_list() == [0, 0, 1, 1, 2, 2]
+    for row, (norm, lr) in zip(table.iter_rows(named=True), seen, strict=True):
+        assert row["grad_norm"] == pytest.approx(norm, rel=1e-5) and row["lr"] == lr
+    assert max(norm for norm, _ in seen) > s.cfg.clip and table["lr"][0] == 0
+    assert table["nll"][0] == stats["nll_first"]
+    assert table["a_row"].is_null().all() == (kind == "nll")
+    assert table["tau"].is_null().all() == (kind != "kl_rev") == table["active"].is_null().all()
+    if kind == "kl_rev":
+        sizes = [6, 2] * 3  # rows of each step
+        over = sum(x * n for x, n in zip(table["active"], sizes, strict=True)) / sum(sizes)
+        assert over == pytest.approx(stats["active"]) and 0 < over < 1
+        last = table.filter(epoch=2)["a_row"]
+        assert (last[0] * 6 + last[1] * 2) / 8 == pytest.approx(stats["operating_kl"])
+
+
+def check_the_norm_of_a_step_is_that_before_it_was_clipped(small):
+    s = stirred(small, clip=1e-3)
+    rows = step_rows(s, completions(6), s.model.gates.before(0))
+    optimiser = Scheduled(s.live(), s.cfg, 9)
+    step_loss(s.model, rows, Barrier("kl_rev", "rmse", 0.8, 0.05), 3)
+    wanted = torch.cat([p.grad.flatten() for p in s.live()]).norm().item()
+    assert optimiser.advance(1) == pytest.approx(wanted, rel=1e-5) and wanted > 1e-3
 
 
 def check_healing_twice_gives_the_same_bits(small):

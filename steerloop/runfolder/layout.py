@@ -35,7 +35,8 @@ LIMIT = "limit"
 PLANTED = "planted"
 # Of a round, each after the stage that makes it:
 VECTOR, DOSE, CURVE, COMPLETIONS, KAPPA = "vector", "dose", "curve", "completions", "kappa"
-HEAL, ADAPTER, DRIFT, ANSWERS = "heal", "adapter", "drift", "diary"
+HEAL, ADAPTER, STEPS = "heal", "adapter", "steps"
+DRIFT, WORST, ANSWERS = "drift", "worst", "diary"
 # And states that are measured in it:
 BASE, STEERED, HEALED = "base", "steered", "healed"
 

@@ -104,11 +104,11 @@ class Climb(Recorder):
 
     def drift(
         self, model: Model, kept: pl.DataFrame, data: Data, cfg: Config, vector: Vector
-    ) -> dict[str, float]:
+    ) -> tuple[dict[str, float], None]:
         """The ledger's part of it alone."""
         kl = torch.cat(completion_losses(model, kept, cfg, ref=model.gates.before(0))[1])
         self.now["kl_base"] = kl.mean().item()
-        return {"kl_base": self.now["kl_base"]}
+        return {"kl_base": self.now["kl_base"]}, None
 
     def evaluate(self, stage: Callable[..., Any], *args: Any) -> Any:
         """A row for the round; where nobody looks (not `each` round) the base stands in for a
