@@ -20,7 +20,7 @@ from steerloop.dose import WALK, ask, choose, dose, kl_by_dose, short, walk
 from steerloop.evidence.bounds import FIRST, Bounds, floor_of
 from steerloop.filter import filter
 from steerloop.kernels.search import crossing, largest
-from steerloop.sample import jobs, sample
+from steerloop.sample import in_flight, jobs, sample
 from steerloop.texts.data import read_data
 from steerloop.texts.foundations import FOUNDATIONS
 
@@ -156,6 +156,26 @@ def check_collecting_keeps_every_survivor(case):
     assert set(table["dose"]) <= {0.5, 1.0}
     keys = table.select("prompt_id", "dose", "copy").rows()
     assert len(set(keys)) == len(keys)  # no row is sampled twice
+
+
+def check_rounding_changes_no_draw(case):
+    """An adapter that differs in the seventh digit: the same c*, the same draws of every row, and
+    (where a probability was not hit to seven digits) the same tokens."""
+    s, data, vector = case
+    found = []
+    for size in (1.0, 1.0 + 1e-6):
+        for layer in s.model.layers.values():
+            layer.live_B.data.fill_(0.01 * size)
+        c_star, _ = dose(s.model, vector, data, s.cfg, "0")
+        asked, _ = ask(s.model, data, s.cfg, [], c_star, (0.2, 1.0))
+        rows = in_flight(s.model, asked, s.cfg, "0|walk")
+        drawn = sample(s.model, asked, vector, s.cfg, "0|walk")
+        first = [ids[0] for ids in drawn["completion_ids"]]
+        found.append((c_star, asked["dose"].to_list(), rows.draws.tolist(), first))
+    assert found[0] == found[1]
+    assert c_star == float(f"{c_star:.3g}")
+    nearly = asked.with_columns(pl.col("dose") * (1 + 1e-6))
+    assert torch.equal(in_flight(s.model, nearly, s.cfg, "0|walk").draws, rows.draws)
 
 
 def check_the_walk_lowers_the_dose_until_enough_survive(case):
