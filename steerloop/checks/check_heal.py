@@ -1,21 +1,30 @@
 """How a heal step is cut (micro-batches, checkpointing) does not change its gradient; the barrier
 is measured against the reference that was asked for; the loop does lower its own loss."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import get_cosine_schedule_with_warmup
 
 from steerloop import lora
 from steerloop.barrier import Barrier
 from steerloop.checks.small import completions
 from steerloop.checks.twins import dense_aggregate, dense_kl, row_logits
+from steerloop.config import Config
+from steerloop.dose import dose
 from steerloop.heal import heal, step_loss
 from steerloop.healing.course import added
 from steerloop.healing.optimiser import Scheduled, cosine_rate
+from steerloop.healing.threshold import AT_DOSE, threshold
 from steerloop.kernels.batch import Row
 from steerloop.kernels.spectral import sigma_max
 from steerloop.runfolder.folder import Folder
 from steerloop.runfolder.recorder import Recorder
+from steerloop.sample import completion_losses, jobs, sample
+from steerloop.steer import extract
 
 
 def stirred(small, **fields):
@@ -138,7 +147,7 @@ def check_lambda_follows_its_schedule(small, round, power):
 
 def check_a_barrier_that_never_fires_is_reported(small, monkeypatch):
     for tau, silent in ((50.0, True), (0.0, False)):
-        s, lines = small(tau=tau, epochs=1), []
+        s, lines = small(tau=tau, tau_share=0.0, epochs=1), []
         monkeypatch.setattr("steerloop.healing.course.logger.warning", lines.append)
         s.stir(seed=0)
         s.fold()
@@ -165,7 +174,7 @@ def check_the_pull_is_the_norm_of_what_the_barrier_adds(small, kind):
 def check_heal_reports_the_pull_and_is_not_moved_by_it(small, monkeypatch):
     found, pulls = [], []
     for measured in (True, False):
-        s = small(epochs=3, lam=3.0, tau=0.0, lr=2e-2)
+        s = small(epochs=3, lam=3.0, tau_share=0.0, lr=2e-2)
         if not measured:
             monkeypatch.setattr("steerloop.healing.course.added",
                                 lambda *_: pulls.append(7.0) or 7.0)
@@ -177,18 +186,46 @@ def check_heal_reports_the_pull_and_is_not_moved_by_it(small, monkeypatch):
     assert heal(s.model, completions(8), s.cfg, 0)[0]["pull"] is None
 
 
-@pytest.mark.parametrize(("agg", "share"), [("rmse", 0.5), ("max", 0.5), ("rmse", 0.8)])
-def check_tau_is_a_share_of_what_the_unconstrained_heal_operates_at(small, agg, share):
-    fields = {"agg": agg, "epochs": 3, "lr": 2e-2, "lam": 2.0}
-    s = small(**fields, tau=9.0, tau_share=share)  # the share is asked for: it goes first
+def check_a_share_and_its_nats_are_one_heal(small):
+    fields = {"epochs": 2, "lr": 2e-2, "lam": 20.0, "target_kl": 0.05, "multiples": [1.0, 2.0]}
+    s = small(**fields, tau_share=0.4)
     stats, _ = heal(s.model, completions(8), s.cfg, 0)
-    free = small(**fields | {"lam": 0.0}, tau=0.0)
-    wanted = share * heal(free.model, completions(8), free.cfg, 0)[0]["operating_kl"]
-    assert stats["tau"] == pytest.approx(wanted, rel=1e-6) and wanted > 0
-    fixed = small(**fields, tau=stats["tau"])
-    heal(fixed.model, completions(8), fixed.cfg, 0)
+    assert stats["tau"] == pytest.approx(0.4 * 0.5 * 2.5 * 0.05) and 0 < stats["active"] < 1
+    fixed = small(**fields, tau=stats["tau"], tau_share=9.0)  # nats are asked for: they go first
+    assert heal(fixed.model, completions(8), fixed.cfg, 0)[0] == stats
     assert all(map(torch.equal, s.live(), fixed.live()))
-    assert stats["active"] > 0
+
+
+@settings(max_examples=2500, database=None)
+@given(share=st.floats(0, 3), target=st.floats(0.01, 9), agg=st.sampled_from(list(AT_DOSE)),
+       multiples=st.lists(st.floats(0.1, 3), min_size=1, max_size=5), by=st.floats(0.1, 9))
+def check_tau_is_in_units_of_the_teacher(share, target, agg, multiples, by):
+    """Whatever the units of KL: it grows with the target, with the square of the doses and with the
+    share; which dose comes first is no matter; nats that are given are taken."""
+    cfg = Config(tau_share=share, target_kl=target, multiples=multiples, agg=agg)
+    tau = threshold(cfg)
+    low, high = (share * AT_DOSE[agg] * target * f(multiples) ** 2 for f in (min, max))
+    assert low * 0.999 <= tau <= high * 1.001
+    for changes, factor in ((("target_kl", target * by), by), (("tau_share", share * by), by),
+                            (("multiples", [x * by for x in multiples]), by**2),
+                            (("multiples", multiples[::-1] * 2), 1)):
+        assert threshold(replace(cfg, **dict([changes]))) == pytest.approx(factor * tau)
+    assert threshold(replace(cfg, tau=by)) == by
+
+
+def check_a_teachers_rows_are_what_the_threshold_takes_them_for(world):
+    """Embedded model: A_row of coherent rows, steered at 1 and ½ c*, against target · dose²."""
+    cfg = replace(world.cfg, max_new_tokens=40)
+    vector = extract(world.model, world.data, cfg)
+    c_star, _ = dose(world.model, vector, world.data, cfg, "0")
+    table = jobs(world.model, world.data.prompts[:24], [0.7 * c_star, c_star])
+    table = sample(world.model, table, vector, cfg, "0|sample")
+    _, kls = completion_losses(world.model, table, cfg, vector)
+    for agg, factor in AT_DOSE.items():
+        barrier = Barrier("kl_rev", agg, 1.0, 0.0)
+        taken = [barrier.aggregate(kl).item() / (x / c_star) ** 2 / cfg.target_kl
+                 for kl, x in zip(kls, table["dose"], strict=True)]
+        assert factor / 2 < sum(taken) / len(taken) < 2 * factor
 
 
 def check_a_gradient_that_is_not_finite_stops_the_round(small):
@@ -216,7 +253,7 @@ class Kept(Recorder):
         self.course = table
 
 
-@pytest.mark.parametrize("tau", [{"tau_share": 0.5}, {"tau": 0.01}])
+@pytest.mark.parametrize("tau", [{"tau_share": 0.02}, {"tau": 0.01}])
 def check_a_heal_goes_on_in_the_same_bits(small, tmp_path, monkeypatch, tau):
     """Stopped within its third epoch, then started again with the same folder."""
     fields = {"epochs": 4, "batch": 2, "accumulate": 1, "lr": 1e-2, **tau}

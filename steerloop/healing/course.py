@@ -30,7 +30,7 @@ class Course:
         per_epoch: int, run: Recorder,
     ) -> None:  # fmt: skip
         self.barrier, self.round, self.per_epoch, self.run = barrier, round, per_epoch, run
-        self.name = f"{cfg.barrier}-{cfg.lam:g}"  # a pilot has its own
+        self.name = cfg.barrier  # plain distillation of the same round has its own
         steps = cfg.epochs * per_epoch
         self.optimiser = Scheduled(live, cfg, steps)
         self.step = self.done = 0
@@ -102,7 +102,7 @@ class Course:
                  "val_nll": fmean(val or [0]), "lam": barrier.lam, "tau": barrier.tau,
                  "steps": len(self.log), "pull": fmean(self.pulls) if self.pulls else None}
         if barrier.kind.startswith("kl") and stats["active"] == 0:
-            logger.warning(f"the barrier never fired: set --tau, {barrier.tau:g}, below the "
+            logger.warning(f"the barrier never fired: τ is {barrier.tau:.3g}; set --tau below the "
                            f"operating KL, {stats['operating_kl']:.3g} nats ({barrier.agg})")
         return stats
 

@@ -69,7 +69,7 @@ class Climb(Recorder):
                 self.held = self.now["kappa"] * self.now["c_star"]
             return table, self.now["kappa"]
         if name == "heal":
-            stats, delta = stage(*args)
+            stats, delta = stage(*self.piloted(stage, *args))
             self.now |= {"operating_kl": stats["operating_kl"], "pull": stats["pull"],
                          "active": stats["active"] if "kl" in self.cfg.barrier else None}
             return stats, delta
@@ -95,6 +95,16 @@ class Climb(Recorder):
             self.unmoved = self.shared[key]
             self.base = report.measures(*self.unmoved)
         return self.shared[key]
+
+    def piloted(
+        self, stage: Callable[..., Any], model: Model, kept: pl.DataFrame, cfg: Config, *rest: Any
+    ) -> tuple[Any, ...]:
+        """What to heal with: where the arm asks for it, τ as a share of the mean A_row of the last
+        epoch of a heal without a barrier."""
+        if self.arm.pilot:
+            stats, _ = stage(model, kept, replace(cfg, lam=0.0), *rest)
+            cfg = replace(cfg, tau=self.arm.pilot * stats["operating_kl"])
+        return model, kept, cfg, *rest
 
     def dose(self, stage: Callable[..., Any], *args: Any) -> Any:
         """c* and its curve; or the dose that is held, whatever survives it."""
