@@ -9,7 +9,7 @@ are broken, it is the damage itself that would be measured, and allowed.
 from statistics import fmean
 from typing import Any
 
-# A_row of a row of the teacher at c*, over target_kl: measured on the embedded model and on
+# A_row of a row of the teacher at c*, over target_kl, as measured on the embedded model and on
 # SmolLM2-135M-Instruct (docs/results.md).
 AT_DOSE = {"rmse": 0.5, "mean": 0.3, "p95": 1.0, "max": 2.0}
 

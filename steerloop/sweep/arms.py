@@ -11,8 +11,8 @@ REGIMES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Arm:
-    """`setting` of a `family`, as changes of the config; `fixed_dose` keeps the dose of round 1. Where
-    `pilot` is not 0, τ is that share of the mean A_row of plain training on the same rows."""
+    """`setting` of a `family`, as changes of the config; `fixed_dose` keeps the dose of round 1.
+    Where `pilot` is not 0, τ is that share of the mean A_row of plain training on the same rows."""
 
     family: str
     setting: str
