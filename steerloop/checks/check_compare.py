@@ -7,10 +7,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from steerloop.checks.synthetic import P, answers, tilted, write_run
+from steerloop.checks.synthetic import P, answers, compare, tilted, write_run
 from steerloop.report import finish, ledger_table
 from steerloop.report.compare import apart, compare_runs, gained, tables
-from steerloop.report.stats import compare
 
 AXIS = ["authority", "care"]
 
@@ -68,7 +67,7 @@ def check_verdicts_are_words(tmp_path, pair):
     a, b = pair
     text = compare_runs([a, b])
     further = apart(tables(b), tables(a), "authority", 0, 60)[0]
-    assert f"B against A is ahead: moves authority further down by {-further:.2f} nats" in text
+    assert f"B against A is ahead: moves the trait further by {-further:.2f} nats" in text
     assert "A against" not in text and "| lam " in text.splitlines()[0]
     assert "B against A is behind" in compare_runs([b, a])
     assert "B against A: no difference beyond noise" in compare_runs([a, a])

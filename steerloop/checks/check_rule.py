@@ -6,10 +6,11 @@ import polars as pl
 import pytest
 
 from steerloop.checks.check_uncertainty import GOOD, STEERED, words
-from steerloop.checks.synthetic import answers, judged, tilted, write_run
+from steerloop.checks.synthetic import ITEMS, answers, judged, tilted, write_run
 from steerloop.evidence.planted import KINDS
 from steerloop.report import estimates, finish
-from steerloop.report.estimates import Estimate, Weighed, coherence, information, ratio, share
+from steerloop.report.coherence import coherent
+from steerloop.report.estimates import Estimate, Weighed, information, ratio, share
 from steerloop.report.rule import EFFECT, FEW, NOISE, QUALITY, UNMOVED, Bound, Verdict, judge
 from steerloop.report.stats import averages
 from steerloop.report.verdicts import named, verdicts
@@ -238,9 +239,16 @@ def check_ratios_of_next_to_nothing_are_not_defined():
 def check_coherence_has_the_interval_of_what_it_is():
     """Of answers that parse or do not a share's; of a mass the bootstrap's, which is sharper; of a
     mass that is the same everywhere a share's again."""
-    table, w = answers(20), averages(140, 0, 400)
-    rare = table.with_columns(p_ans_any=1.0, json_is_valid=pl.Series([0.0] * 7 + [1.0] * 133))
-    assert coherence(rare, w).text == "0.950 [0.900, 0.976], n 140"
-    spread, even = coherence(table, w), coherence(table.with_columns(p_ans_any=0.99), w)
-    assert 0.98 < spread.low < spread.value < spread.high < 1 and spread.high - spread.low < 0.01
-    assert even.value == pytest.approx(0.99) and even.low == pytest.approx(0.956, abs=0.002)
+    table, cfg = answers(20), {"seed": 0, "bootstrap": 400, "ppl_factor": 3.0}
+    base = table.with_columns(p_ans_any=1.0)
+
+    def found(now):
+        return coherent([now, ITEMS, pl.DataFrame()], [base, ITEMS, pl.DataFrame()], cfg)
+
+    rare = base.with_columns(json_is_valid=pl.Series([0.0] * 7 + [1.0] * 133))
+    name, ends, n = found(rare)
+    assert (name, n) == ("JSON", 140) and ends == pytest.approx([0.950, 0.900, 0.976], abs=5e-4)
+    name, (value, low, high), _ = found(table)
+    assert name == "answer mass" and 0.98 < low < value < high < 1 and high - low < 0.01
+    value, low, _ = found(table.with_columns(p_ans_any=0.99))[1]
+    assert value == pytest.approx(0.99) and low == pytest.approx(0.956, abs=0.002)

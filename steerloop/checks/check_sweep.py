@@ -36,7 +36,7 @@ def check_an_arm_climbs_as_train_does(folders, tmp_path):
 
 def check_a_fixed_dose_is_kept_and_a_budget_ends_a_climb(folders, tmp_path):
     cfg = short_config(tmp_path, small_config(folders(), quant="none"), rounds=3, lr=3e-2,
-                       coh_floor=0.0)
+                       coh_drop=1.0)
     data = read_data(cfg)
     shared, sweep = {}, Sweep([], 3, ())
     fixed = climb(data, cfg, Arm("fixed", "", {}, fixed_dose=True), sweep, shared)

@@ -11,7 +11,7 @@ from torch import Tensor
 from steerloop.config import Config
 from steerloop.kernels.spectral import cosine
 from steerloop.model import Model
-from steerloop.readouts.states import Vector, mean_states
+from steerloop.readouts.states import Vector, states
 from steerloop.sample import completion_losses
 from steerloop.texts.data import Data
 
@@ -24,10 +24,10 @@ PLACE = {"row": pl.Int64, "position": pl.Int64, "token_id": pl.Int64, "text": pl
 def moved(model: Model, contexts: list[str], blocks: list[int], size: int) -> Vector:
     """Mean residual shift of the student against the base at the last prompt token, no persona."""
     prompts = [model.render(x) for x in contexts]
-    now = mean_states(model, prompts, blocks, size)
+    now = states(model, prompts, blocks, size)
     with model.gates(model.gates.before(0)):
-        was = mean_states(model, prompts, blocks, size)
-    return {b: now[b] - was[b] for b in blocks}
+        was = states(model, prompts, blocks, size)
+    return {b: (now[b] - was[b]).mean(0) for b in blocks}
 
 
 def worst(

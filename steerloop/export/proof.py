@@ -25,12 +25,19 @@ from steerloop.kernels.spectral import cosine
 from steerloop.readouts.forced_choice import choices
 from steerloop.readouts.mundane import mundane
 from steerloop.report.diary import write_diary
-from steerloop.report.run import states
+from steerloop.report.run import frames_of, states
 from steerloop.report.summary import summarise
 from steerloop.report.verdicts import verdicts, write_verdicts
 from steerloop.runfolder import layout
 from steerloop.runfolder.events import read_events
-from steerloop.runfolder.files import checksums, read_document, read_table, table_size, unsealed
+from steerloop.runfolder.files import (
+    checksums,
+    read_config,
+    read_document,
+    read_table,
+    table_size,
+    unsealed,
+)
 from steerloop.steer import extract
 from steerloop.texts.data import Data
 from steerloop.texts.foundations import FOUNDATIONS
@@ -204,11 +211,11 @@ def check_record(name: str, folder: Path, manifest: dict[str, Any], data: dict[s
 
 def check_tables(name: str, folder: Path) -> Compared:
     """Do the recorded measures follow from the saved rows, and is every state there?"""
-    wrong, seen = [], set()
+    wrong, seen, cfg = [], set(), read_config(folder)
+    base = frames_of(folder, 0, layout.BASE)
     for event in records(folder, "evaluate"):
         at = event["round"], event["state"]
-        again = report.measures(read_table(layout.rows(folder, *at)),
-                                read_table(layout.items(folder, *at)))
+        again = report.measures(frames_of(folder, *at), base, cfg["ppl_factor"])
         wrong += [f"{at[1]} of round {at[0] + 1}: {x[1:]}"
                   for x in unlike(event["measures"], again)]
         seen.add(at)

@@ -31,7 +31,8 @@ def shown(now: dict[str, float], base: dict[str, float], data: Data) -> dict[str
     """The columns of a point that a state's measures fill."""
     columns = {}
     for name, f in (("down", data.down), ("up", data.up)):
-        columns[name] = now[f"{f}_nats"] - base[f"{f}_nats"]
+        if f"{f}_nats" in now:
+            columns[name] = now[f"{f}_nats"] - base[f"{f}_nats"]
     columns["ppl"] = now["ppl_mundane"] / base["ppl_mundane"]
     for measure in LIKE:
         if measure in now:
@@ -93,7 +94,7 @@ class Climb(Recorder):
             self.shared[key] = made
         if name == "evaluate":
             self.unmoved = self.shared[key]
-            self.base = report.measures(*self.unmoved)
+            self.base = report.measures(self.unmoved, self.unmoved, self.cfg.ppl_factor)
         return self.shared[key]
 
     def piloted(
@@ -128,7 +129,7 @@ class Climb(Recorder):
         frames, now = stage(*args), self.now
         order = ("round", "ended", "c_star", "kappa", "kl_base", "active", "operating_kl", "pull")
         self.rows.append({k: now[k] for k in order} | shown(
-            report.measures(*frames), self.base, self.data))
+            report.measures(frames, self.unmoved, self.cfg.ppl_factor), self.base, self.data))
         return frames
 
 
@@ -164,5 +165,5 @@ def whole(data: Data, cfg: Config, arm: Arm) -> list[dict[str, Any]]:
     ended = "stopped early" if known[-1]["round"] + 1 < cfg.rounds else ""
     said = {RIVALS[x["rival"]]: x["beaten"] for x in beaten(run, known)}
     return [{"family": state, "round": event["round"] + 1, "ended": ended, "dose": event["dose"],
-             "score": event["score"][0], "beaten": said.get(state, "")}
+             "score": event["score"][0] if event["score"] else None, "beaten": said.get(state, "")}
             | shown(event["measures"], base, data) for state, event in last.items()]
