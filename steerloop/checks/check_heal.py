@@ -2,6 +2,7 @@
 is measured against the reference that was asked for; the loop does lower its own loss."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,6 @@ from steerloop import lora
 from steerloop.barrier import Barrier
 from steerloop.checks.small import completions
 from steerloop.checks.twins import dense_aggregate, dense_kl, row_logits
-from steerloop.config import Config
 from steerloop.dose import dose
 from steerloop.heal import heal, step_loss
 from steerloop.healing.course import added
@@ -202,15 +202,20 @@ def check_a_share_and_its_nats_are_one_heal(small):
 def check_tau_is_in_units_of_the_teacher(share, target, agg, multiples, by):
     """Whatever the units of KL: it grows with the target, with the square of the doses and with the
     share; which dose comes first is no matter; nats that are given are taken."""
-    cfg = Config(tau_share=share, target_kl=target, multiples=multiples, agg=agg)
-    tau = threshold(cfg)
+    known = {"tau": 0.0, "tau_share": share, "target_kl": target, "agg": agg,
+             "multiples": multiples}
+
+    def found(**changes):
+        return threshold(SimpleNamespace(**known | changes))
+
+    tau = found()
     low, high = (share * AT_DOSE[agg] * target * f(multiples) ** 2 for f in (min, max))
     assert low * 0.999 <= tau <= high * 1.001
     for changes, factor in ((("target_kl", target * by), by), (("tau_share", share * by), by),
                             (("multiples", [x * by for x in multiples]), by**2),
                             (("multiples", multiples[::-1] * 2), 1)):
-        assert threshold(replace(cfg, **dict([changes]))) == pytest.approx(factor * tau)
-    assert threshold(replace(cfg, tau=by)) == by
+        assert found(**dict([changes])) == pytest.approx(factor * tau)
+    assert found(tau=by) == by
 
 
 def check_a_teachers_rows_are_what_the_threshold_takes_them_for(world):
