@@ -299,7 +299,7 @@ def check_folders_of_older_versions_are_read(tmp_path):
         summary["gates"] = [{"gate": x.pop("question")} | x for x in summary.pop("verdicts")]
         (run / "summary.json").write_text(json.dumps(summary))
         (run / "verdicts.md").rename(run / "gates.md")
-        assert run_table(run) == table and len(summary["gates"]) == 4
+        assert run_table(run) == table and len(summary["gates"]) == 5
         assert ledger(tmp_path).filter(run=name).equals(now)
         write_pages(run)
         pages = ((run / "report.html").read_text(), report.replace("verdicts.md", "gates.md"))

@@ -12,6 +12,8 @@ import polars as pl
 from steerloop.config import Config
 from steerloop.report import measures
 from steerloop.report.against import against
+from steerloop.report.rule import Verdict
+from steerloop.report.verdicts import verdicts
 from steerloop.texts.foundations import FOUNDATIONS
 
 P = [f"p_{f}" for f in FOUNDATIONS]
@@ -51,6 +53,11 @@ def compare(
     cfg = {"seed": seed, "bootstrap": resamples, "ppl_factor": 3.0}
     frames = [[x, ITEMS, pl.DataFrame()] for x in (now, base)]
     return against(*frames, axis, "digits", cfg)
+
+
+def questions(run: Path) -> list[Verdict]:
+    """The verdicts of a run but for U0, which `write_run` makes up."""
+    return verdicts(run)[1:]
 
 
 def replaced(table: pl.DataFrame, p: np.ndarray) -> pl.DataFrame:

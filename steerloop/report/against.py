@@ -42,11 +42,10 @@ def against(
     flips      share of vignettes whose most probable foundation changed
     leaves     share of vignettes that chose `down` under base and do not now, less the reverse
     """
-    canary, ends, _ = coherent(now, base, cfg)
-    found = {"coherence": ends, "canary": canary, "headline": None, "moved": {}, "score": None,
-             "slope": None}
     digits = answered(now[0], base[0], axis, cfg) if len(base[0]) else {}
-    found |= digits
+    canary, ends, _ = coherent(now, base, cfg)
+    found = digits | {"coherence": ends, "canary": canary, "headline": None, "moved": {},
+                      "score": None, "slope": None}
     if not headline:
         return found
     w = weights(headline, base, cfg)

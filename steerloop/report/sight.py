@@ -52,9 +52,7 @@ def axis_values(readout: str, frame: Any, axis: list[str]) -> list[float]:
         return (-frame[f"p_{down}"].log()).to_list()
     if readout == "contrast":
         return (np.array(frame["contrast_positive"]) - frame["contrast_negative"]).tolist()
-    numbers = sorted({x.split("_")[1] for x in frame})
-    sides = [[np.array(frame[f"reasons_{n}_{f}"]) for n in numbers] for f in (up, down)]
-    return (np.mean(sides[0], 0) - np.mean(sides[1], 0)).tolist()
+    return (np.array(frame[f"reasons_{up}"]) - frame[f"reasons_{down}"]).tolist()
 
 
 def columns(items: pl.DataFrame, start: str) -> dict[str, list[float]]:
@@ -74,7 +72,7 @@ def sees(
     if set(axis) <= set(FOUNDATIONS) and len(rows):
         found["digits"] = accurate(rows["top1"].to_numpy(), len(FOUNDATIONS))
         if known := columns(items, "reasons_"):
-            found["reasons"] = reasoned(known, rows["foundation"].to_list(), axis)
+            found["reasons"] = reasoned(known, others(prompted), rows["foundation"].to_list(), axis)
     if len(said):
         found["said"] = ordered("said", {x: said[x].to_numpy() for x in ("said_1", "said_2")},
                                 prompted, True)
@@ -94,26 +92,37 @@ def accurate(hits: np.ndarray, options: int) -> str:
             f"(chance {1 / options:.2f})")
 
 
-def reasoned(known: dict[str, list[float]], labels: list[str], axis: list[str]) -> str:
-    """Why the likelihood of reasons does not see; '' if it does."""
-    sides = {}
-    for number in sorted({x.split("_")[1] for x in known}):
-        names = [x for x in known if x.split("_")[1] == number]
-        foundations = [x.split("_", 2)[2] for x in names]
-        if missing := set(axis) - set(foundations):
-            return f"there are no reasons for {min(missing)}"
-        logp = np.array([known[x] for x in names])
+def others(prompted: pl.DataFrame) -> dict[str, list[float]]:
+    """What the same vignettes gave under the wording that `evaluate` did not take."""
+    mine = prompted.filter(pl.col("readout").str.starts_with("reasons_")).sort("item")
+    parts = mine.partition_by("readout", as_dict=True)
+    return {str(name): part["value"].to_list() for (name,), part in parts.items()}
+
+
+def reasoned(
+    known: dict[str, list[float]], other: dict[str, list[float]], labels: list[str],
+    axis: list[str],
+) -> str:
+    """Why the likelihood of reasons does not see; '' if it does. The two wordings take turns over
+    the vignettes, so each has one half of `known` and the other half of `other`."""
+    foundations = [x.removeprefix("reasons_") for x in known]
+    if missing := set(axis) - set(foundations):
+        return f"there are no reasons for {min(missing)}"
+    if not other:
+        return "there is one wording alone, and nothing to hold it against"
+    one, two = (np.array([x[f"reasons_{f}"] for f in foundations]) for x in (known, other))
+    even = np.arange(one.shape[1]) % 2 == 0
+    of_these = np.isin(labels, foundations)
+    sides = []
+    for number, logp in enumerate((np.where(even, one, two), np.where(even, two, one)), 1):
         centred = logp - logp.mean(1, keepdims=True)
-        of_these = [i for i, x in enumerate(labels) if x in foundations]
-        picks = [foundations[i] for i in centred.argmax(0)]
-        hits = np.array([float(picks[i] == labels[i]) for i in of_these])
+        picks = np.array(foundations)[centred.argmax(0)]
+        hits = (picks == np.array(labels))[of_these].astype(float)
         if fault := accurate(hits, len(foundations)):
             return f"wording {number}: {fault}"
         down, up = (centred[foundations.index(f)] for f in axis)
-        sides[number] = up - down
-    if len(sides) < 2:
-        return "there is one wording alone, and nothing to hold it against"
-    return agreeing(*list(sides.values())[:2])
+        sides.append(up - down)
+    return agreeing(*sides)
 
 
 def ordered(

@@ -27,7 +27,7 @@ def measured(base: Frames, axis: list[str]) -> list[str]:
     rows, items, said = base
     moral = set(axis) <= set(FOUNDATIONS)
     there = {"digits": moral and len(rows) > 0, "said": len(said) > 0,
-             "reasons": moral and any(columns(items, f"reasons_1_{x}") for x in axis),
+             "reasons": moral and all(columns(items, f"reasons_{x}") for x in axis),
              "contrast": bool(columns(items, "contrast_positive"))}
     return [x for x in READOUTS if there[x]]
 

@@ -22,7 +22,7 @@ from steerloop.report.estimates import share
 from steerloop.report.healing import healing_verdict
 from steerloop.report.rule import EFFECT, Bound, Verdict
 from steerloop.report.run import events, sight_of, states
-from steerloop.report.sight import BLIND, OFF, PASS, UNSPECIFIC
+from steerloop.report.sight import BLIND, OFF, PASS, SEES, UNSPECIFIC
 from steerloop.report.text import code, inline, interval, markdown
 from steerloop.runfolder import layout
 from steerloop.runfolder.files import read_config, read_table, write_whole
@@ -148,18 +148,25 @@ def sight_verdict(run: Path) -> Verdict:
     sight = sight_of(run)
     verdict = Verdict("U0: can the instruments see, and see the vector?",
                       word=sight.get("verdict", OFF), missing=sight.get("why", ""))
+    verdict.lines = sight_lines(sight)
+    if sight.get("headline"):
+        verdict.reading = [f"The run is read by {sight['headline']}."]
+    return verdict
+
+
+def sight_lines(sight: dict[str, Any]) -> list[dict[str, str]]:
+    """A line a readout that U0 looked at."""
+    found = Verdict("")
     for x in sight.get("readouts", []):
         value, why = "not asked", x["fault"]
         if x["response"] is not None:
             value = (f"{interval([x['response'], x['low'], x['high']], '+.3f')}; null vectors "
                      f"{x['nulls']:.3f}, p {x['p']:.2f}; the least it can show {x['power']:.3f}")
             why = why or ("" if x["specific"] else "null vectors do as much")
-        said = BLIND if x["fault"] else PASS if x["specific"] else UNSPECIFIC
-        verdict.add(f"{x['readout']}: response to the vector at c* (nats)", EFFECT, value,
-                    "more than any null vector", said, why)
-    if sight.get("headline"):
-        verdict.reading = [f"The run is read by {sight['headline']}."]
-    return verdict
+        word = SEES if x["response"] is None else PASS if x["specific"] else UNSPECIFIC
+        found.add(f"{x['readout']}: response to the vector at c* (nats)", EFFECT, value,
+                  "more than any null vector", BLIND if x["fault"] else word, why)
+    return found.lines
 
 
 def named(judged: list[Verdict]) -> list[str]:

@@ -23,7 +23,7 @@ from steerloop.readouts.states import Vector, differences
 from steerloop.sample import completion_losses
 from steerloop.texts.data import Data
 
-STEPS = 4  # of the search for a dose; KL is close to quadratic, so the error is squared in each
+STEPS = 3  # of the search for a dose; KL is close to quadratic, so the error is squared in each
 QUANTILE = 0.95  # of the KL per token, as where c* is solved
 
 
@@ -75,13 +75,16 @@ def top_kl(model: Model, table: pl.DataFrame, cfg: Config, vector: Vector, dose:
     return torch.cat(kls).quantile(QUANTILE).item()
 
 
+def size(vector: Vector) -> float:
+    """Its norm over all blocks."""
+    return math.sqrt(sum(x.square().sum().item() for x in vector.values()))
+
+
 def like(
-    model: Model, table: pl.DataFrame, cfg: Config, vector: Vector, target: float
+    model: Model, table: pl.DataFrame, cfg: Config, vector: Vector, target: float, dose: float
 ) -> float:
     """The dose at which a direction costs `target` nats on the completions of `table`, as
-    `top_kl`, without sampling."""
-    size = math.sqrt(sum(x.square().sum().item() for x in vector.values()))
-    dose = 1.0 / max(size, 1e-12)
+    `top_kl`, without sampling; `dose` is a first guess."""
     for _ in range(STEPS):
         dose *= math.sqrt(target / max(top_kl(model, table, cfg, vector, dose), 1e-12))
     return dose

@@ -28,13 +28,14 @@ from steerloop.report.sight import (
 )
 from steerloop.runfolder.progress import Bar
 from steerloop.sample import jobs
-from steerloop.sight.nulls import like, noise, nulls, top_kl
+from steerloop.sight.nulls import like, noise, nulls, size, top_kl
 from steerloop.steer import steered
 from steerloop.texts.data import Data
+from steerloop.texts.packs import Wording
 
 NULLS = 19  # so that the vector stands out of 20 by chance once in 20 times
 NOISE = 2  # isotropic vectors, reported beside them
-ROWS = 6  # of the base's own answers, on which doses are compared
+ROWS = 4  # of the base's own answers, on which doses are compared
 FEWEST = 8  # items of a readout that is asked under every direction
 COLUMNS = {"direction": pl.String, "sign": pl.Int64, "readout": pl.String, "item": pl.Int64,
            "value": pl.Float64}
@@ -54,7 +55,7 @@ def look(
     """direction, sign, readout, item, value (nats towards `up`): every readout that sees, under the
     vector at ±c* and under null vectors at the same KL, and contrast and said under persona texts.
     `base` is what `evaluate` gave for the untouched base, which the model is here."""
-    prompted = pl.concat([pl.DataFrame(schema=COLUMNS), *personas(model, data, cfg)])
+    prompted = pl.concat(list(controls(model, data, cfg)))
     able = [x for x, fault in sees(base, prompted, [data.down, data.up]).items() if not fault]
     tables = [prompted]
     if able:
@@ -69,14 +70,18 @@ def look(
 
 def glance(model: Model, data: Data, cfg: Config, base: list[pl.DataFrame]) -> dict[str, Any]:
     """U0 without a vector: the first readout that sees, as the headline."""
-    prompted = pl.concat([pl.DataFrame(schema=COLUMNS), *personas(model, data, cfg)])
+    prompted = pl.concat(list(controls(model, data, cfg)))
     found = [Seen(x, why) for x, why in sees(base, prompted, [data.down, data.up]).items()]
     return verdict(found, asked=False)
 
 
-def personas(model: Model, data: Data, cfg: Config) -> Iterator[pl.DataFrame]:
-    """The positive control: contrast and said under either pole of a persona pair, for each prompt
-    one that does not read its answer."""
+def controls(model: Model, data: Data, cfg: Config) -> Iterator[pl.DataFrame]:
+    """What shows whether readouts see: reasons in their other wording; contrast and said under
+    either pole of a persona pair, for each prompt one that does not read its answer."""
+    yield pl.DataFrame(schema=COLUMNS)
+    if len(data.reasons) > 1:
+        for name, values in reasons(model, data, cfg, turn=1).items():
+            yield rows(PROMPTED, 0, name, values)
     held = data.contrast.filter("held").head(cfg.said_prompts)
     for pole, sign in ((0, 1), (1, -1)):
         persona = data.pairs[POLES % len(data.pairs)][pole]
@@ -109,7 +114,10 @@ def some(data: Data, cfg: Config) -> Data:
         return table[sorted(chosen)]
 
     held = data.contrast.filter("held")
-    return replace(data, contrast=part(held), vignettes=part(data.vignettes))
+    axis = (data.up, data.down)  # what other phrases cost is not asked
+    asked = [Wording(x.ask, {f: x.reasons[f] for f in axis if f in x.reasons})
+             for x in data.reasons]
+    return replace(data, contrast=part(held), vignettes=part(data.vignettes), reasons=asked)
 
 
 def at_one_cost(
@@ -123,7 +131,8 @@ def at_one_cost(
     for kind, vectors in ((NULL, nulls(model, data, cfg, vector, NULLS)),
                           ("noise", noise(cfg, vector, NOISE))):
         for i, other in enumerate(vectors, 1):
-            dose = like(model, table, cfg, other, target)
+            guess = c_star * size(vector) / max(size(other), 1e-12)
+            dose = like(model, table, cfg, other, target, guess)
             found.append(Direction(f"{kind} {i}", other, dose))
     return found
 

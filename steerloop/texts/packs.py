@@ -64,7 +64,7 @@ def folder_of(trait: str) -> Path:
     for folder in (Path(trait), PACKAGE / trait, TRAITS / trait):
         if (folder / TRAIT).is_file():
             return folder
-    ours = ", ".join(sorted(x.parent.name for x in TRAITS.glob(f"*/{TRAIT}")))
+    ours = ", ".join(sorted(x.name for x in TRAITS.iterdir() if (x / TRAIT).is_file()))
     raise UserError(f"--trait {trait}: no folder with a {TRAIT} in it, and none of ours ({ours}); "
                     "`python -m steerloop.traits new NAME` begins one")
 
@@ -164,6 +164,8 @@ def wordings(text: str) -> list[Wording]:
             found.append(wording(table))
         except ValueError as e:
             raise ValueError(f"wording {number}: {e}") from e
+        if found[-1].reasons.keys() != found[0].reasons.keys():
+            raise ValueError(f"wording {number}: it has other foundations than the first")
     return found
 
 
