@@ -17,7 +17,7 @@ PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 PATHS = ("runs", "resume", "trait", *FILES)
 CONSTRAINT = ("tau", "tau_share", "agg", "ref")
 IDLE = {"nll": ("lam", "lam_pow", *CONSTRAINT), "spectral": CONSTRAINT}  # what a barrier leaves out
-TWICE = [("tau", "tau_share"), ("steer_blocks", "steer_band"), ("lora_blocks", "lora_band")]
+TWICE = [("steer_blocks", "steer_band"), ("lora_blocks", "lora_band")]
 
 
 @dataclass
@@ -89,8 +89,8 @@ class Config:
     agg: Literal["rmse", "mean", "p95", "max"] = knob("rmse", "aggregate of one completion's KLs")
     lam: float = knob(0.3, "barrier weight lambda, per nat", 0)
     lam_pow: float = knob(-0.5, "round r uses lambda * (1 + r) ** lam_pow", -9, 9)
-    tau: float = knob(2.0, "barrier threshold, nats", 0)
-    tau_share: float = knob(0.0, "tau as this share of plain training's own KL; 0: --tau", 0)
+    tau: float = knob(0.0, "barrier threshold, nats; 0: by tau_share", 0)
+    tau_share: float = knob(0.8, "tau as a share of the KL of a coherent teacher at its doses", 0)
     ref: Literal["base", "prev"] = knob("base", "reference of the KL")
     kl_budget: float = knob(0.0, "limit of the mean KL to base per token, nats; 0: none", 0)
     lr: float = knob(1e-4, "peak learning rate of AdamW", high=10)
@@ -143,6 +143,9 @@ def refuse(cfg: Config, said: dict[str, Any]) -> None:
     for one, other in TWICE:
         if one in said and said.get(other):
             raise UserError(f"--{one} and --{other} say the same thing in two ways: give one")
+    if "tau_share" in said and cfg.tau:
+        raise UserError(f"--tau_share has no effect beside --tau {cfg.tau:g}: leave one of them "
+                        "out (--tau 0 is none)")
     if cfg.min_tokens > cfg.max_new_tokens:
         raise UserError(f"--min_tokens {cfg.min_tokens} is more than --max_new_tokens "
                         f"{cfg.max_new_tokens}: every completion would be dropped")

@@ -78,7 +78,7 @@ def check_the_plain_rival_is_a_run_without_a_barrier(folders, tmp_path, monkeypa
     """After its first round it is, bit for bit, what `--barrier nll` heals from the same data."""
     saved = []
     monkeypatch.setattr(train, "fold", lambda *a: saved.append(a[2]) or lora.fold(*a))
-    cfg = small_config(folders(), quant="none", coh_drop=1.0, tau=0.0, lam=3.0)
+    cfg = small_config(folders(), quant="none", coh_drop=1.0, tau_share=0.0, lam=3.0)
     short_run(tmp_path, cfg, runs="both", baselines=True, epochs=3)
     plain = short_run(tmp_path, cfg, runs="plain", barrier="nll", epochs=3)
     ours, theirs = saved[2], load_file(plain / "rounds/00/adapter.safetensors")  # after two rounds

@@ -56,7 +56,7 @@ def check_types_are_checked_in_this_run(world):
 
 def check_the_folder_is_complete(run):
     per_round = ["vector.safetensors", "adapter.safetensors", "completions.parquet",
-                 "diary.parquet"]
+                 "diary.parquet", "steps.parquet", "worst.parquet"]
     measured = {"rounds/00/base", "rounds/01/matched"}
     wanted = {"config.json", "events.jsonl", "summary.json", "log.txt", "verdicts.md", "diary.md",
               "map.html", "report.html", "planted.parquet"}
@@ -105,6 +105,13 @@ def check_tables_hold_every_row(run):
         assert (table["keep"] == table["drop_reason"].is_null()).all()
         assert table.filter("train")["keep"].all()
         assert {"prompt", "text", "completion_ids", "ppl", "repeat", "copy"} <= set(table.columns)
+        steps, worst = (pl.read_parquet(folder / f"{x}.parquet") for x in ("steps", "worst"))
+        heal = json.loads((folder / "heal.json").read_text())["value"]
+        assert len(steps) == heal["steps"] and steps["nll"][0] == heal["nll_first"]
+        ids = dict(table.filter("train").select("row", "completion_ids").rows())
+        assert len(worst) == min(200, sum(map(len, ids.values())))
+        assert all(ids[row][at] == token
+                   for row, at, token in worst.select("row", "position", "token_id").rows())
         for state in ("steered", "healed"):
             rows = pl.read_parquet(folder / f"{state}.eval.parquet")
             assert rows["vignette"].to_list() == data.vignettes["text"].to_list()

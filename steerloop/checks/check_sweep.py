@@ -50,6 +50,16 @@ def check_a_fixed_dose_is_kept_and_a_budget_ends_a_climb(folders, tmp_path):
     assert held[0]["kappa"] < anew[0]["kappa"]
 
 
+def check_a_pilot_is_plain_training_on_the_same_rows(folders, tmp_path):
+    cfg = short_config(tmp_path, small_config(folders(), quant="none"), rounds=1, lr=3e-2, lam=20.0,
+                       tau_share=0.0, epochs=3)
+    data, shared, sweep = read_data(cfg), {}, Sweep([], 1, ())
+    (free,) = climb(data, cfg, Arm("free", "", {"lam": 0.0}), sweep, shared)
+    (piloted,) = climb(data, cfg, Arm("piloted", "", pilot=0.5), sweep, shared)
+    fixed = Arm("fixed", "", {"tau": 0.5 * free["operating_kl"]})
+    assert climb(data, cfg, fixed, sweep, shared) == [piloted] and 0 < piloted["active"] < 1
+
+
 def check_a_group_that_cannot_begin_says_why(folders, tmp_path):
     cfg = short_config(tmp_path, small_config(folders(), quant="none"))
     data = read_data(cfg)

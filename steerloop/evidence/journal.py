@@ -58,6 +58,7 @@ class Journal(Recorder):
         self.healed: list[pl.DataFrame] = []
         self.taught_at = 0.0  # the largest dose, less its multiple, of the round's data
         self.stage = ""  # of sampling: walk, or sample
+        self.course = pl.DataFrame()  # of the heal that was last: its steps
         self.sight: dict[str, Any] = {}  # what U0 said
         self.folder.event("axis", axis=[data.down, data.up])
 
@@ -199,20 +200,28 @@ class Journal(Recorder):
     def on_heal(self, stage: Callable[..., Any], model: Model, table: pl.DataFrame, cfg: Config,
                 round: int, run: Recorder) -> Any:
         rows = self.folder.sums[f"{of_round(round, layout.COMPLETIONS)}.parquet"]
-        stats, delta = self.keep(
-            [layout.HEAL, layout.ADAPTER], stage, model, table, cfg, round, run, round=round,
-            rows=rows, model=public_name(locate(cfg.model))[0], r=cfg.r, alpha=cfg.alpha,
-            targets=cfg.targets)
+        stats, delta, _ = self.keep(
+            [layout.HEAL, layout.ADAPTER, layout.STEPS], self.with_steps, stage, model, table, cfg,
+            round, run, round=round, rows=rows, model=public_name(locate(cfg.model))[0], r=cfg.r,
+            alpha=cfg.alpha, targets=cfg.targets)
         self.folder.event("heal", round=round, **stats)
         return stats, delta
 
+    def with_steps(self, stage: Callable[..., Any], *args: Any) -> tuple[Any, ...]:
+        """What a heal returns, and its steps."""
+        stats, delta = stage(*args)
+        return stats, delta, self.course
+
+    def steps(self, table: pl.DataFrame) -> None:
+        self.course = table
+
     def on_drift(self, stage: Callable[..., Any], *args: Any) -> Any:
         """How far the student went; and its answers beside those of base and teacher."""
-        went = self.keep(layout.DRIFT, stage, *args)
+        went, worst = self.keep([layout.DRIFT, layout.WORST], stage, *args)
         self.folder.event("drift", round=self.round, **went)
         self.keep(layout.ANSWERS, diary, self.model, self.data, self.cfg, self.vectors[-1],
                   self.taught_at, self.round)
-        return went
+        return went, worst
 
     def save(self, name: str, tensors: dict[str, Tensor], **note: Any) -> None:
         self.folder.tensors(f"{work(self.round)}/{name}", tensors, **note)

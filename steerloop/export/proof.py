@@ -48,11 +48,11 @@ WORK = 5 * 10**6  # resamples × vignettes: 5,000 vignettes under the default of
 ROWS, THOUGHT, TEXT = 48, 4096, 2**15  # most rows of a batch, tokens of a thought, a text's letters
 CELLS = 10**7  # of a table, by its header
 TRUSTED = {
-    "what models wrote": "completions, planted.parquet, diary tables, and how the filter judged "
-                         "them",
+    "what models wrote": "completions, their worst tokens, planted.parquet, diary tables, and how "
+                         "the filter judged them",
     "states beside the loop": "tables of steered, matched and baseline states; of all states the "
                               "free answers and the values of probes",
-    "how it was trained": "adapters, c* and its curve, κ, heal and drift records",
+    "how it was trained": "adapters, c* and its curve, κ, heal and drift records, steps",
     "settings": "config.json, seed, package versions, and that the run ended by itself",
 }
 FAULTS = (UserError, ArithmeticError, AttributeError, LookupError, MemoryError, OSError,

@@ -123,7 +123,7 @@ def went(sample: dict[str, Any], heal: dict[str, Any], drift: dict[str, Any]) ->
     """How a round went, by its records, as lines of a hover box."""
     said = [("c* {c_star:.2f}, sampled at κ = {kappa:.2f} of it", sample),
             ("loss {nll:.3f} nats per token, operating KL {operating_kl:.3f}", heal),
-            ("{active:.0%} of rows over τ = {tau:g}", heal),
+            ("{active:.0%} of rows over τ = {tau:.3g}", heal),
             ("KL to base {kl_base:.3f} nats per token", drift)]
     return [text.format(**record) for text, record in said if record]
 

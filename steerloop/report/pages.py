@@ -104,8 +104,8 @@ def told(run: Path, measured: list[dict[str, Any]]) -> str:
 def header(run: Path, measured: list[dict[str, Any]], live: bool) -> str:
     """Name, state and outcome of a run, and where its pages are."""
     cfg, rounds = read_config(run), sum(e["state"] == "healed" for e in measured)
-    share = cfg["tau_share"]
-    tau = f"{share:g} of the operating KL" if share else f"{cfg['tau']:g}"
+    taus = [f"{e['tau']:.3g}" for e in last_by_round(run, "heal").values()]
+    tau = ", ".join(dict.fromkeys(taus)) or "not set yet"
     arm = (f"{Path(cfg['model']).name} · {cfg['barrier']} to {cfg['ref']} · λ {cfg['lam']:g} · "
            f"τ {tau} · seed {cfg['seed']}")
     state = f"{rounds} of {cfg['rounds']} rounds" + (

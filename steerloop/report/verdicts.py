@@ -38,7 +38,7 @@ NAMES = {
     "collapsed": "the answers no longer depend on the vignettes: noise, not a trait",
     "turned": "the vector, or the student, points away from where the loop set out",
     "incoherent": "coherence fell below the floor",
-    "inert barrier": "the barrier was hardly ever active: this is plain training; lower --tau",
+    "inert barrier": "hardly a row was over τ: this is plain training; lower --tau_share, or --tau",
     "filter off": "the filter was off: only empty completions were dropped",
     "over budget": "the student spent more KL than --kl_budget",
 }

@@ -36,7 +36,8 @@ PLANTED = "planted"
 U0 = "u0"  # what the readouts answer to the vector and to null vectors
 # Of a round, each after the stage that makes it:
 VECTOR, DOSE, CURVE, COMPLETIONS, KAPPA = "vector", "dose", "curve", "completions", "kappa"
-HEAL, ADAPTER, DRIFT, ANSWERS = "heal", "adapter", "drift", "diary"
+HEAL, ADAPTER, STEPS = "heal", "adapter", "steps"
+DRIFT, WORST, ANSWERS = "drift", "worst", "diary"
 # And states that are measured in it:
 BASE, STEERED, HEALED = "base", "steered", "healed"
 

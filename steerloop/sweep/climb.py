@@ -70,7 +70,7 @@ class Climb(Recorder):
                 self.held = self.now["kappa"] * self.now["c_star"]
             return table, self.now["kappa"]
         if name == "heal":
-            stats, delta = stage(*args)
+            stats, delta = stage(*self.piloted(stage, *args))
             self.now |= {"operating_kl": stats["operating_kl"], "pull": stats["pull"],
                          "active": stats["active"] if "kl" in self.cfg.barrier else None}
             return stats, delta
@@ -97,6 +97,16 @@ class Climb(Recorder):
             self.base = report.measures(self.unmoved, self.unmoved, self.cfg.ppl_factor)
         return self.shared[key]
 
+    def piloted(
+        self, stage: Callable[..., Any], model: Model, kept: pl.DataFrame, cfg: Config, *rest: Any
+    ) -> tuple[Any, ...]:
+        """What to heal with: where the arm asks for it, τ as a share of the mean A_row of the last
+        epoch of a heal without a barrier."""
+        if self.arm.pilot:
+            stats, _ = stage(model, kept, replace(cfg, lam=0.0), *rest)
+            cfg = replace(cfg, tau=self.arm.pilot * stats["operating_kl"])
+        return model, kept, cfg, *rest
+
     def dose(self, stage: Callable[..., Any], *args: Any) -> Any:
         """c* and its curve; or the dose that is held, whatever survives it."""
         c_star, curve = (self.held, None) if self.held else self.first("dose", stage, *args)
@@ -105,11 +115,11 @@ class Climb(Recorder):
 
     def drift(
         self, model: Model, kept: pl.DataFrame, data: Data, cfg: Config, vector: Vector
-    ) -> dict[str, float]:
+    ) -> tuple[dict[str, float], None]:
         """The ledger's part of it alone."""
         kl = torch.cat(completion_losses(model, kept, cfg, ref=model.gates.before(0))[1])
         self.now["kl_base"] = kl.mean().item()
-        return {"kl_base": self.now["kl_base"]}
+        return {"kl_base": self.now["kl_base"]}, None
 
     def evaluate(self, stage: Callable[..., Any], *args: Any) -> Any:
         """A row for the round; where nobody looks (not `each` round) the base stands in for a
