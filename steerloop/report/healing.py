@@ -78,11 +78,11 @@ def trait_lines(
     said = verdict.line(f"{headline}: from {axis[0]} to {axis[1]} without steering (nats)", here,
                         Bound(least), EFFECT, name)
     verdict.moved = said == "PASS"
+    spoken_line(verdict, cfg, axis, headline, healed, base)
     verdict.line(f"retain: shift healed / shift steered ({under.within(w).brief})", kept,
                  Bound(RETAIN, best=1.0), EFFECT, "" if turned else "undone")
     if headline == DIGITS:
         surgical_lines(verdict, axis, healed, base, w)
-    spoken_line(verdict, cfg, axis, headline, healed, base)
 
 
 def spoken_line(
