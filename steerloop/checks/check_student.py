@@ -147,13 +147,13 @@ def check_every_road_hears_the_whole_student(tmp_path):
 
     wanted = moved(load("float32"))
     exact, near = axis(wanted)
-    for s in (load("bfloat16"), load("bfloat16", "nf4")):
-        found = moved(s)
+    for decode in ("auto", "nf4"):
+        found = moved(load("bfloat16", decode))
         for name, x in wanted.items():
             heard = share(found[name].flatten(), x.flatten())
-            assert 0.85 < heard < 1.15, f"{name}: {heard:.2f} of the student"
+            assert 0.85 < heard < 1.15, f"{name}, {decode}: {heard:.2f} of the student"
         shift, half = axis(found)
-        assert abs(shift - exact) < near + half < exact
+        assert abs(shift - exact) < near + half + 0.05 * exact < exact
 
 
 def any_layer(rng: Random, dtype: torch.dtype) -> GatedLoRALinear:

@@ -114,7 +114,7 @@ class Dense:
         unpacked = sum(size)
         size += [x.base.weight.nbytes for k, x in layers.items() if f"{k}.base" not in linear]
         size += [m.weight.nbytes for k, m in self.alone.items() if k not in linear]
-        size += [x.nbytes for m in layers.values() for x in m.buffers(False)]
+        size += [x.nbytes for m in layers.values() for x in m.buffers(False)]  # beside them
         room = memory(next(hf.parameters()).device)
         self.on = mode == "dense" or (mode == "auto" and sum(size) <= SHARE * room)
         self.training = bool(linear) and self.on and unpacked <= SHARE_TRAINING * room
