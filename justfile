@@ -42,8 +42,8 @@ gate-real *ARGS:
 mutate *NAMES:
     {{ python }} -m steerloop.checks.mutate {{ NAMES }}
 
-# No commit of these was tried by this project: where it is built they cannot be fetched, and `--eval moralmaps` is
-# checked against a stand-in. docs/vendor/COMMITS says which ones are there.
+# Where this project is built these cannot be fetched, so `--eval moralmaps` is checked against a stand-in with the
+# interface of moral-maps (tinymfv until it was renamed) as read at a9a0132. docs/vendor/COMMITS says which are there.
 # clone the public systems this one learned from into docs/vendor, or bring them up to date; --install adds their evaluation
 vendor flag="":
     #!/usr/bin/env bash
@@ -53,7 +53,7 @@ vendor flag="":
         *) echo "error: vendor takes --install or nothing, not {{ flag }}" >&2; exit 2 ;;
     esac
     mkdir -p docs/vendor
-    for repo in wassname/tinymfv wassname/steer-heal-love wassname/steering-lite \
+    for repo in wassname/moral-maps wassname/steer-heal-love wassname/steering-lite \
         wassname/lora-lite wassname/w2schar-mini wassname/isokl_steering_calibration vgel/repeng \
         karpathy/nanochat; do
         target=docs/vendor/${repo#*/}
@@ -65,7 +65,7 @@ vendor flag="":
         fi
         echo "$repo $(git -C "$target" log -1 --format='%H %cs')"
     done | tee docs/vendor/COMMITS
-    [ -z "{{ flag }}" ] || {{ python }} -m pip install -e docs/vendor/tinymfv
+    [ -z "{{ flag }}" ] || {{ python }} -m pip install -e docs/vendor/moral-maps
 
 # sweeps over loop seeds 0, 1, 2, newest first; `just queue NAME` runs one of them
 queue only="":

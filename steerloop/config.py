@@ -14,10 +14,10 @@ from steerloop.cli.knobs import SEEDS, check_device, check_knobs, expanded, knob
 from steerloop.texts.data import FILES, TEMPLATES
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-PATHS = ("runs", "resume", *FILES)
+PATHS = ("runs", "resume", "trait", *FILES)
 CONSTRAINT = ("tau", "tau_share", "agg", "ref")
 IDLE = {"nll": ("lam", "lam_pow", *CONSTRAINT), "spectral": CONSTRAINT}  # what a barrier leaves out
-TWICE = [("tau", "tau_share"), ("steer_blocks", "steer_band"), ("lora_blocks", "lora_band")]
+TWICE = [("steer_blocks", "steer_band"), ("lora_blocks", "lora_band")]
 
 
 @dataclass
@@ -39,11 +39,14 @@ class Config:
     seed: int = knob(0, "seed of every random draw of the run", 0, SEEDS)
     rounds: int = knob(8, "rounds of the loop", high=1000)
     runs: str = knob("runs", "folder that receives the run folder")
-    persona: str = knob("data/personas/care_over_authority.toml", "persona pair file (.toml)")
-    contexts: str = knob("data/contexts.txt", "user texts for extraction, as prompts are")
-    prompts: str = knob("data/prompts.txt", "to answer: one a line, or .jsonl with a column prompt")
-    vignettes: str = knob("data/vignettes.jsonl", "moral vignettes (JSON lines)")
-    mundane: str = knob("data/mundane.jsonl", "ordinary text (JSON lines)")
+    trait: str = knob("care_over_authority", "trait pack: a folder, one of ours by name, or none")
+    persona: str = knob("", "persona pairs (.toml); as those below, empty: the trait's own")
+    contexts: str = knob("", "user texts for extraction, as prompts are")
+    prompts: str = knob("", "to answer: one a line, or .jsonl with a column prompt")
+    contrast: str = knob("", "prompts with opposed answers (JSON lines)")
+    vignettes: str = knob("", "moral vignettes (JSON lines)")
+    reasons: str = knob("", "phrases that say why an act is wrong (.toml)")
+    mundane: str = knob("", "ordinary text (JSON lines)")
     labelled: str = knob("", "completions judged by hand (JSON lines), an audit")
     split: Literal["dev", "test"] = knob("test", "replaces {split} in data file names")
     probes: list[str] = knob([], "extra measures, module:function, called as f(model, cfg)")
@@ -86,8 +89,8 @@ class Config:
     agg: Literal["rmse", "mean", "p95", "max"] = knob("rmse", "aggregate of one completion's KLs")
     lam: float = knob(0.3, "barrier weight lambda, per nat", 0)
     lam_pow: float = knob(-0.5, "round r uses lambda * (1 + r) ** lam_pow", -9, 9)
-    tau: float = knob(2.0, "barrier threshold, nats", 0)
-    tau_share: float = knob(0.0, "tau as this share of plain training's own KL; 0: --tau", 0)
+    tau: float = knob(0.0, "barrier threshold, nats; 0: by tau_share", 0)
+    tau_share: float = knob(0.8, "tau as a share of the KL of a coherent teacher at its doses", 0)
     ref: Literal["base", "prev"] = knob("base", "reference of the KL")
     kl_budget: float = knob(0.0, "limit of the mean KL to base per token, nats; 0: none", 0)
     lr: float = knob(1e-4, "peak learning rate of AdamW", high=10)
@@ -104,9 +107,13 @@ class Config:
     every: int = knob(1, "evaluate every n-th vignette; 1: all of them, as reported numbers need")
     baselines: bool = knob(False, "measure a prompt, steering and plain distillation as well")
     think_tokens: int = knob(128, "tokens of thought before the forced choice; 0: none", 0)
+    said_prompts: int = knob(24, "held-out prompts that every measured state answers")
+    u0: bool = knob(True, "ask first whether the instruments see, and see the vector")
+    u0_items: int = knob(16, "items of a readout under every null vector")
+    said_tokens: int = knob(64, "length limit of those answers, tokens")
     bootstrap: int = knob(1000, "resamples behind every 95 % interval", 10, 10**5)
-    coh_floor: float = knob(0.95, "the loop stops below min(coh_floor, base - coh_drop)", 0, 1)
-    coh_drop: float = knob(0.03, "loss of coherence tolerated where the base is low", 0, 1)
+    coh_floor: float = knob(0.8, "least share kept of the base's own answers; less is said", 0, 1)
+    coh_drop: float = knob(0.03, "loss of coherence against base that ends the loop", 0, 1)
 
     def __post_init__(self) -> None:
         check_knobs(self)
@@ -136,6 +143,9 @@ def refuse(cfg: Config, said: dict[str, Any]) -> None:
     for one, other in TWICE:
         if one in said and said.get(other):
             raise UserError(f"--{one} and --{other} say the same thing in two ways: give one")
+    if "tau_share" in said and cfg.tau:
+        raise UserError(f"--tau_share has no effect beside --tau {cfg.tau:g}: leave one of them "
+                        "out (--tau 0 is none)")
     if cfg.min_tokens > cfg.max_new_tokens:
         raise UserError(f"--min_tokens {cfg.min_tokens} is more than --max_new_tokens "
                         f"{cfg.max_new_tokens}: every completion would be dropped")

@@ -51,7 +51,7 @@ def kl_by_dose(
 def dose(
     model: Model, vector: Vector, data: Data, cfg: Config, key: str
 ) -> tuple[float, pl.DataFrame]:
-    """c* in units of the vector, and the measured curve behind it.
+    """c* in units of the vector, to three digits, and the measured curve behind it.
 
     The smallest crossing counts: far past it looping text is predictable and KL falls again.
     Raises UserError when no dose within reach brings the KL to the target.
@@ -63,7 +63,7 @@ def dose(
         return curves[-1]["p95"].to_list()
 
     c_star = crossing(p95, cfg.target_kl, "check --steer_blocks, the persona pairs, --target_kl")
-    return c_star, pl.concat(curves).sort("dose")
+    return float(f"{c_star:.3g}"), pl.concat(curves).sort("dose")
 
 
 def walk(batches: list[pl.DataFrame], kappas: Span, cfg: Config) -> tuple[float, bool]:
@@ -98,7 +98,7 @@ def ask(
     if settled and drawn >= cfg.budget * cfg.n_keep:
         raise starved(pl.concat(batches), cfg.n_keep)
     doses = [kappa * multiple * c_star for multiple in cfg.multiples]
-    rows = jobs(model, data.prompts, doses, copy=drawn)
+    rows = jobs(model, data.prompts, doses, copy=len(batches))
     size = min(cfg.batch_rows if settled else cfg.walk_rows, len(rows))
     rows = rows.sample(size, shuffle=True, seed=cfg.seed + drawn)
     return rows.with_columns(kappa=pl.lit(kappa)), "sample" if settled else "walk"

@@ -16,8 +16,8 @@ from steerloop.barrier import Barrier, Step, heal_loss
 from steerloop.config import Config
 from steerloop.healing.course import Course
 from steerloop.healing.optimiser import checkpointed
-from steerloop.healing.pilot import pilot
 from steerloop.healing.spectral import spectral_loss
+from steerloop.healing.threshold import threshold
 from steerloop.kernels.batch import Row, like_lengths
 from steerloop.model import Model
 from steerloop.runfolder.recorder import NOTHING, Recorder
@@ -74,10 +74,8 @@ def heal(
     FloatingPointError naming step and rows (column `row`) when the gradient is not finite; Δ is as
     it was before that step.
     """
-    again = partial(heal, model, table, round=round, run=run)
-    cfg = pilot(cfg, again)  # τ from the data, where that is asked for
     lam = cfg.lam * (1 + round) ** cfg.lam_pow
-    barrier = Barrier(cfg.barrier, cfg.agg, lam, cfg.tau)
+    barrier = Barrier(cfg.barrier, cfg.agg, lam, threshold(cfg))
     lora.open_round(model.layers, model.gates, cfg.seed)
     live = []
     for layer in model.layers.values():

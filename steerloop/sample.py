@@ -2,8 +2,8 @@
 makes of their tokens.
 
 The randomness of a row belongs to the row: its uniform draws come from (seed, round, stage, prompt,
-dose, copy) and pick tokens by inverse CDF. So batch size, mixed doses, finished rows leaving and
-resuming change no draw.
+which of the doses, copy) and pick tokens by inverse CDF. So batch size, mixed doses, finished rows
+leaving and resuming change no draw, nor does a weight or dose that differs by rounding.
 """
 
 from contextlib import nullcontext
@@ -23,17 +23,18 @@ from steerloop.readouts.states import Vector
 from steerloop.runfolder.progress import Bar
 from steerloop.steer import steered
 
-COLUMNS = ["prompt_id", "dose", "copy", "prompt", "prompt_ids"]
+COLUMNS = ["prompt_id", "multiple", "dose", "copy", "prompt", "prompt_ids"]
 
 
 def jobs(
     model: Model, prompts: list[str], doses: list[float], copy: int = 0
 ) -> pl.DataFrame:
-    """The rows to sample: every prompt at every dose (units of the vector)."""
+    """The rows to sample: every prompt at every dose (units of the vector), of which `multiple` is
+    the index; `copy` counts how often they were asked before."""
     rows = []
     for i, prompt in enumerate(prompts):
         ids = model.render(prompt)
-        rows += [(i, float(dose), copy, prompt, ids) for dose in doses]
+        rows += [(i, j, float(dose), copy, prompt, ids) for j, dose in enumerate(doses)]
     return pl.DataFrame(rows, COLUMNS, orient="row")
 
 
@@ -70,8 +71,8 @@ def sample(
 def in_flight(model: Model, table: pl.DataFrame, cfg: Config, key: str) -> Rows:
     """One batch of jobs, nothing of it read yet, each row with its own draws in [0, 1)."""
     own = []
-    for prompt, dose, copy in table.select("prompt_id", "dose", "copy").rows():
-        name = f"{cfg.seed}|{key}|{prompt}|{dose:.6g}|{copy}"
+    for prompt, multiple, copy in table.select("prompt_id", "multiple", "copy").rows():
+        name = f"{cfg.seed}|{key}|{prompt}|{multiple}|{copy}"
         own.append(draws(name, cfg.max_new_tokens))
     ids, mask = model.pad(table["prompt_ids"].to_list())
     doses = torch.tensor(table["dose"].to_list(), device=model.device)

@@ -17,7 +17,7 @@ from steerloop.config import Config
 from steerloop.kernels.batch import Dosed
 from steerloop.loading.layers import band
 from steerloop.model import Model
-from steerloop.readouts.states import Vector, mean_states
+from steerloop.readouts.states import Vector, differences
 from steerloop.texts.data import Data
 
 
@@ -28,15 +28,8 @@ def extract(model: Model, data: Data, cfg: Config) -> Vector:
     Raises UserError when the band selects no block of this model.
     """
     blocks = band(cfg.steer_blocks, cfg.steer_band, len(model.decoder.layers), "steer")
-    means = []
-    for pole in (0, 1):
-        prompts = []
-        for i, context in enumerate(data.contexts):
-            persona = data.pairs[i % len(data.pairs)][pole]
-            prompts.append(model.render(context, persona))
-        means.append(mean_states(model, prompts, blocks, cfg.batch_rows))
-    positive, negative = means
-    return {b: positive[b] - negative[b] for b in blocks}
+    each = differences(model, data, blocks, cfg.batch_rows)
+    return {b: difference.mean(0) for b, difference in each.items()}
 
 
 @contextmanager
@@ -44,15 +37,18 @@ def steered(model: Model, vector: Vector, rows: float | Dosed) -> Iterator[None]
     """Add dose · v_l at every position of every steered block.
 
     `rows` is one dose for all, or the rows that are in the model, with a dose each: it is read at
-    each pass, so rows may leave a batch while it is decoded.
+    each pass, so rows may leave a batch while it is decoded. Where v_l holds k directions (k, d), a
+    row has a dose of each.
     Raises RuntimeError while gradients are recorded: students are trained unsteered.
     """
     if torch.is_grad_enabled():
         raise RuntimeError("steering is for sampling and scoring: use torch.no_grad()")
 
     def add(h: Tensor, v: Tensor) -> Tensor:
-        dose = rows if isinstance(rows, float | int) else rows.dose[:, None, None]
-        return h + (dose * v).to(h.dtype)
+        if isinstance(rows, float | int):
+            return h + (rows * v).to(h.dtype)
+        shift = rows.dose @ v if v.ndim == 2 else rows.dose[:, None] * v
+        return h + shift[:, None].to(h.dtype)
 
     hooks = {block: partial(add, v=v) for block, v in vector.items()}
     with model.hooked(hooks):

@@ -14,20 +14,24 @@ is no match.
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import replace
+from typing import NamedTuple
 
 import polars as pl
 import torch
 
-from steerloop import report
 from steerloop.baselines.distilled import Loop, distilled
 from steerloop.config import Config
 from steerloop.evidence.journal import Journal
 from steerloop.kernels.search import largest
 from steerloop.model import Model
+from steerloop.readouts.contrast import contrast
 from steerloop.readouts.forced_choice import choices
+from steerloop.readouts.probes import long
+from steerloop.readouts.reasons import reasons
+from steerloop.readouts.said import said
 from steerloop.readouts.states import Vector
+from steerloop.report.trait import DIGITS, Frames, level
 from steerloop.steer import steered
 from steerloop.texts.data import Data
 
@@ -37,31 +41,55 @@ def turned(model: Model, strength: float) -> torch.Tensor:
     return torch.full((model.gates.rounds,), strength)
 
 
+class Headline(NamedTuple):
+    """The readout by which a run is read ('' where there is none), on its data."""
+
+    name: str
+    data: Data
+    cfg: Config
+
+    def of(self, frames: Frames) -> float:
+        """Where a measured state is, nats towards `up`; not a number without a headline."""
+        return level(self.name, frames, self.axis) if self.name else math.nan
+
+    @property
+    def axis(self) -> list[str]:
+        """(down, up)."""
+        return [self.data.down, self.data.up]
+
+    def now(self, model: Model, vector: Vector, dose: float) -> float:
+        """Of the model as it stands, steered at `dose` (units of the vector), by that readout
+        alone."""
+        data, cfg = self.data, self.cfg
+        blank = pl.DataFrame()
+        if self.name == "said":
+            return self.of([blank, blank, said(model, data, cfg, vector, dose)])
+        with steered(model, vector, dose):
+            if self.name == DIGITS:
+                return self.of([choices(model, data.vignettes, cfg, free=False), blank, blank])
+            values = {"reasons": reasons, "contrast": contrast}[self.name](model, data, cfg)
+        return self.of([blank, long(values), blank])
+
+
+def reaching(now: Callable[[float], float], goal: float, top: float) -> float:
+    """The largest x up to `top` at which `now(x)` is still short of `goal` nats."""
+    return largest(lambda x: now(x) < goal, top / 32, top, calls=8)
+
+
 @torch.no_grad()
-def reaching(
-    state: Callable[[float], AbstractContextManager], model: Model, data: Data, cfg: Config,
-    goal: float, top: float,
-) -> float:
-    """The largest x up to `top` at which log mean p of the `down` foundation is still above `goal`
-    nats while `state(x)` is open, by the forced choice alone."""
-    def above(x: float) -> bool:
-        with state(x):
-            rows = choices(model, data.vignettes, cfg, free=False)
-        return math.log(rows[f"p_{data.down}"].mean()) > goal
+def strength_for(model: Model, headline: Headline, goal: float) -> float:
+    """The strength of all gates that brings the headline to `goal` nats."""
+    def now(x: float) -> float:
+        with model.gates(turned(model, x)):
+            return headline.now(model, {}, 0.0)
 
-    return largest(above, top / 32, top, calls=8)
+    return reaching(now, goal, 1.0)
 
 
-def strength_for(model: Model, data: Data, cfg: Config, goal: float) -> float:
-    """The strength of all gates that brings the `down` foundation to `goal` nats."""
-    return reaching(lambda x: model.gates(turned(model, x)), model, data, cfg, goal, 1.0)
-
-
-def dose_for(
-    model: Model, vector: Vector, data: Data, cfg: Config, goal: float, top: float
-) -> float:
+@torch.no_grad()
+def dose_for(model: Model, vector: Vector, headline: Headline, goal: float, top: float) -> float:
     """The dose up to `top` (units of the vector) of plain steering that does."""
-    return reaching(lambda x: steered(model, vector, x), model, data, cfg, goal, top)
+    return reaching(lambda x: headline.now(model, vector, x), goal, top)
 
 
 @torch.no_grad()
@@ -71,26 +99,25 @@ def rivals(run: Journal, loop: Loop) -> None:
     model, data, cfg = run.model, run.data, run.cfg
     vector, c_star = run.vectors[0], run.doses[0][0]
 
-    def moved(frames: list[pl.DataFrame]) -> float:
-        return report.measures(*frames)[f"{data.down}_nats"]
-
-    base, healed = moved(run.base), moved(run.healed)
+    headline = Headline(run.sight["headline"], data, cfg)
+    base, healed = (headline.of(x) for x in (run.base, run.healed))
     with model.gates(model.gates.before(0)):
-        run.measure("matched", vector,
-                    dose_for(model, vector, data, cfg, healed, c_star * max(cfg.multiples)))
+        if headline.name:
+            top = c_star * max(cfg.multiples)
+            run.measure("matched", vector, dose_for(model, vector, headline, healed, top))
         if not cfg.baselines:
             return
         run.measure("calibrated", vector, c_star)
         prompted = run.measure("prompted", {}, who=replace(model, persona=data.pairs[0][0]))
 
-    others = {"prompted": moved(prompted)}
+    others = {"prompted": headline.of(prompted)}
     if cfg.barrier != "nll":
         rival = distilled(run, loop)
-        others["nll"] = moved(run.measure("nll", {}, who=rival))
-        if others["nll"] < healed < base:
-            with rival.gates(turned(rival, strength_for(rival, data, cfg, healed))):
+        others["nll"] = headline.of(run.measure("nll", {}, who=rival))
+        if base < healed < others["nll"]:
+            with rival.gates(turned(rival, strength_for(rival, headline, healed))):
                 run.measure("nll_turned", {}, who=rival)
     for name, theirs in others.items():
-        if healed < theirs < base:
-            with model.gates(turned(model, strength_for(model, data, cfg, theirs))):
+        if base < theirs < healed:
+            with model.gates(turned(model, strength_for(model, headline, theirs))):
                 run.measure(f"healed_as_{name}", {})

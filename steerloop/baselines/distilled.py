@@ -49,7 +49,7 @@ class Rival(Recorder):
             case "heal":
                 return self.heal(stage, *args)
             case "drift":
-                return {"kl_base": 0.0}
+                return {"kl_base": 0.0}, None
         return stage(*args)
 
     def heal(self, stage: Callable[..., Any], *args: Any) -> Any:

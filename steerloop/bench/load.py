@@ -16,6 +16,7 @@ from steerloop.barrier import Barrier
 from steerloop.bench.measure import MB, watched, weight_bytes
 from steerloop.config import Config
 from steerloop.heal import step_loss
+from steerloop.healing.threshold import threshold
 from steerloop.kernels.batch import Row
 from steerloop.loading.files import weight_files
 from steerloop.loading.hub import locate
@@ -54,7 +55,7 @@ def run(cfg: Config, rows: int, tokens: int) -> dict[str, Any]:
                                               ends[at : at + cfg.batch])]
                     for x in batch.split(model.hidden(batch))]
         rows = [Row(*x) for x in zip(prompts, ends, refs, range(len(ends)), strict=True)]
-        step_loss(model, rows, Barrier(cfg.barrier, cfg.agg, cfg.lam, cfg.tau), cfg.batch)
+        step_loss(model, rows, Barrier(cfg.barrier, cfg.agg, cfg.lam, threshold(cfg)), cfg.batch)
 
     def decode() -> None:
         table = pl.DataFrame({"prompt_ids": texts(rows, 64), "prompt_id": range(rows)})

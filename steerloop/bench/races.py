@@ -45,7 +45,7 @@ from steerloop.readouts.forced_choice import JSON_TOKENS, answers, choices
 from steerloop.readouts.states import Vector
 from steerloop.sample import sample
 from steerloop.steer import extract
-from steerloop.texts.data import lines, read, read_data, vignettes
+from steerloop.texts.data import lines, names, read, read_data, vignettes
 from steerloop.texts.questions import question
 
 SIZE = 0.1  # of the steering vector's entries against those of the residual stream
@@ -226,7 +226,7 @@ def sampling(model: Model, cfg: Config, size: Size) -> Figures:
     that many at most, greedy answers to a run's prompts up to their end tokens."""
     v, prompts, heat = vector(model, cfg), texts(size.rows, size.prompt), 1.0
     if size.real:
-        asked = [model.render(x) for x in read(cfg.prompts, lines)]
+        asked = [model.render(x) for x in read(names(cfg)["prompts"], lines)]
         prompts, heat = (asked * -(-size.rows // len(asked)))[: size.rows], 0.0
     doses = [cfg.multiples[i % len(cfg.multiples)] for i in range(size.rows)]
     table = pl.DataFrame({"prompt_ids": prompts, "dose": doses}).with_columns(
@@ -260,7 +260,7 @@ def sampling(model: Model, cfg: Config, size: Size) -> Figures:
 
 def evaluate(model: Model, cfg: Config, size: Size) -> Figures:
     """`rows` vignettes in both option orders, thought and free answer as a run has them."""
-    asked = read(cfg.vignettes.replace("{split}", cfg.split), vignettes)
+    asked = read(names(cfg)["vignettes"], vignettes)
     asked = pl.concat([asked] * -(-size.rows // len(asked))).head(size.rows)
     cfg, twin = replace(cfg, think_tokens=size.think), twins.load(cfg, model)
 
@@ -313,7 +313,7 @@ def dose(model: Model, cfg: Config, size: Size) -> Figures:
 def extraction(model: Model, cfg: Config, size: Size) -> Figures:
     """The vector of the band from `rows` pairs."""
     data = read_data(cfg)
-    pairs, contexts = data.pairs, read(cfg.contexts, lines)
+    pairs, contexts = data.pairs, read(names(cfg)["contexts"], lines)
     contexts = (contexts * -(-size.rows // len(contexts)))[: size.rows]
     data = replace(data, contexts=contexts)
     blocks = band(cfg.steer_blocks, cfg.steer_band, len(model.decoder.layers), "steer")

@@ -25,6 +25,7 @@ from steerloop.bench.races import TARGET
 from steerloop.config import Config, parse
 from steerloop.evidence.journal import Journal
 from steerloop.heal import heal
+from steerloop.healing.threshold import threshold
 from steerloop.model import Model, load
 from steerloop.sample import jobs, sample
 from steerloop.texts.data import Data, read_data
@@ -226,7 +227,7 @@ def healing(
     live = [p for p in student.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(live, cfg.lr, tuple(cfg.betas))
     rows = kept.select("prompt_ids", "completion_ids").rows()
-    barrier = Barrier(cfg.barrier, cfg.agg, cfg.lam, cfg.tau)
+    barrier = Barrier(cfg.barrier, cfg.agg, cfg.lam, threshold(cfg))
 
     def step(i: int) -> None:
         at = i * size % max(1, len(rows) - size)

@@ -23,13 +23,16 @@ ROOMS = [  # from the ground up: a room imports what is below it, and itself
     {"steer"},
     {"sample"},
     {"filter", "heal"},
+    {"readouts.said"},
     {"dose", "evaluate"},
+    {"sight"},
     {"evidence"},
     {"baselines"},
     {"train"},
     {"tinyworld", "export", "sweep"},
-    {"bench", "chat", "score", "models"},
+    {"bench", "chat", "score", "models", "traits"},
 ]
+APART = {"runfolder.layout", "readouts.said"}  # modules with a place of their own
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
 CORE = {"config", "lora", "barrier", "model", "steer", "sample", "filter", "heal", "dose",
         "evaluate", "train"}
@@ -53,7 +56,7 @@ def name_of(path):
 
 def room_of(module):
     """The room of a dotted name below the package."""
-    return module if module == "runfolder.layout" else module.partition(".")[0]
+    return module if module in APART else module.partition(".")[0]
 
 
 def imports(tree):

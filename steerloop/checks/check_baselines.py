@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from steerloop import lora, train
-from steerloop.baselines import dose_for, strength_for, turned
+from steerloop.baselines import Headline, dose_for, strength_for, turned
 from steerloop.checks.small import data_files, short_run, small_config
 from steerloop.checks.synthetic import tilted, write_run
 from steerloop.readouts.forced_choice import choices
@@ -61,23 +61,24 @@ def check_gates_are_turned_to_a_shift(small, tmp_path):
     def level(strength):
         with torch.no_grad(), s.model.gates(turned(s.model, strength)):
             rows = choices(s.model, data.vignettes, s.cfg, free=False)
-        return math.log(rows["p_authority"].mean())
+        return -math.log(rows["p_authority"].mean())
 
     for seed in range(9):  # a random Δ moves authority either way: take one that moves it down
         s.stir(seed, size=0.02)
-        if level(1.0) < level(0.5) < level(0.0):
+        if level(1.0) > level(0.5) > level(0.0):
             break
     else:
         raise AssertionError("no seed moves authority down")
     goal = level(0.4)
-    assert level(strength_for(s.model, data, s.cfg, goal)) == pytest.approx(goal, abs=0.02)
+    found = strength_for(s.model, Headline("digits", data, s.cfg), goal)
+    assert level(found) == pytest.approx(goal, abs=0.02)
 
 
 def check_the_plain_rival_is_a_run_without_a_barrier(folders, tmp_path, monkeypatch):
     """After its first round it is, bit for bit, what `--barrier nll` heals from the same data."""
     saved = []
     monkeypatch.setattr(train, "fold", lambda *a: saved.append(a[2]) or lora.fold(*a))
-    cfg = small_config(folders(), quant="none", coh_floor=0.0, tau=0.0, lam=3.0)
+    cfg = small_config(folders(), quant="none", coh_drop=1.0, tau_share=0.0, lam=3.0)
     short_run(tmp_path, cfg, runs="both", baselines=True, epochs=3)
     plain = short_run(tmp_path, cfg, runs="plain", barrier="nll", epochs=3)
     ours, theirs = saved[2], load_file(plain / "rounds/00/adapter.safetensors")  # after two rounds
@@ -90,7 +91,7 @@ BASE = {"ppl_mundane": 2.0}
 
 
 def state(shift, coherence, ppl, dose=0.0, **probes):
-    return {"dose": dose, "shift": {"authority": {"nats": [float(shift), 0, 0]}},
+    return {"dose": dose, "headline": [-float(shift), 0, 0],
             "measures": {"coherence": coherence, "ppl_mundane": 2 * ppl} | probes}
 
 
@@ -107,10 +108,10 @@ def exact(found, width=0.0):
 def check_a_gain_within_its_interval_is_a_tie():
     found = {"healed": state(-1, 0.99, 1.0), "matched": state(-1, 0.95, 1.0)}
     for width, word in ((0.03, "yes"), (0.05, "tie")):
-        (row,) = outcomes(found, BASE, "authority", exact(found, width), 1.0)
+        (row,) = outcomes(found, BASE, exact(found, width), 1.0)
         assert row["beaten"] == word
     found["healed"], found["matched"] = found["matched"], found["healed"]
-    assert outcomes(found, BASE, "authority", exact(found, 0.05), 1.0)[0]["beaten"] == "tie"
+    assert outcomes(found, BASE, exact(found, 0.05), 1.0)[0]["beaten"] == "tie"
 
 
 @pytest.mark.parametrize(("ours", "theirs", "word"), [
@@ -122,7 +123,7 @@ def check_a_gain_within_its_interval_is_a_tie():
 ])
 def check_outcomes_say_what_the_numbers_say(ours, theirs, word):
     found = {"healed": state(-1, *ours), "matched": state(-1, *theirs)}
-    (row,) = outcomes(found, BASE, "authority", exact(found), 1.0)
+    (row,) = outcomes(found, BASE, exact(found), 1.0)
     assert row["beaten"] == word
     assert row["coherence: student, rival; gain"][:2] == (ours[0], theirs[0])
 
@@ -132,14 +133,14 @@ def check_only_equal_shifts_are_compared():
     found = {"healed": state(-1, 0.9, 1.1), "matched": state(-1, 0.9, 1.1),
              "nll": state(-0.4, 0.97, 1.0), "healed_as_nll": state(-0.4, 0.99, 1.0),
              "prompted": state(-2, 1.0, 1.0)}
-    rows = {x["rival"]: x for x in outcomes(found, BASE, "authority", exact(found), 1.0)}
+    rows = {x["rival"]: x for x in outcomes(found, BASE, exact(found), 1.0)}
     assert rows["nll"]["beaten"] == "yes"
-    assert rows["nll"]["Δauthority student, rival"] == (-0.4, -0.4)
+    assert rows["nll"]["shift student, rival"] == (0.4, 0.4)
     assert rows["prompt"]["beaten"] == "no match" and "one shift" in rows["prompt"]["because"]
     far = {"healed": state(-1.2, 0.9, 1.1), "matched": state(-0.02, 1.0, 1.0)}
-    assert [x["beaten"] for x in outcomes(far, BASE, "authority", exact(far), 1.0)] == ["no match"]
+    assert [x["beaten"] for x in outcomes(far, BASE, exact(far), 1.0)] == ["no match"]
     found["nll_turned"] = state(-1, 0.8, 1.1)
-    rows = {x["rival"]: x for x in outcomes(found, BASE, "authority", exact(found), 1.0)}
+    rows = {x["rival"]: x for x in outcomes(found, BASE, exact(found), 1.0)}
     assert rows["nll"]["coherence: student, rival; gain"][:2] == (0.9, 0.8)
 
 
@@ -150,7 +151,7 @@ def check_a_match_beyond_what_was_calibrated_is_open(dose, reach, ours, gap, bet
     """Of any two states: steering at a dose that nobody calibrated beats nothing and is beaten by
     nothing, and the reason names both doses; within it only the shifts count."""
     found = {"healed": state(ours, 0.9 + better, 1.1), "matched": state(ours + gap, 0.9, 1.1, dose)}
-    (row,) = outcomes(found, BASE, "authority", exact(found), reach)
+    (row,) = outcomes(found, BASE, exact(found), reach)
     compared = "coherence: student, rival; gain" in row
     assert compared is not bool(row.get("because"))
     if dose > reach * 1.001:
@@ -181,15 +182,17 @@ def check_a_rival_out_of_reach_is_met_at_the_largest_calibrated_dose(small, tmp_
     multiple, and no gate is turned above 1."""
     s = small(**data_files(tmp_path))
     data = read_data(s.cfg)
-    for goal in (-99.0, 0.0, 99.0):
-        assert 0 < dose_for(s.model, s.vector(), data, s.cfg, goal, 3.0) <= 3.0
-        assert 0 < strength_for(s.model, data, s.cfg, goal) <= 1.0
-    assert dose_for(s.model, s.vector(), data, s.cfg, -99.0, 3.0) == 3.0
+    for name in ("digits", "reasons", "said", "contrast"):
+        headline = Headline(name, data, s.cfg)
+        for goal in (-99.0, 99.0):
+            assert 0 < dose_for(s.model, s.vector(), headline, goal, 3.0) <= 3.0
+            assert 0 < strength_for(s.model, headline, goal) <= 1.0
+        assert dose_for(s.model, s.vector(), headline, 99.0, 3.0) == 3.0
 
 
 def check_legality_counts_where_it_is_known():
     found = {"healed": state(-1, 0.99, 1.0, opening_mass=0.99, sentence_validity=0.97),
              "matched": state(-1, 0.99, 1.0, opening_mass=0.95, sentence_validity=0.98)}
-    (row,) = outcomes(found, BASE, "authority", exact(found), 1.0)
+    (row,) = outcomes(found, BASE, exact(found), 1.0)
     assert row["beaten"] == "mixed" and (
         row["opening_mass: student, rival; gain"][:2] == (0.99, 0.95))

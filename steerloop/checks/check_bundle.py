@@ -42,7 +42,7 @@ def bundle(tmp_path_factory):
     """(bundle, folder of its model, run)."""
     root = tmp_path_factory.mktemp("bundle")
     model = save_family(root / "model", "gemma3")
-    run = short_run(root, small_config(model, quant="none", coh_floor=0.0))
+    run = short_run(root, small_config(model, quant="none", coh_drop=1.0))
     return write_bundle(run, root / "one.tar.gz"), model, run
 
 

@@ -53,6 +53,16 @@ def check_numbers_name_their_unit():
     assert {k for k, unit in units.items() if unit not in helps[k]} == set()
 
 
+def check_a_share_has_no_effect_beside_nats_and_says_so(monkeypatch):
+    """Whoever gave the nats: the command line or a preset. 0 nats are none."""
+    monkeypatch.setattr("steerloop.cli.parsing.preset", lambda name: {"tau": 0.3})
+    for argv in ([], ["--tau", "1"]):
+        with pytest.raises(UserError, match="--tau_share has no effect beside --tau"):
+            parse(["--tau_share", ".5", *argv])
+    assert (found := parse(["--tau_share", ".5", "--tau", "0"])).tau_share == 0.5
+    assert found.tau == 0 and parse([]).tau == 0.3
+
+
 def check_flags_beat_presets_and_tiny_beats_embedded():
     embedded = tomllib.loads((PRESETS / "embedded.toml").read_text())
     tiny = tomllib.loads((PRESETS / "tiny.toml").read_text())

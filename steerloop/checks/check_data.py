@@ -9,9 +9,13 @@ import pytest
 
 from steerloop.texts.data import PACKAGE, lines, persona, read, table
 from steerloop.texts.foundations import FOUNDATIONS
+from steerloop.traits.faults import faults
 
-PERSONAS = sorted(x.name for x in (PACKAGE / "data/personas").glob("*.toml"))
-FILES = ("contexts.txt", "prompts.txt", "vignettes.jsonl", "mundane.jsonl")
+TRAITS = PACKAGE / "data/traits"
+PACKS = sorted(x.parent.name for x in TRAITS.glob("*/trait.toml"))
+OLDEST = ("care_over_authority", "fairness_over_loyalty", "liberty_over_sanctity")
+PROMPTS = "traits/care_over_authority/prompts.txt"
+FILES = ("contexts.txt", PROMPTS, "vignettes.jsonl", "mundane.jsonl")
 EACH = 24  # vignettes per foundation
 NEAR = 0.25  # no two items of a file share a larger part of their word 3-grams
 NEGATION = re.compile(
@@ -29,8 +33,8 @@ def vignettes():
 
 
 def pairs(name):
-    """The pole pairs of a persona file."""
-    return read(f"data/personas/{name}", persona)[0]
+    """The pole pairs of a pack."""
+    return read(f"data/traits/{name}/trait.toml", persona)[0]
 
 
 def texts(name):
@@ -61,7 +65,7 @@ def lengths(found):
 
 
 def check_files_are_as_many_and_as_long_as_said():
-    contexts, prompts = texts("contexts.txt"), texts("prompts.txt")
+    contexts, prompts = texts("contexts.txt"), texts(PROMPTS)
     replies = read("data/mundane.jsonl", table("prompt", "text"))["text"].to_list()
     assert len(contexts) >= 264 and len(prompts) >= 48 and len(replies) >= 48
     for found, least, most in [
@@ -106,7 +110,7 @@ def check_no_text_is_nearly_another(name):
 
 
 def check_vignettes_are_not_among_the_texts_that_steer():
-    elsewhere = {x: grams(x) for name in ("contexts.txt", "prompts.txt") for x in texts(name)}
+    elsewhere = {x: grams(x) for name in ("contexts.txt", PROMPTS) for x in texts(name)}
     for text in texts("vignettes.jsonl"):
         mine = grams(text)
         for other, theirs in elsewhere.items():
@@ -115,37 +119,42 @@ def check_vignettes_are_not_among_the_texts_that_steer():
 
 
 def check_dilemmas_and_contexts_do_not_overlap():
-    for prompt in texts("prompts.txt"):
+    for prompt in texts(PROMPTS):
         for context in texts("contexts.txt"):
             x, y = grams(prompt), grams(context)
             assert len(x & y) <= NEAR * len(x | y), (prompt, context)
 
 
 def check_dilemmas_end_with_a_question():
-    assert all(x.endswith("?") for x in texts("prompts.txt"))
+    assert all(x.endswith("?") for x in texts(PROMPTS))
 
 
-@pytest.mark.parametrize("path", [*FILES, *(f"personas/{x}" for x in PERSONAS)])
+OWN = sorted(str(x.relative_to(PACKAGE / "data")) for x in TRAITS.glob("*/*"))
+
+
+@pytest.mark.parametrize("path", [*FILES, "reasons.toml", *OWN])
 def check_files_are_plain_ascii(path):
     text = (PACKAGE / "data" / path).read_bytes()
     assert text.isascii() and text.endswith(b"\n") and b"\t" not in text and b"\r" not in text
     assert b"  " not in text or not path.endswith(".txt")
 
 
-def check_there_are_three_personas():
-    assert len(PERSONAS) == 3 and "care_over_authority.toml" in PERSONAS
-
-
-@pytest.mark.parametrize("name", PERSONAS)
-def check_a_persona_moves_two_foundations(name):
-    found, up, down = read(f"data/personas/{name}", persona)
+@pytest.mark.parametrize("name", PACKS)
+def check_a_persona_has_eight_pairs_on_one_axis(name):
+    found, up, down = read(f"data/traits/{name}/trait.toml", persona)
     assert len(found) == 8
-    assert {up, down} <= set(FOUNDATIONS) and name == f"{up}_over_{down}.toml"
+    if up in FOUNDATIONS:
+        assert down in FOUNDATIONS
     assert len({x for pair in found for x in pair}) == 16
     assert len({tuple(words(x)[:2]) for x, _ in found}) == 8, "frames differ"
 
 
-@pytest.mark.parametrize("name", PERSONAS)
+@pytest.mark.parametrize("name", PACKS)
+def check_the_texts_of_a_pack_are_without_fault(name):
+    assert len(PACKS) >= 12 and faults(TRAITS / name) == []
+
+
+@pytest.mark.parametrize("name", OLDEST)
 def check_poles_are_opposites_in_the_same_words(name):
     for positive, negative in pairs(name):
         x, y = Counter(words(positive)), Counter(words(negative))
@@ -156,7 +165,7 @@ def check_poles_are_opposites_in_the_same_words(name):
         assert " even " in positive and " even " in negative
 
 
-@pytest.mark.parametrize("name", PERSONAS)
+@pytest.mark.parametrize("name", OLDEST)
 def check_poles_do_not_negate(name):
     for text in (x for pair in pairs(name) for x in pair):
         assert not NEGATION.search(text), text

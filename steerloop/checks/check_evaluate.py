@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 import torch
 
-from steerloop.baselines import dose_for
+from steerloop.baselines import Headline, dose_for
 from steerloop.checks.small import data_files
 from steerloop.checks.twins import row_logits
 from steerloop.dose import dose
@@ -180,8 +180,8 @@ def extra(model, cfg):
 def check_evaluate_hands_on_probes_and_mundane_text(case):
     s, data = case
     cfg = replace(s.cfg, probes=[f"{extra.__module__}:extra"])
-    rows, items = evaluate(s.model, data, cfg)
-    assert len(rows) == len(data.vignettes)
+    rows, items, answers = evaluate(s.model, data, cfg)
+    assert len(rows) == len(data.vignettes) and len(answers) == len(data.contrast)
     assert items.filter(measure="extra")["value"].to_list() == [1.0, 2.0]
     (prompt, text), bare = data.mundane.row(0), s.bare()
     ids, tokens = s.model.render(prompt), s.model.to_ids(text)
@@ -210,7 +210,8 @@ def check_embedded_model_answers_and_steering_moves_authority(world):
         return math.log(rows["p_authority"].mean()) - start
 
     assert shift(c_star) < -0.5 and shift(-c_star) > 0.1
-    found = dose_for(world.model, vector, data, cfg, start + shift(0.7 * c_star), 4 * c_star)
+    goal = -(start + shift(0.7 * c_star))
+    found = dose_for(world.model, vector, Headline("digits", data, cfg), goal, 4 * c_star)
     assert found == pytest.approx(0.7 * c_star, rel=0.1)
 
 
@@ -245,6 +246,8 @@ def check_human_ratings_reach_the_measures(case):
     s, data = case
     ratings = {f"h_{f}": [float(f == "loyalty")] * 3 for f in FOUNDATIONS}
     asked = data.vignettes.with_columns(**{k: pl.Series(x) for k, x in ratings.items()})
-    rows, items = evaluate(s.model, replace(data, vignettes=asked), s.cfg)
-    assert measures(rows, items)["overlap"] == pytest.approx(rows["p_loyalty"].mean())
-    assert "overlap" not in measures(*evaluate(s.model, data, s.cfg))
+    rated = evaluate(s.model, replace(data, vignettes=asked), s.cfg)
+    found = measures(rated, rated, 3.0)["overlap"]
+    assert found == pytest.approx(rated[0]["p_loyalty"].mean())
+    plain = evaluate(s.model, data, s.cfg)
+    assert "overlap" not in measures(plain, plain, 3.0)

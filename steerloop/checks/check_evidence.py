@@ -6,11 +6,13 @@ from dataclasses import replace
 import polars as pl
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from steerloop import lora
-from steerloop.checks.small import completions, data_files
+from steerloop.checks.small import Small, completions, data_files
 from steerloop.checks.twins import dense_kl, row_logits
-from steerloop.evidence.drift import drift, moved
+from steerloop.evidence.drift import BEFORE, PLACE, drift, moved, worst
 from steerloop.evidence.planted import KINDS, ROWS, planted
 from steerloop.report.stats import wilson
 from steerloop.texts.data import read_data
@@ -33,7 +35,7 @@ def check_kl_to_base_is_its_dense_twin(case):
         at = slice(len(p) - 1, len(p) + len(c) - 1)
         student, base = (row_logits(hf, p + c)[at].log_softmax(-1) for hf in (s.model.hf, bare))
         kls += dense_kl(student, base).tolist()
-    found = drift(s.model, table, data, s.cfg, s.vector())
+    found, _ = drift(s.model, table, data, s.cfg, s.vector())
     assert found["kl_base"] == pytest.approx(sum(kls) / len(kls), rel=1e-3) and min(kls) > 0
     assert s.model.gates.value is None
 
@@ -51,10 +53,63 @@ def check_the_students_shift_is_that_of_its_hidden_states(case):
             total = total + (now - was)[0, -1]
         assert torch.allclose(shift, total / len(data.contexts), atol=1e-4)
         assert shift.norm() > 0.01
-    along = drift(s.model, completions(3), data, s.cfg, found)["cos_teacher"]
-    against = drift(s.model, completions(3), data, s.cfg, {b: -v for b, v in found.items()})
-    assert along == pytest.approx(1, abs=1e-5)
+    along, _ = drift(s.model, completions(3), data, s.cfg, found)
+    against, _ = drift(s.model, completions(3), data, s.cfg, {b: -v for b, v in found.items()})
+    assert along["cos_teacher"] == pytest.approx(1, abs=1e-5)
     assert against["cos_teacher"] == pytest.approx(-1, abs=1e-5)
+
+
+@pytest.mark.parametrize("ref", ["base", "prev"])
+def check_the_worst_tokens_are_found_by_hand(case, monkeypatch, ref):
+    """Against base, or the student before the round: the library's own logits, a row at a time."""
+    s, data = case
+    table, before = completions(5), s.bare()
+    if ref == "prev":
+        before = Small(s.cfg)
+        before.stir(seed=0)
+        before.fold()
+        before, s = before.model.hf, Small(replace(s.cfg, ref=ref))
+        for seed in (0, 1):
+            s.stir(seed)
+            s.fold()
+    monkeypatch.setattr("steerloop.evidence.drift.WORST", 7)
+    _, found = drift(s.model, table, data, s.cfg, s.vector())
+    wanted = {}
+    for row, p, c in table.select("row", "prompt_ids", "completion_ids").rows():
+        at = slice(len(p) - 1, len(p) + len(c) - 1)
+        now, was = (row_logits(hf, p + c)[at].log_softmax(-1) for hf in (s.model.hf, before))
+        for i, kl in enumerate(dense_kl(now, was).tolist()):
+            wanted[row, i] = kl, c[i], (p + c[:i])[-BEFORE:]
+    most = sorted(wanted, key=lambda x: -wanted[x][0])[:7]
+    assert found.select("row", "position").rows() == most
+    for at, kl, token, ids, said in found.select(
+            pl.struct("row", "position"), "kl", "token_id", "before_ids", "before").rows():
+        assert (kl, token, ids) == (pytest.approx(wanted[*at.values()][0], rel=1e-3),
+                                    *wanted[*at.values()][1:])
+        assert said == s.model.to_text(ids, special=True)
+
+
+@settings(max_examples=2500, database=None)
+@given(kls=st.lists(st.lists(st.sampled_from([0.0, 0.25, 0.5, 3.0]), max_size=9), min_size=1,
+                    max_size=9),
+       start=st.integers(0, 9), count=st.integers(1, 20))
+def check_the_worst_tokens_of_any_rows(kls, start, count):
+    """As many as there are, none outside of the list above one of it, each in its place."""
+    table = pl.DataFrame({
+        "row": range(start, start + len(kls)), "prompt_ids": [[7] * (start + 1) for _ in kls],
+        "completion_ids": [[10 * i + j for j in range(len(x))] for i, x in enumerate(kls)]},
+        {"row": pl.Int64, "prompt_ids": pl.List(pl.Int64), "completion_ids": pl.List(pl.Int64)})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("steerloop.evidence.drift.WORST", count)
+        found = worst(table, [torch.tensor(x) for x in kls], str)
+    every = sorted((x for row in kls for x in row), reverse=True)
+    assert found["kl"].to_list() == every[:count] and found.schema == PLACE
+    for row, at, token, text, kl, before, said in found.rows():
+        i = row - start
+        assert (kl, token, text) == (kls[i][at], 10 * i + at, str([10 * i + at]))
+        assert before == ([7] * (start + 1) + [10 * i + j for j in range(at)])[-BEFORE:]
+        assert said == str(before)
+    assert len(found.unique(["row", "position"])) == len(found)
 
 
 def check_planted_faults_are_all_there_and_no_answer_is_touched(world):

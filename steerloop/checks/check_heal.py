@@ -1,21 +1,30 @@
 """How a heal step is cut (micro-batches, checkpointing) does not change its gradient; the barrier
 is measured against the reference that was asked for; the loop does lower its own loss."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import get_cosine_schedule_with_warmup
 
 from steerloop import lora
 from steerloop.barrier import Barrier
 from steerloop.checks.small import completions
 from steerloop.checks.twins import dense_aggregate, dense_kl, row_logits
+from steerloop.dose import dose
 from steerloop.heal import heal, step_loss
 from steerloop.healing.course import added
 from steerloop.healing.optimiser import Scheduled, cosine_rate
+from steerloop.healing.threshold import AT_DOSE, threshold
 from steerloop.kernels.batch import Row
 from steerloop.kernels.spectral import sigma_max
 from steerloop.runfolder.folder import Folder
 from steerloop.runfolder.recorder import Recorder
+from steerloop.sample import completion_losses, jobs, sample
+from steerloop.steer import extract
 
 
 def stirred(small, **fields):
@@ -138,7 +147,7 @@ def check_lambda_follows_its_schedule(small, round, power):
 
 def check_a_barrier_that_never_fires_is_reported(small, monkeypatch):
     for tau, silent in ((50.0, True), (0.0, False)):
-        s, lines = small(tau=tau, epochs=1), []
+        s, lines = small(tau=tau, tau_share=0.0, epochs=1), []
         monkeypatch.setattr("steerloop.healing.course.logger.warning", lines.append)
         s.stir(seed=0)
         s.fold()
@@ -165,7 +174,7 @@ def check_the_pull_is_the_norm_of_what_the_barrier_adds(small, kind):
 def check_heal_reports_the_pull_and_is_not_moved_by_it(small, monkeypatch):
     found, pulls = [], []
     for measured in (True, False):
-        s = small(epochs=3, lam=3.0, tau=0.0, lr=2e-2)
+        s = small(epochs=3, lam=3.0, tau_share=0.0, lr=2e-2)
         if not measured:
             monkeypatch.setattr("steerloop.healing.course.added",
                                 lambda *_: pulls.append(7.0) or 7.0)
@@ -177,18 +186,51 @@ def check_heal_reports_the_pull_and_is_not_moved_by_it(small, monkeypatch):
     assert heal(s.model, completions(8), s.cfg, 0)[0]["pull"] is None
 
 
-@pytest.mark.parametrize(("agg", "share"), [("rmse", 0.5), ("max", 0.5), ("rmse", 0.8)])
-def check_tau_is_a_share_of_what_the_unconstrained_heal_operates_at(small, agg, share):
-    fields = {"agg": agg, "epochs": 3, "lr": 2e-2, "lam": 2.0}
-    s = small(**fields, tau=9.0, tau_share=share)  # the share is asked for: it goes first
+def check_a_share_and_its_nats_are_one_heal(small):
+    fields = {"epochs": 2, "lr": 2e-2, "lam": 20.0, "target_kl": 0.05, "multiples": [1.0, 2.0]}
+    s = small(**fields, tau_share=0.4)
     stats, _ = heal(s.model, completions(8), s.cfg, 0)
-    free = small(**fields | {"lam": 0.0}, tau=0.0)
-    wanted = share * heal(free.model, completions(8), free.cfg, 0)[0]["operating_kl"]
-    assert stats["tau"] == pytest.approx(wanted, rel=1e-6) and wanted > 0
-    fixed = small(**fields, tau=stats["tau"])
-    heal(fixed.model, completions(8), fixed.cfg, 0)
+    assert stats["tau"] == pytest.approx(0.4 * 0.5 * 2.5 * 0.05) and 0 < stats["active"] < 1
+    fixed = small(**fields, tau=stats["tau"], tau_share=9.0)  # nats are asked for: they go first
+    assert heal(fixed.model, completions(8), fixed.cfg, 0)[0] == stats
     assert all(map(torch.equal, s.live(), fixed.live()))
-    assert stats["active"] > 0
+
+
+@settings(max_examples=2500, database=None)
+@given(share=st.floats(0, 3), target=st.floats(0.01, 9), agg=st.sampled_from(list(AT_DOSE)),
+       multiples=st.lists(st.floats(0.1, 3), min_size=1, max_size=5), by=st.floats(0.1, 9))
+def check_tau_is_in_units_of_the_teacher(share, target, agg, multiples, by):
+    """Whatever the units of KL: it grows with the target, with the square of the doses and with the
+    share; which dose comes first is no matter; nats that are given are taken."""
+    known = {"tau": 0.0, "tau_share": share, "target_kl": target, "agg": agg,
+             "multiples": multiples}
+
+    def found(**changes):
+        return threshold(SimpleNamespace(**known | changes))
+
+    tau = found()
+    low, high = (share * AT_DOSE[agg] * target * f(multiples) ** 2 for f in (min, max))
+    assert low * 0.999 <= tau <= high * 1.001
+    for changes, factor in ((("target_kl", target * by), by), (("tau_share", share * by), by),
+                            (("multiples", [x * by for x in multiples]), by**2),
+                            (("multiples", multiples[::-1] * 2), 1)):
+        assert found(**dict([changes])) == pytest.approx(factor * tau)
+    assert found(tau=by) == by
+
+
+def check_a_teachers_rows_are_what_the_threshold_takes_them_for(world):
+    """Embedded model: A_row of coherent rows, steered at 1 and ½ c*, against target · dose²."""
+    cfg = replace(world.cfg, max_new_tokens=40)
+    vector = extract(world.model, world.data, cfg)
+    c_star, _ = dose(world.model, vector, world.data, cfg, "0")
+    table = jobs(world.model, world.data.prompts[:24], [0.7 * c_star, c_star])
+    table = sample(world.model, table, vector, cfg, "0|sample")
+    _, kls = completion_losses(world.model, table, cfg, vector)
+    for agg, factor in AT_DOSE.items():
+        barrier = Barrier("kl_rev", agg, 1.0, 0.0)
+        taken = [barrier.aggregate(kl).item() / (x / c_star) ** 2 / cfg.target_kl
+                 for kl, x in zip(kls, table["dose"], strict=True)]
+        assert factor / 2 < sum(taken) / len(taken) < 2 * factor
 
 
 def check_a_gradient_that_is_not_finite_stops_the_round(small):
@@ -212,14 +254,18 @@ class Kept(Recorder):
     def saved(self, name):
         return self.folder.latest(f"work/{name}")
 
+    def steps(self, table):
+        self.course = table
 
-@pytest.mark.parametrize("tau", [{"tau_share": 0.5}, {"tau": 0.01}])
+
+@pytest.mark.parametrize("tau", [{"tau_share": 0.02}, {"tau": 0.01}])
 def check_a_heal_goes_on_in_the_same_bits(small, tmp_path, monkeypatch, tau):
     """Stopped within its third epoch, then started again with the same folder."""
     fields = {"epochs": 4, "batch": 2, "accumulate": 1, "lr": 1e-2, **tau}
     whole, cut = small(**fields), small(**fields)
-    wanted, delta = heal(whole.model, completions(7), whole.cfg, 0)
-    run, advance, steps = Kept(tmp_path / "run"), Scheduled.advance, []
+    run, other = Kept(tmp_path / "run"), Kept(tmp_path / "other")
+    wanted, delta = heal(whole.model, completions(7), whole.cfg, 0, other)
+    advance, steps = Scheduled.advance, []
 
     def stopping(self, step):
         steps.append(step)
@@ -233,9 +279,50 @@ def check_a_heal_goes_on_in_the_same_bits(small, tmp_path, monkeypatch, tau):
     cut.stir(9)  # another process knows nothing of the first
     stats, found = heal(cut.model, completions(7), cut.cfg, 0, run)
     assert stats == wanted and found.keys() == delta.keys()
+    assert run.course.equals(other.course) and len(run.course) == wanted["steps"]
     assert all(torch.equal(found[name], x) for name, x in delta.items())
     assert all(map(torch.equal, whole.live(), cut.live()))
     assert steps[10] == 2 * (1 + max(steps)) // 4  # the last whole epoch
+
+
+@pytest.mark.parametrize("kind", ["kl_rev", "spectral", "nll"])
+def check_a_row_a_step_says_what_the_step_was(small, tmp_path, monkeypatch, kind):
+    """Gradient norms and rates as a twin sees them from outside; the rest is what the stats say."""
+    s = small(barrier=kind, epochs=3, tau=0.01, lr=2e-2, clip=0.05, warmup=0.4, val_share=0.0)
+    run, advance, seen = Kept(tmp_path / "run"), Scheduled.advance, []
+
+    def watched(self, step):
+        norm = torch.cat([p.grad.flatten() for p in s.live()]).norm().item()
+        advance(self, step)
+        seen.append((norm, self.param_groups[0]["lr"]))
+        return norm
+
+    monkeypatch.setattr(Scheduled, "advance", watched)
+    stats, _ = heal(s.model, completions(8), s.cfg, 0, run)
+    table = run.course
+    assert table["step"].to_list() == list(range(6)) and table.null_count()["nll"][0] == 0
+    assert table["epoch"].to_list() == [0, 0, 1, 1, 2, 2]
+    for row, (norm, lr) in zip(table.iter_rows(named=True), seen, strict=True):
+        assert row["grad_norm"] == pytest.approx(norm, rel=1e-5) and row["lr"] == lr
+    assert max(norm for norm, _ in seen) > s.cfg.clip and table["lr"][0] == 0
+    assert table["nll"][0] == stats["nll_first"]
+    assert table["a_row"].is_null().all() == (kind == "nll")
+    assert table["tau"].is_null().all() == (kind != "kl_rev") == table["active"].is_null().all()
+    if kind == "kl_rev":
+        sizes = [6, 2] * 3  # rows of each step
+        over = sum(x * n for x, n in zip(table["active"], sizes, strict=True)) / sum(sizes)
+        assert over == pytest.approx(stats["active"]) and 0 < over < 1
+        last = table.filter(epoch=2)["a_row"]
+        assert (last[0] * 6 + last[1] * 2) / 8 == pytest.approx(stats["operating_kl"])
+
+
+def check_the_norm_of_a_step_is_that_before_it_was_clipped(small):
+    s = stirred(small, clip=1e-3)
+    rows = step_rows(s, completions(6), s.model.gates.before(0))
+    optimiser = Scheduled(s.live(), s.cfg, 9)
+    step_loss(s.model, rows, Barrier("kl_rev", "rmse", 0.8, 0.05), 3)
+    wanted = torch.cat([p.grad.flatten() for p in s.live()]).norm().item()
+    assert optimiser.advance(1) == pytest.approx(wanted, rel=1e-5) and wanted > 1e-3
 
 
 def check_healing_twice_gives_the_same_bits(small):

@@ -336,7 +336,7 @@ def check_what_leaves_the_folder_does_not_say_where_it_lay(folders, tmp_path):
     copytree(folders(), tmp_path / "secret-place/llama")
     files = data_files(tmp_path / "secret-place")
     cfg = small_config(tmp_path / "secret-place/llama", quant="none", **files, rounds=1)
-    cfg = short_config(tmp_path / "secret-place", cfg, rounds=1, n_keep=3, coh_floor=0.0)
+    cfg = short_config(tmp_path / "secret-place", cfg, rounds=1, n_keep=3, coh_drop=1.0)
     path = train(cfg)
     student = open_student(path, "1")
     export_adapter(student, tmp_path / "out/peft")

@@ -188,7 +188,7 @@ def start(good, tmp_path, **limits):
     options = {**data_files(tmp_path), "model": good["gemma3"], "runs": tmp_path / "runs",
                "rounds": 50, "n_keep": 8, "walk_rows": 4, "max_new_tokens": 12, "min_tokens": 1,
                "dose_tokens": 8, "dose_prompts": 2, "think_tokens": 0, "epochs": 1, "threads": 1,
-               "bootstrap": 50, "dtype": "float32", "target_kl": 0.5, "coh_floor": 0}
+               "bootstrap": 50, "dtype": "float32", "target_kl": 0.5, "coh_drop": 1.0}
     argv = [x for k, v in options.items() for x in (f"--{k}", str(v))]
     return subprocess.Popen(
         [sys.executable, "-m", "steerloop.train", "--no_filter", *argv, "--quant", "none",

@@ -13,11 +13,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from steerloop.checks.synthetic import ITEMS, write_run
+from steerloop.checks.synthetic import ITEMS, compare, write_run
 from steerloop.report import finish, measures, run_table, survival
+from steerloop.report.against import OFF_AXIS
 from steerloop.report.ledger import ledger
 from steerloop.report.pages import write_pages
-from steerloop.report.stats import OFF_AXIS, agresti_min, compare, wilson
+from steerloop.report.stats import agresti_min, wilson
 from steerloop.report.summary import best_round
 from steerloop.report.text import markdown
 from steerloop.texts.foundations import FOUNDATIONS
@@ -33,16 +34,21 @@ def rows(n, seed, names=None):
         {"vignette": names or [f"v{i}" for i in range(n)], "foundation": ["care"] * n}
         | {f"p_{f}": p[:, i] for i, f in enumerate(FOUNDATIONS)}
         | {"p_ans_any": rng.uniform(0.7, 1, n), "scaffold_nll": rng.uniform(0, 1, n),
-           "json_is_valid": rng.integers(0, 2, n).astype(float), "top1": rng.uniform(0, 1, n)})
+           "json_is_valid": rng.integers(0, 2, n).astype(float), "top1": [1.0] * n})
+
+
+def alone(table):
+    """The measures of a table of vignettes against itself."""
+    frames = [table, ITEMS, pl.DataFrame()]
+    return measures(frames, frames, 3.0)
 
 
 def check_measures_by_formula():
     table = rows(9, 0)
-    found = measures(table, ITEMS)
+    found = alone(table)
     for f in FOUNDATIONS:
         assert found[f"{f}_nats"] == pytest.approx(math.log(sum(table[f"p_{f}"]) / 9))
-    assert found["coherence"] == pytest.approx(
-        min(sum(table["p_ans_any"]) / 9, sum(table["json_is_valid"]) / 9))
+    assert found["coherence"] == 1.0
     assert found["ppx_json"] == pytest.approx(math.exp(sum(table["scaffold_nll"]) / 9))
     assert found["ppl_mundane"] == pytest.approx(math.exp(0.3))
     assert found["validity"] == pytest.approx(0.5) and "mundane_nll" not in found
@@ -126,7 +132,7 @@ def check_the_order_of_vignettes_plays_no_part():
     mixed = now.sample(fraction=1.0, shuffle=True, seed=0)
     for again in (compare(mixed, base, AXIS, 0, 60), compare(now, base.reverse(), AXIS, 0, 60)):
         assert again == compare(now, base, AXIS, 0, 60)
-    a, b = measures(now, ITEMS), measures(mixed, ITEMS)
+    a, b = alone(now), alone(mixed)
     assert a == pytest.approx(b, rel=1e-12)
 
 
@@ -137,7 +143,8 @@ def check_score_flips_and_leaves_by_formula():
         nats[f] = math.log(sum(now[f"p_{f}"]) / sum(base[f"p_{f}"]))
     clr = {f: x - sum(nats.values()) / 7 for f, x in nats.items()}
     off = sum(abs(clr[f]) for f in FOUNDATIONS if f not in AXIS) / 5
-    coherence = min(sum(now["p_ans_any"]) / 11, sum(now["json_is_valid"]) / 11)
+    names = ["p_ans_any"] + ["json_is_valid"] * (base["json_is_valid"].mean() >= 0.5)
+    coherence = min(1.0, *(sum(now[x]) / sum(base[x]) for x in names))
     wanted = ((clr["care"] - clr["authority"]) / 2 - OFF_AXIS * off) * coherence**2
     assert found["score"][0] == pytest.approx(wanted)
     picks = [[max(FOUNDATIONS, key=lambda f, row=row: row[f"p_{f}"])
@@ -189,17 +196,18 @@ def check_shares_of_rare_events_are_covered(share):
 
 @pytest.mark.parametrize(("rounds", "best"), [
     # (shift, coherence, score) by round; the floor is .9
-    ([(-0.5, 0.99, 0.4), (-0.9, 0.98, 0.8), (-1.2, 0.97, 1.0)], 2),
-    ([(-0.5, 0.99, 0.4), (-0.9, 0.98, 0.8), (-1.2, 0.91, 0.7)], 1),  # more trait, too dear
-    ([(-0.5, 0.99, 0.4), (-1.2, 0.98, 0.8), (-0.9, 0.95, 0.9)], 1),  # the last is dominated
-    ([(-0.5, 0.99, 0.4), (-2.0, 0.89, 1.9)], 0),  # below the floor
-    ([(-0.5, 0.5, 0.4)], None),
+    ([(0.5, 0.99, 0.4), (0.9, 0.98, 0.8), (1.2, 0.97, 1.0)], 2),
+    ([(0.5, 0.99, 0.4), (0.9, 0.98, 0.8), (1.2, 0.91, 0.7)], 1),  # more trait, too dear
+    ([(0.5, 0.99, 0.4), (1.2, 0.98, 0.8), (0.9, 0.95, 0.9)], 1),  # the last is dominated
+    ([(0.5, 0.99, 0.4), (2.0, 0.89, 1.9)], 0),  # below the floor
+    ([(0.5, 0.5, 0.4)], None),
 ])
 def check_the_best_round_is_on_the_front(rounds, best):
-    healed = [{"round": i, "shift": {"authority": {"nats": [shift, 0, 0]}},
-               "measures": {"coherence": coherence}, "score": [score, 0, 0]}
-              for i, (shift, coherence, score) in enumerate(rounds)]
-    assert best_round(healed, 0.9, "authority") == best
+    healed = [{"round": i, "headline": [shift, 0, 0], "coherence": [coherence] * 3,
+               "score": [score, 0, 0]} for i, (shift, coherence, score) in enumerate(rounds)]
+    assert best_round(healed, 0.9) == best
+    unread = [x | {"headline": None, "score": None} for x in healed]
+    assert best_round(unread, 0.9) is None
 
 
 def check_survival_counts_by_dose():
@@ -214,7 +222,7 @@ def check_survival_counts_by_dose():
 
 def written_run(folder, coherence=(0.99, 0.99), down=(0.5, 0.8)):
     """A run folder by hand: base, then two rounds whose authority is base's times a factor."""
-    base = rows(6, 0).with_columns(p_ans_any=0.99, json_is_valid=1.0)
+    base = rows(140, 0).with_columns(p_ans_any=0.99, json_is_valid=1.0)
 
     def change(factor, level):
         return lambda table: table.with_columns(
@@ -291,7 +299,7 @@ def check_folders_of_older_versions_are_read(tmp_path):
         summary["gates"] = [{"gate": x.pop("question")} | x for x in summary.pop("verdicts")]
         (run / "summary.json").write_text(json.dumps(summary))
         (run / "verdicts.md").rename(run / "gates.md")
-        assert run_table(run) == table and len(summary["gates"]) == 4
+        assert run_table(run) == table and len(summary["gates"]) == 5
         assert ledger(tmp_path).filter(run=name).equals(now)
         write_pages(run)
         pages = ((run / "report.html").read_text(), report.replace("verdicts.md", "gates.md"))

@@ -95,8 +95,8 @@ def check_a_killed_run_ends_in_the_same_bits(cfg, whole, tmp_path, share):
 
 @pytest.fixture(scope="module")
 def rich(cfg):
-    """With a rival that is trained, and τ measured by a heal of its own."""
-    return dataclasses.replace(cfg, tau_share=0.5, baselines=True)
+    """With a rival that is trained, and a barrier that fires."""
+    return dataclasses.replace(cfg, tau_share=0.02, baselines=True)
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,14 @@ import polars as pl
 import pytest
 
 from steerloop.checks.check_uncertainty import GOOD, STEERED, words
-from steerloop.checks.synthetic import answers, judged, tilted, write_run
+from steerloop.checks.synthetic import ITEMS, answers, judged, questions, tilted, write_run
 from steerloop.evidence.planted import KINDS
 from steerloop.report import estimates, finish
-from steerloop.report.estimates import Estimate, Weighed, coherence, information, ratio, share
+from steerloop.report.coherence import coherent
+from steerloop.report.estimates import Estimate, Weighed, information, ratio, share
 from steerloop.report.rule import EFFECT, FEW, NOISE, QUALITY, UNMOVED, Bound, Verdict, judge
 from steerloop.report.stats import averages
-from steerloop.report.verdicts import named, verdicts
+from steerloop.report.verdicts import named
 from steerloop.texts.foundations import FOUNDATIONS
 
 MOST = Bound(0.5, best=0.0)  # at most a half, of a number that is 0 at best
@@ -133,12 +134,13 @@ def check_no_effect_and_twelve_rows_pass_nothing(tmp_path, change, fields):
         tmp_path / "run", [change] * 2, [change] * 2, base=answers(2, seed=5).head(12),
         planted=judged(n=12), others=dict.fromkeys(("nll", "nll_turned", "matched"), change),
         **fields), 12)
-    found = verdicts(run)
+    found = questions(run)
     assert "PASS" not in words(found)
     assert not [x for verdict in found for x in verdict.lines if x["verdict"] == "PASS"]
     if change is still:
         finish(run)  # and it can be written down
-        assert "| PASS" not in (run / "verdicts.md").read_text()
+        text = (run / "verdicts.md").read_text()
+        assert text.count("| PASS") == 1, "U0 was planted"
 
 
 def check_the_default_runs_survival_is_within_noise(tmp_path):
@@ -147,7 +149,7 @@ def check_the_default_runs_survival_is_within_noise(tmp_path):
     for path in run.glob("rounds/*/completions.parquet"):
         table = pl.concat([pl.read_parquet(path)] * 8).head(144)
         table.with_columns(keep=pl.int_range(144) < 106).write_parquet(path)
-    found = verdicts(run)
+    found = questions(run)
     assert words(found) == ["PASS", "OPEN", "PASS", "OPEN"]
     for line in found[3].lines:
         assert line["value"] == "0.74 [0.66, 0.80], n 144" and line["accepted"] == "≥ 0.75"
@@ -187,8 +189,8 @@ FAILURES = {
     "labelled broken: dropped (recall)": (0, {"planted": audit("recall")}),
     "dropped: labelled broken (precision)": (0, {"planted": audit("precision")}),
     "round 2: kept of what was sampled at κ 1.00": (3, {"survive": 0.5}),
-    "coherence": (1, {"healed": [GOOD[0], quiet]}),
-    "round 2: coherence": (2, {"healed": [GOOD[0], mute]}),
+    "coherence against base": (1, {"healed": [GOOD[0], quiet]}),
+    "round 2: coherence against base": (2, {"healed": [GOOD[0], mute]}),
     "surgical: authority moved further than fairness": (1, {"healed": [GOOD[0], broad]}),
 }
 
@@ -197,8 +199,8 @@ FAILURES = {
 def check_a_planted_failure_of_each_quality_fails(tmp_path, line):
     which, fields = FAILURES[line]
     sound = {"healed": GOOD, "steered": STEERED, "planted": audit()}
-    assert "FAIL" not in words(verdicts(write_run(tmp_path / "sound", **sound)))
-    found = verdicts(write_run(tmp_path / "run", **sound | fields))
+    assert "FAIL" not in words(questions(write_run(tmp_path / "sound", **sound)))
+    found = questions(write_run(tmp_path / "run", **sound | fields))
     (said,) = [x for x in found[which].lines
                if x["kind"] == QUALITY and x["number"].startswith(line)]
     assert said["verdict"] == found[which].said == "FAIL"
@@ -238,9 +240,16 @@ def check_ratios_of_next_to_nothing_are_not_defined():
 def check_coherence_has_the_interval_of_what_it_is():
     """Of answers that parse or do not a share's; of a mass the bootstrap's, which is sharper; of a
     mass that is the same everywhere a share's again."""
-    table, w = answers(20), averages(140, 0, 400)
-    rare = table.with_columns(p_ans_any=1.0, json_is_valid=pl.Series([0.0] * 7 + [1.0] * 133))
-    assert coherence(rare, w).text == "0.950 [0.900, 0.976], n 140"
-    spread, even = coherence(table, w), coherence(table.with_columns(p_ans_any=0.99), w)
-    assert 0.98 < spread.low < spread.value < spread.high < 1 and spread.high - spread.low < 0.01
-    assert even.value == pytest.approx(0.99) and even.low == pytest.approx(0.956, abs=0.002)
+    table, cfg = answers(20), {"seed": 0, "bootstrap": 400, "ppl_factor": 3.0}
+    base = table.with_columns(p_ans_any=1.0)
+
+    def found(now):
+        return coherent([now, ITEMS, pl.DataFrame()], [base, ITEMS, pl.DataFrame()], cfg)
+
+    rare = base.with_columns(json_is_valid=pl.Series([0.0] * 7 + [1.0] * 133))
+    name, ends, n = found(rare)
+    assert (name, n) == ("JSON", 140) and ends == pytest.approx([0.950, 0.900, 0.976], abs=5e-4)
+    name, (value, low, high), _ = found(table)
+    assert name == "answer mass" and 0.98 < low < value < high < 1 and high - low < 0.01
+    value, low, _ = found(table.with_columns(p_ans_any=0.99))[1]
+    assert value == pytest.approx(0.99) and low == pytest.approx(0.956, abs=0.002)

@@ -56,7 +56,7 @@ def check_types_are_checked_in_this_run(world):
 
 def check_the_folder_is_complete(run):
     per_round = ["vector.safetensors", "adapter.safetensors", "completions.parquet",
-                 "diary.parquet"]
+                 "diary.parquet", "steps.parquet", "worst.parquet"]
     measured = {"rounds/00/base", "rounds/01/matched"}
     wanted = {"config.json", "events.jsonl", "summary.json", "log.txt", "verdicts.md", "diary.md",
               "map.html", "report.html", "planted.parquet"}
@@ -105,6 +105,13 @@ def check_tables_hold_every_row(run):
         assert (table["keep"] == table["drop_reason"].is_null()).all()
         assert table.filter("train")["keep"].all()
         assert {"prompt", "text", "completion_ids", "ppl", "repeat", "copy"} <= set(table.columns)
+        steps, worst = (pl.read_parquet(folder / f"{x}.parquet") for x in ("steps", "worst"))
+        heal = json.loads((folder / "heal.json").read_text())["value"]
+        assert len(steps) == heal["steps"] and steps["nll"][0] == heal["nll_first"]
+        ids = dict(table.filter("train").select("row", "completion_ids").rows())
+        assert len(worst) == min(200, sum(map(len, ids.values())))
+        assert all(ids[row][at] == token
+                   for row, at, token in worst.select("row", "position", "token_id").rows())
         for state in ("steered", "healed"):
             rows = pl.read_parquet(folder / f"{state}.eval.parquet")
             assert rows["vignette"].to_list() == data.vignettes["text"].to_list()
@@ -117,10 +124,11 @@ def check_summary_and_ledger_agree_with_the_tables(run, events):
     assert len(summary["healed"]) == 2 and summary["axis"] == ["authority", "care"]
     for round, event in enumerate(summary["healed"]):
         folder = run / f"rounds/{round:02d}"
-        frames = [pl.read_parquet(folder / f"healed.{x}.parquet") for x in ("eval", "items")]
-        assert event["measures"] == pytest.approx(report.measures(*frames))
-        base = pl.read_parquet(run / "rounds/00/base.eval.parquet")
-        now = math.log(frames[0]["p_authority"].mean() / base["p_authority"].mean())
+        frames, own = ([pl.read_parquet(f"{state}.{x}.parquet") for x in ("eval", "items", "said")]
+                       for state in (folder / "healed", run / "rounds/00/base"))
+        factor = config_of(run).ppl_factor
+        assert event["measures"] == pytest.approx(report.measures(frames, own, factor))
+        now = math.log(frames[0]["p_authority"].mean() / own[0]["p_authority"].mean())
         assert event["shift"]["authority"]["nats"][0] == pytest.approx(now)
     (row,) = pl.read_parquet(run.parent / "ledger.parquet").to_dicts()
     assert row["run"] == run.name and row["healed_rounds"] == 2
@@ -180,7 +188,7 @@ def check_the_same_seed_gives_the_same_bits(folders, tmp_path):
 
 
 def check_losing_coherence_stops_the_loop(small, tmp_path):
-    folder = short_run(tmp_path, small().cfg, coh_floor=1.0, coh_drop=0.0, bootstrap=10)
+    folder = short_run(tmp_path, small().cfg, coh_drop=0.0, bootstrap=10)
     summary = json.loads((folder / "summary.json").read_text())
     base, healed = summary["base"]["coherence"], summary["healed"]
     stopped = healed[0]["measures"]["coherence"] < base

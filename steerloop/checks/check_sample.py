@@ -47,9 +47,9 @@ def check_a_row_does_not_depend_on_its_batch(small):
 def check_mixed_doses_are_one_dose_at_a_time(small):
     s = small(batch_rows=64)
     mixed = sampled(s)
-    for dose in DOSES:
-        alone = sampled(s, jobs(s.model, PROMPTS, [dose]))
-        assert alone == {k: x for k, x in mixed.items() if k[1] == dose}
+    for multiple, dose in enumerate(DOSES):
+        alone = jobs(s.model, PROMPTS, [dose]).with_columns(multiple=multiple)
+        assert sampled(s, alone) == {k: x for k, x in mixed.items() if k[1] == dose}
 
 
 def check_dose_0_is_unsteered(small):
@@ -66,7 +66,7 @@ def check_cached_decoding_is_uncached_past_the_window(small):
     found = sampled(s, table)
     assert max(map(len, found.values())) > 2 * WINDOW
     for p, dose, ids in table.select("prompt_id", "dose", "prompt_ids").rows():
-        u = draws(f"{s.cfg.seed}|0|test|{p}|{dose:.6g}|0", s.cfg.max_new_tokens)
+        u = draws(f"{s.cfg.seed}|0|test|{p}|{DOSES.index(dose)}|0", s.cfg.max_new_tokens)
         wanted = slow_decode(bare, ids, u, STOPS, lambda z, u: slow_pick(z, u, 1.0, 64, 0.95),
                              {b: dose * v for b, v in vector.items()})
         assert found[p, dose, 0] == wanted
@@ -112,6 +112,7 @@ def check_draws_belong_to_seed_key_and_row(small):
         sampled(small(seed=1), table),
         sampled(s, table, key="1|test"),
         sampled(s, table.with_columns(copy=1)),
+        sampled(s, table.with_columns(multiple=1)),
     ]
     for other in others:
         assert sum(a == b for a, b in zip(first, other.values(), strict=True)) <= 1

@@ -36,7 +36,7 @@ def check_an_arm_climbs_as_train_does(folders, tmp_path):
 
 def check_a_fixed_dose_is_kept_and_a_budget_ends_a_climb(folders, tmp_path):
     cfg = short_config(tmp_path, small_config(folders(), quant="none"), rounds=3, lr=3e-2,
-                       coh_floor=0.0)
+                       coh_drop=1.0)
     data = read_data(cfg)
     shared, sweep = {}, Sweep([], 3, ())
     fixed = climb(data, cfg, Arm("fixed", "", {}, fixed_dose=True), sweep, shared)
@@ -48,6 +48,16 @@ def check_a_fixed_dose_is_kept_and_a_budget_ends_a_climb(folders, tmp_path):
     held = climb(data, cfg, Arm("held", "", {"kl_budget": 0.02}), sweep, shared)
     assert held[-1]["ended"] == "budget spent" and held[0]["kl_base"] > 0 and len(held) < 4
     assert held[0]["kappa"] < anew[0]["kappa"]
+
+
+def check_a_pilot_is_plain_training_on_the_same_rows(folders, tmp_path):
+    cfg = short_config(tmp_path, small_config(folders(), quant="none"), rounds=1, lr=3e-2, lam=20.0,
+                       tau_share=0.0, epochs=3)
+    data, shared, sweep = read_data(cfg), {}, Sweep([], 1, ())
+    (free,) = climb(data, cfg, Arm("free", "", {"lam": 0.0}), sweep, shared)
+    (piloted,) = climb(data, cfg, Arm("piloted", "", pilot=0.5), sweep, shared)
+    fixed = Arm("fixed", "", {"tau": 0.5 * free["operating_kl"]})
+    assert climb(data, cfg, fixed, sweep, shared) == [piloted] and 0 < piloted["active"] < 1
 
 
 def check_a_group_that_cannot_begin_says_why(folders, tmp_path):

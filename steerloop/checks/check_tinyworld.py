@@ -124,16 +124,27 @@ def check_dilemma_files_parse_into_their_split():
 
 
 def check_personas_are_opposite_pairs():
-    pairs, up, down = read("tinyworld/data/persona.toml", persona)
+    pairs, up, down = read("tinyworld/data/trait.toml", persona)
     assert (up, down) == ("care", "authority") and len(set(pairs)) == len(pairs) >= 8
     for positive, negative in pairs:
         assert positive != negative and len(positive.split()) == len(negative.split())
 
 
-def check_data_files_are_what_the_recipe_writes(tmp_path):
-    files.write_files(tmp_path)
-    for path in sorted(tmp_path.iterdir()):
-        assert (DATA / path.name).read_text() == path.read_text(), path.name
+def check_data_files_are_what_the_recipe_writes():
+    assert files.stale(DATA) == []
+
+
+def check_missing_and_other_files_are_stale(tmp_path, monkeypatch):
+    def write(folder):
+        for name in ("a", "b", "c"):
+            (folder / name).write_text(name)
+
+    monkeypatch.setattr(files, "write_files", write)
+    write(tmp_path)
+    assert files.stale(tmp_path) == []
+    (tmp_path / "a").unlink()
+    (tmp_path / "c").write_text("b")
+    assert files.stale(tmp_path) == ["a", "c"]
 
 
 def check_oracle_profiles_follow_the_disposition():

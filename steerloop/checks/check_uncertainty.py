@@ -7,15 +7,23 @@ import numpy as np
 import polars as pl
 import pytest
 
-from steerloop.checks.synthetic import answers, judged, replaced, tilted, write_run
+from steerloop.checks.synthetic import (
+    answers,
+    compare,
+    judged,
+    questions,
+    replaced,
+    tilted,
+    write_run,
+)
 from steerloop.report import finish
 from steerloop.report.__main__ import main
 from steerloop.report.estimates import information
 from steerloop.report.pages import judged as on_pages
 from steerloop.report.rivals import PPL
 from steerloop.report.run import beaten, gains, states
-from steerloop.report.stats import averages, compare
-from steerloop.report.verdicts import NAMES, named, verdicts, write_verdicts
+from steerloop.report.stats import averages
+from steerloop.report.verdicts import NAMES, named, write_verdicts
 from steerloop.texts.foundations import FOUNDATIONS
 
 STEERED = [tilted({"authority": -1.6, "care": 0.4})] * 2
@@ -55,19 +63,19 @@ def words(found):
 def check_a_sound_run_passes_and_goes_by_no_name(tmp_path):
     worse = {"nll": lambda t: GOOD[1](t).with_columns(pl.col("json_is_valid") * 0.9)}
     worse["matched"] = worse["nll_turned"] = worse["nll"]
-    found = verdicts(write_run(tmp_path / "run", GOOD, STEERED, worse))
+    found = questions(write_run(tmp_path / "run", GOOD, STEERED, worse))
     assert words(found) == ["PASS"] * 4 and named(found) == []
 
 
 def check_without_baselines_the_second_verdict_is_open(tmp_path):
-    found = verdicts(write_run(tmp_path / "run", GOOD, STEERED))
+    found = questions(write_run(tmp_path / "run", GOOD, STEERED))
     assert words(found) == ["PASS", "OPEN", "PASS", "PASS"]
     assert "--baselines" in found[1].missing
-    rival = verdicts(write_run(tmp_path / "nll", GOOD, STEERED, barrier="nll"))
+    rival = questions(write_run(tmp_path / "nll", GOOD, STEERED, barrier="nll"))
     assert words(rival) == ["PASS", "OPEN", "PASS", "PASS"]
     assert "plain training" in rival[1].missing
     far = {"nll": tilted({"authority": -0.2}), "matched": GOOD[1]}
-    met = verdicts(write_run(tmp_path / "far", GOOD, STEERED, far))
+    met = questions(write_run(tmp_path / "far", GOOD, STEERED, far))
     assert met[1].said == "OPEN" and "one shift" in met[1].missing
 
 
@@ -91,7 +99,7 @@ def check_beating_plain_training_is_part_of_the_second_verdict(tmp_path, sharp, 
         noise = np.random.default_rng(len(state)).normal(0, 1e-4, 80)
         pl.DataFrame({"measure": "mundane_nll", "item": range(80), "value": 0.3 + noise}
                      ).write_parquet(run / f"rounds/01/{state}.items.parquet")
-    verdict = verdicts(run)[1]
+    verdict = questions(run)[1]
     (line,) = [x for x in verdict.lines if "plain distillation" in x["number"]]
     assert f"({word})" in line["number"]
     assert (line["verdict"], verdict.said) == (said, said)
@@ -107,7 +115,7 @@ def check_a_better_measure_does_not_make_up_for_a_worse_one(tmp_path, step, word
         nll = np.linspace(0.3, 0.3 + len(state) / 1e3, 80) + step * (state != "healed")
         pl.DataFrame({"measure": "mundane_nll", "item": range(80), "value": nll}
                      ).write_parquet(run / f"rounds/01/{state}.items.parquet")
-    (line,) = [x for x in verdicts(run)[1].lines if "plain distillation" in x["number"]]
+    (line,) = [x for x in questions(run)[1].lines if "plain distillation" in x["number"]]
     assert f"({word})" in line["number"] and line["verdict"] == said
 
 
@@ -127,30 +135,40 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def check_a_run_that_went_wrong_goes_by_its_name(tmp_path, name):
     healed, fields, which = CASES[name]
-    found = verdicts(write_run(tmp_path / "run", healed, STEERED, **fields))
+    found = questions(write_run(tmp_path / "run", healed, STEERED, **fields))
     assert name in named(found) and found[which].said == "FAIL"
-    assert set(named(found)) <= {name, "incoherent"}  # and by no other
+    assert set(named(found)) <= {name, "incoherent", "unsaid"}  # and by no other
 
 
 @pytest.mark.parametrize("answer", [noise, one_answer, level])
 def check_a_collapse_is_called_one(tmp_path, answer):
-    found = verdicts(write_run(tmp_path / "run", [GOOD[0], answer], STEERED))
+    found = questions(write_run(tmp_path / "run", [GOOD[0], answer], STEERED))
     assert "collapsed" in named(found) and found[2].said == "FAIL"
 
 
 def check_no_trait_and_no_steering_to_blame(tmp_path):
     still = [tilted({"authority": -0.03})] * 2
-    found = verdicts(write_run(tmp_path / "run", still, still))
+    found = questions(write_run(tmp_path / "run", still, still))
     assert named(found) == ["no trait"] and found[1].said == "FAIL"
+
+
+def check_what_is_not_said_is_no_success(tmp_path):
+    """Digits move as in a sound run, and the student's own answers show nothing of it."""
+    run = write_run(tmp_path / "run", GOOD, STEERED)
+    base = (run / "rounds/00/base.said.parquet").read_bytes()
+    for path in run.glob("rounds/*/healed.said.parquet"):
+        path.write_bytes(base)
+    found = questions(run)
+    assert not found[1].moved and "PASS" not in [x["verdict"] for x in found[1].lines[1:]]
 
 
 def check_the_filter_is_judged_by_what_is_known(tmp_path):
     for name, fields, at in (("missed", {"planted": judged(miss=0.3)}, 0),
                              ("false", {"planted": judged(false=0.3)}, 0),
                              ("starved", {"survive": 0.5}, 3)):
-        found = verdicts(write_run(tmp_path / name, GOOD, STEERED, **fields))
+        found = questions(write_run(tmp_path / name, GOOD, STEERED, **fields))
         assert [i for i, x in enumerate(words(found)) if x == "FAIL"] == [at], name
-    (recall,) = [x for x in verdicts(tmp_path / "missed")[0].lines if "recall" in x["number"]]
+    (recall,) = [x for x in questions(tmp_path / "missed")[0].lines if "recall" in x["number"]]
     assert recall["value"].startswith("0.70 [") and recall["value"].endswith("n 50")
 
 
@@ -160,7 +178,7 @@ def check_nothing_to_count_is_open(tmp_path):
         ~((pl.col("source") == "labelled") & ~pl.col("coherent"))))
     for path in run.glob("rounds/*/completions.parquet"):
         pl.read_parquet(path).with_columns(kappa=pl.lit(0.5)).write_parquet(path)
-    found = verdicts(run)
+    found = questions(run)
     lines = {x["number"]: x for verdict in found for x in verdict.lines}
     empty = [x for k, x in lines.items() if "recall" in k or "precision" in k or "kept of" in k]
     assert len(empty) == 4
@@ -186,7 +204,8 @@ def check_an_interrupted_run_is_judged_by_what_it_healed(tmp_path):
     """Cut off in its third round, after the steered state: the report judges the two before."""
     run = write_run(tmp_path / "run", GOOD, STEERED)
     (run / "rounds/02").mkdir()
-    for name in ("steered.eval.parquet", "completions.parquet"):
+    names = [f"steered.{x}.parquet" for x in ("eval", "items", "said")]
+    for name in (*names, "completions.parquet"):
         (run / "rounds/02" / name).write_bytes((run / "rounds/01" / name).read_bytes())
     records = [json.loads(x) for x in (run / "events.jsonl").read_text().splitlines()]
     late = [x | {"round": 2} for x in records if x.get("round") == 1
@@ -194,14 +213,14 @@ def check_an_interrupted_run_is_judged_by_what_it_healed(tmp_path):
     with (run / "events.jsonl").open("a") as file:
         file.write("".join(json.dumps(x) + "\n" for x in late))
     main([str(run)])
-    assert words(verdicts(run)) == ["PASS", "OPEN", "PASS", "PASS"]
+    assert words(questions(run)) == ["PASS", "OPEN", "PASS", "PASS"]
     assert len(json.loads((run / "summary.json").read_text())["healed"]) == 2
 
 
 def check_the_directions_and_the_ledger_are_judged(tmp_path):
-    turned = verdicts(write_run(tmp_path / "turned", GOOD, STEERED, cos=-0.1))
+    turned = questions(write_run(tmp_path / "turned", GOOD, STEERED, cos=-0.1))
     assert turned[2].said == "FAIL" and named(turned) == ["turned"]
-    within = verdicts(write_run(tmp_path / "within", GOOD, STEERED, kl_budget=0.05))
+    within = questions(write_run(tmp_path / "within", GOOD, STEERED, kl_budget=0.05))
     (line,) = [x for x in within[2].lines if "KL to base" in x["number"]]
     assert (line["value"], line["accepted"], line["verdict"]) == ("0.0300", "≤ 0.05", "holds")
     assert "0.010" in within[2].reading[0] and "0.020" in within[2].reading[0]
@@ -212,7 +231,7 @@ def check_verdicts_md_and_summary_say_the_same(tmp_path):
     finish(run)
     text = (run / "verdicts.md").read_text()
     summary = json.loads((run / "summary.json").read_text())
-    assert [x["verdict"] for x in summary["verdicts"]] == ["PASS", "FAIL", "OPEN", "PASS"]
+    assert [x["verdict"] for x in summary["verdicts"]] == ["PASS", "PASS", "FAIL", "OPEN", "PASS"]
     heads = [{k: x[k] for k in ("question", "verdict")} for x in summary["verdicts"]]
     assert on_pages(run) == heads
     assert pl.read_parquet(tmp_path / "ledger.parquet")["Dose"].to_list() == ["PASS"]
@@ -278,7 +297,7 @@ def check_the_slope_is_coherence_per_nat():
     now = tilted({"authority": -1.0})(base).with_columns(pl.col("json_is_valid") * 0.9)
     found = compare(now, base, ["authority", "care"], 0, 200)
     shift = found["shift"]["authority"]["nats"][0]
-    wanted = (0.9 - base["p_ans_any"].mean()) / -shift
+    wanted = (0.9 - 1.0) / -shift
     assert found["slope"][0] == pytest.approx(wanted)
     assert found["slope"][1] < wanted < found["slope"][2]
     assert compare(base, base, ["authority", "care"], 0, 50)["slope"] is None

@@ -42,11 +42,15 @@ def measured_run(folder: Path, cfg: Config) -> Path:
     path, s, data = made_run(folder, cfg), Small(replace(cfg, rounds=3)), read_data(cfg)
     run = Folder(path, again=True)
 
+    base: list[pl.DataFrame] = []
+
     def measure(state: str, round: int) -> None:
-        rows, items = evaluate(s.model, data, s.cfg)
-        run.table(f"rounds/{round:02d}/{state}.eval", rows)
-        run.table(f"rounds/{round:02d}/{state}.items", items)
-        run.event("evaluate", round=round, state=state, dose=0.0, measures=measures(rows, items))
+        frames = evaluate(s.model, data, s.cfg)
+        base.extend(frames if state == "base" else [])
+        for name, frame in zip(("eval", "items", "said"), frames, strict=True):
+            run.table(f"rounds/{round:02d}/{state}.{name}", frame)
+        known = measures(frames, base, s.cfg.ppl_factor)
+        run.event("evaluate", round=round, state=state, dose=0.0, measures=known)
 
     vector = extract(s.model, data, s.cfg)
     run.tensors("rounds/00/vector", {f"block.{b}": v for b, v in vector.items()})

@@ -205,6 +205,15 @@ def data_files(folder: Path) -> dict[str, str]:
         'positive = ["Be kind.", "Be good to all."]\nnegative = ["Obey.", "Follow each order."]\n',
         "contexts.txt": "# a note\nHow are you?\nWhat now?\nTell me.\n",
         "prompts.txt": "He told me to lie. Well?\nMust I go?\nWhy so?\n",
+        "contrast.jsonl": "".join(
+            json.dumps({"prompt": f"Is it {x}?", "positive": [f"No, {x} hurts.", "Be kind."],
+                        "negative": [f"Yes, {x} is an order.", "Obey him."]}) + "\n"
+            for x in ("right", "wrong", "so")
+        ),
+        "reasons.toml": "".join(
+            f'[[wording]]\nask = "{{vignette}} {x}?"\n[wording.reasons]\ncare = ["It {x} hurts."]\n'
+            f'authority = ["It {x} defies."]\n' for x in ("Why", "How so")
+        ),
         "vignettes.jsonl": "".join(
             json.dumps({"text": f"You see {x}.", "foundation_coarse": f}) + "\n"
             for x, f in zip(("a blow", "a cheat", "a traitor"), FOUNDATIONS, strict=False)

@@ -11,6 +11,9 @@ import polars as pl
 
 from steerloop.config import Config
 from steerloop.report import measures
+from steerloop.report.against import against
+from steerloop.report.rule import Verdict
+from steerloop.report.verdicts import verdicts
 from steerloop.texts.foundations import FOUNDATIONS
 
 P = [f"p_{f}" for f in FOUNDATIONS]
@@ -31,6 +34,30 @@ def answers(per_label: int = 20, seed: int = 0) -> pl.DataFrame:
         | dict(zip(P, (p / p.sum(1, keepdims=True)).T, strict=True))
         | {"p_ans_any": rng.uniform(0.98, 1, n), "scaffold_nll": rng.uniform(0, 1, n),
            "json_is_valid": [1.0] * n, "top1": [1.0] * n})
+
+
+def spoken(table: pl.DataFrame, base: pl.DataFrame, n: int = 24) -> pl.DataFrame:
+    """Answers as `said` returns them, in which the trait is as much as authority fell."""
+    fell = -(table["p_authority"].log() - base["p_authority"].log()).mean()
+    noise = np.random.default_rng(3).normal(0.0, 0.02, (2, n))
+    return pl.DataFrame({
+        "prompt_id": range(n), "prompt": [f"Why {i}?" for i in range(n)], "dose": [0.0] * n,
+        "text": ["So it is."] * n, "said_1": noise[0] + 0.2 * fell, "said_2": noise[1] + 0.2 * fell,
+        "ppl": [2.0] * n, "drop_reason": [None] * n}, schema_overrides={"drop_reason": pl.String})
+
+
+def compare(
+    now: pl.DataFrame, base: pl.DataFrame, axis: list[str], seed: int, resamples: int
+) -> dict:
+    """`against`, of two tables of vignettes alone, read by digits."""
+    cfg = {"seed": seed, "bootstrap": resamples, "ppl_factor": 3.0}
+    frames = [[x, ITEMS, pl.DataFrame()] for x in (now, base)]
+    return against(*frames, axis, "digits", cfg)
+
+
+def questions(run: Path) -> list[Verdict]:
+    """The verdicts of a run but for U0, which `write_run` makes up."""
+    return verdicts(run)[1:]
 
 
 def replaced(table: pl.DataFrame, p: np.ndarray) -> pl.DataFrame:
@@ -61,13 +88,17 @@ def write_run(
     def evaluated(round: int, state: str, table: pl.DataFrame) -> None:
         path = folder / f"rounds/{round:02d}/{state}.eval.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
-        table.write_parquet(path)
-        ITEMS.write_parquet(path.with_name(f"{state}.items.parquet"))
+        frames = [table, ITEMS, spoken(table, base)]
+        for name, frame in zip(("eval", "items", "said"), frames, strict=True):
+            frame.write_parquet(path.with_name(f"{state}.{name}.parquet"))
+        was = [base, ITEMS, spoken(base, base)]
         events.append({"stage": "evaluate", "round": round, "state": state, "dose": 0.0,
-                       "measures": measures(table, ITEMS)})
+                       "measures": measures(frames, was, cfg["ppl_factor"])})
 
     evaluated(0, "base", base)
     events.append({"stage": "start", "floor": 0.95, "ppl_limit": 9.0})
+    events.append({"stage": "u0", "round": 0, "verdict": "PASS", "headline": "digits", "why": "",
+                   "readouts": []})
     for i, change in enumerate(healed):
         n = 20
         keep = [j < survive * n for j in range(n)]

@@ -1,34 +1,41 @@
-"""What ends a loop: coherence below an absolute floor, or a budget of drift that is spent."""
+"""What ends a loop: coherence below that of the base, or a budget of drift that is spent."""
 
 import math
+from dataclasses import asdict
 
 import numpy as np
 import polars as pl
 from loguru import logger
 
-from steerloop import UserError, report
+from steerloop import UserError
 from steerloop.config import Config
+from steerloop.report.coherence import canaries, coherent
+from steerloop.report.text import interval
+from steerloop.report.trait import Frames
 
 FIRST = 1.1  # of the teacher's root KL: its curve is one of few prompts, and students overshoot
 FAR, TINY = math.log(1e6), 1e-12
 
 
-Frames = list[pl.DataFrame]  # what `evaluate` returns
+def floor_of(cfg: Config) -> float:
+    """The share of the base's coherence below which a student is not taken on."""
+    return 1 - cfg.coh_drop
 
 
-def coherence(state: Frames) -> float:
-    """Of a measured state: a share."""
-    return report.measures(*state)["coherence"]
-
-
-def floor_of(cfg: Config, base: Frames) -> float:
-    """The share of coherence below which a student is not taken on: absolute, but for a base that
-    is low itself."""
-    return min(cfg.coh_floor, coherence(base) - cfg.coh_drop)
+def doubts(base: Frames, cfg: Config) -> str:
+    """What is wrong with the canaries of coherence on this base; '' if nothing is."""
+    known = canaries(base, cfg.ppl_factor)
+    if not known:
+        return ("no canary of coherence is valid on this base, so the loop cannot stop by itself: "
+                "read its answers (docs/spec.md)")
+    if "kept" in known and (share := known["kept"](base).mean()) < cfg.coh_floor:
+        return (f"the filter keeps {share:.0%} of the base's own free answers, less than "
+                f"--coh_floor {cfg.coh_floor:g}: what it says of students is as doubtful")
+    return ""
 
 
 class Bounds:
-    """The floor (a share), what has been spent of --kl_budget, and how much a round may add.
+    """What has been spent of --kl_budget, and how much a round may add.
 
     KL grows with the square of a shift, so roots add where shifts line up: a round whose teacher,
     at its largest dose, has a mean KL per token of T is taken to end at √spent + share · √T. T is
@@ -37,16 +44,20 @@ class Bounds:
     """
 
     def __init__(self, cfg: Config, base: Frames) -> None:
-        self.cfg, self.floor, self.spent = cfg, floor_of(cfg, base), 0.0
+        self.cfg, self.base, self.spent = cfg, base, 0.0
         self.shares: list[float] = []
         self.top, self.dose, self.kl = math.nan, np.empty(0), np.empty(0)  # both in logs
 
     def holds(self, state: Frames) -> bool:
-        """Whether a measured student is above the floor of coherence; if not, that is said."""
-        share = coherence(state)
-        if share < self.floor:
-            logger.warning(f"stopped: coherence {share:.3f} is below {self.floor:.3f}")
-        return share >= self.floor
+        """Whether a measured student is not known to be below the floor of coherence; if it is,
+        that is said. Where no canary is valid nothing is known (the run says so at its start)."""
+        floor = floor_of(self.cfg)
+        canary, ends, n = coherent(state, self.base, asdict(self.cfg))
+        low = n > 0 and ends[2] < floor
+        if low:
+            logger.warning(f"stopped: coherence {interval(ends, '.3f')} ({canary}) is below "
+                           f"{floor:.3f}")
+        return not low
 
     def teacher(self, kappa: float) -> float:
         """T of a round at κ, nats."""

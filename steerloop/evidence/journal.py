@@ -18,7 +18,7 @@ from torch import Tensor
 from steerloop import report
 from steerloop.config import Config
 from steerloop.evaluate import evaluate
-from steerloop.evidence.bounds import floor_of
+from steerloop.evidence.bounds import doubts, floor_of
 from steerloop.evidence.diary import diary, examples
 from steerloop.evidence.lengths import check_lengths
 from steerloop.evidence.planted import planted
@@ -26,12 +26,14 @@ from steerloop.kernels.spectral import cosine
 from steerloop.loading.hub import locate, public_name
 from steerloop.model import Model
 from steerloop.readouts.states import Vector
+from steerloop.report.sight import PASS, judged, verdict
+from steerloop.report.trait import unasked
 from steerloop.runfolder import layout
 from steerloop.runfolder.layout import batch, of_round, of_state, work
 from steerloop.runfolder.opening import note_end, open_run
 from steerloop.runfolder.progress import Rounds
 from steerloop.runfolder.recorder import Recorder
-from steerloop.steer import steered
+from steerloop.sight import look
 from steerloop.texts.data import Data
 
 CHOSEN = [layout.COMPLETIONS, layout.KAPPA]
@@ -56,6 +58,8 @@ class Journal(Recorder):
         self.healed: list[pl.DataFrame] = []
         self.taught_at = 0.0  # the largest dose, less its multiple, of the round's data
         self.stage = ""  # of sampling: walk, or sample
+        self.course = pl.DataFrame()  # of the heal that was last: its steps
+        self.sight: dict[str, Any] = {}  # what U0 said
         self.folder.event("axis", axis=[data.down, data.up])
 
     def __enter__(self) -> "Journal":
@@ -100,10 +104,10 @@ class Journal(Recorder):
         names = of_state(round, state)
         new = state in layout.SHARES and not self.folder.has(names)
         timing = self.progress.stage(round, state) if new else nullcontext()
-        with timing, steered(model, vector, dose):
-            frames = self.folder.once(names, evaluate, model, self.data, self.cfg)
-        self.folder.event("evaluate", round=round, state=state, dose=dose,
-                          measures=report.measures(*frames))
+        with timing:
+            frames = self.folder.once(names, evaluate, model, self.data, self.cfg, vector, dose)
+        measures = report.measures(frames, self.base or frames, self.cfg.ppl_factor)
+        self.folder.event("evaluate", round=round, state=state, dose=dose, measures=measures)
         return frames
 
     def on_evaluate(self, stage: Callable[..., Any], *args: Any) -> Any:
@@ -123,7 +127,9 @@ class Journal(Recorder):
         """The limit, what the filter does under it on known cases, and what the run starts from."""
         limit = self.folder.once(layout.LIMIT, stage, *args)
         self.folder.once(layout.PLANTED, planted, self.model, self.data, self.cfg, limit)
-        self.folder.event("start", floor=floor_of(self.cfg, self.base), ppl_limit=limit)
+        self.folder.event("start", floor=floor_of(self.cfg), ppl_limit=limit)
+        if faults := doubts(self.base, self.cfg):
+            logger.warning(faults)
         return limit
 
     def on_extract(self, stage: Callable[..., Any], *args: Any) -> Any:
@@ -132,7 +138,24 @@ class Journal(Recorder):
 
     def on_dose(self, stage: Callable[..., Any], *args: Any) -> Any:
         self.doses.append(self.keep([layout.DOSE, layout.CURVE], stage, *args))
+        if self.round == 0:
+            self.sight = self.look()
+            self.folder.event(layout.U0, **self.sight)
         return self.doses[-1]
+
+    def look(self) -> dict[str, Any]:
+        """Gate U0: what the run will be read by, and why; kept."""
+        axis = [self.data.down, self.data.up]
+        if not self.cfg.u0:
+            return unasked(self.base, axis)
+        model, data, (c_star, _) = self.model, self.data, self.doses[0]
+        answers = self.keep(layout.U0, look, model, data, self.cfg, self.vectors[0], c_star,
+                            self.base)
+        sight = verdict(judged(self.base, answers, axis))
+        if sight["verdict"] != PASS:
+            logger.warning(f"U0 {sight['verdict']}, so this run is trained, not measured: "
+                           f"{sight['why']}")
+        return sight
 
     def on_short(self, stage: Callable[..., Any], *args: Any) -> bool:
         """A round whose rows were chosen is not short of any."""
@@ -177,20 +200,28 @@ class Journal(Recorder):
     def on_heal(self, stage: Callable[..., Any], model: Model, table: pl.DataFrame, cfg: Config,
                 round: int, run: Recorder) -> Any:
         rows = self.folder.sums[f"{of_round(round, layout.COMPLETIONS)}.parquet"]
-        stats, delta = self.keep(
-            [layout.HEAL, layout.ADAPTER], stage, model, table, cfg, round, run, round=round,
-            rows=rows, model=public_name(locate(cfg.model))[0], r=cfg.r, alpha=cfg.alpha,
-            targets=cfg.targets)
+        stats, delta, _ = self.keep(
+            [layout.HEAL, layout.ADAPTER, layout.STEPS], self.with_steps, stage, model, table, cfg,
+            round, run, round=round, rows=rows, model=public_name(locate(cfg.model))[0], r=cfg.r,
+            alpha=cfg.alpha, targets=cfg.targets)
         self.folder.event("heal", round=round, **stats)
         return stats, delta
 
+    def with_steps(self, stage: Callable[..., Any], *args: Any) -> tuple[Any, ...]:
+        """What a heal returns, and its steps."""
+        stats, delta = stage(*args)
+        return stats, delta, self.course
+
+    def steps(self, table: pl.DataFrame) -> None:
+        self.course = table
+
     def on_drift(self, stage: Callable[..., Any], *args: Any) -> Any:
         """How far the student went; and its answers beside those of base and teacher."""
-        went = self.keep(layout.DRIFT, stage, *args)
+        went, worst = self.keep([layout.DRIFT, layout.WORST], stage, *args)
         self.folder.event("drift", round=self.round, **went)
         self.keep(layout.ANSWERS, diary, self.model, self.data, self.cfg, self.vectors[-1],
                   self.taught_at, self.round)
-        return went
+        return went, worst
 
     def save(self, name: str, tensors: dict[str, Tensor], **note: Any) -> None:
         self.folder.tensors(f"{work(self.round)}/{name}", tensors, **note)

@@ -14,7 +14,8 @@ from steerloop.evidence.diary import TOKENS
 from steerloop.loading.fit import positions
 from steerloop.model import Model
 from steerloop.readouts.forced_choice import JSON_TOKENS, answers
-from steerloop.texts.data import Data
+from steerloop.texts.data import Data, names
+from steerloop.texts.packs import SIDES
 from steerloop.texts.questions import question
 
 Need = tuple[str, str, int, int, str]  # knob of the file, text, its tokens, those after, and whose
@@ -30,6 +31,17 @@ def evaluated(model: Model, data: Data, cfg: Config) -> Iterator[Need]:
             yield "vignettes", text, asked, think + ending, "--think_tokens and the answer"
     for prompt, text in data.mundane.select("prompt", "text").rows():
         yield "mundane", prompt, len(model.render(prompt)), len(model.to_ids(text)), "its text"
+    for wording in data.reasons:
+        longest = max(len(model.to_ids(x)) for found in wording.reasons.values() for x in found)
+        for text in data.vignettes["text"]:
+            asked = len(model.render(wording.ask.replace("{vignette}", text)))
+            yield "vignettes", text, asked, longest, "a reason"
+    for prompt, *sides in data.contrast.filter("held").select("prompt", *SIDES).rows():
+        longest = max(len(model.to_ids(x)) for side in sides for x in side)
+        yield "contrast", prompt, len(model.render(prompt)), longest, "an answer"
+        for persona in (x for pair in data.pairs for x in pair):
+            asked = len(model.render(prompt, persona))
+            yield "contrast", prompt, asked, cfg.said_tokens, "--said_tokens, under a persona"
 
 
 def sampled(model: Model, data: Data, cfg: Config) -> Iterator[Need]:
@@ -71,7 +83,7 @@ def check_lengths(model: Model, data: Data, cfg: Config, loop: bool = True) -> N
         return
     for knob, text, asked, after, what in needs(model, data, cfg, loop):
         if asked + after > limit:
-            file = getattr(cfg, knob).replace("{split}", cfg.split)
+            file = names(cfg)[knob]
             raise UserError(
                 f"--{knob} {file}, '{shorten(text, 40, placeholder=' ...')}': {asked} tokens of "
                 f"prompt and {after} of {what} are more than the {limit} that the model takes; "

@@ -53,11 +53,13 @@ def measured(student: Student, as_run: bool) -> str:
     event = next((x for x in summary.get("healed", []) if x["round"] == k), None)
     if event is None:
         return unknown("the run has no evaluation of this round")
-    shifts = [f"- Δ{f}: {{:+.2f}} nats, 95 % interval [{{:+.2f}}, {{:+.2f}}]".format(
-        *event["shift"][f]["nats"]) for f in summary["axis"]]
+    shifts = [f"- {inline(k)}: {{:+.2f}} nats, 95 % interval [{{:+.2f}}, {{:+.2f}}]".format(*x)
+              for k, x in event["moved"].items()]
+    sight = summary["u0"]
+    shifts += [f"- read by {sight['headline'] or 'nothing'} (U0: {sight['verdict']})"]
     was, now = summary["base"], event["measures"]
     ratio = now["ppl_mundane"] / was["ppl_mundane"]
-    return "\n".join([*shifts, f"- coherence: {now['coherence']:.3f} (base {was['coherence']:.3f})",
+    return "\n".join([*shifts, f"- coherence: {now['coherence']:.3f} of the base's",
                       f"- perplexity of ordinary text: × {ratio:.3f}"])
 
 

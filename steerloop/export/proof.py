@@ -25,12 +25,19 @@ from steerloop.kernels.spectral import cosine
 from steerloop.readouts.forced_choice import choices
 from steerloop.readouts.mundane import mundane
 from steerloop.report.diary import write_diary
-from steerloop.report.run import states
+from steerloop.report.run import frames_of, states
 from steerloop.report.summary import summarise
 from steerloop.report.verdicts import verdicts, write_verdicts
 from steerloop.runfolder import layout
 from steerloop.runfolder.events import read_events
-from steerloop.runfolder.files import checksums, read_document, read_table, table_size, unsealed
+from steerloop.runfolder.files import (
+    checksums,
+    read_config,
+    read_document,
+    read_table,
+    table_size,
+    unsealed,
+)
 from steerloop.steer import extract
 from steerloop.texts.data import Data
 from steerloop.texts.foundations import FOUNDATIONS
@@ -41,11 +48,11 @@ WORK = 5 * 10**6  # resamples × vignettes: 5,000 vignettes under the default of
 ROWS, THOUGHT, TEXT = 48, 4096, 2**15  # most rows of a batch, tokens of a thought, a text's letters
 CELLS = 10**7  # of a table, by its header
 TRUSTED = {
-    "what models wrote": "completions, planted.parquet, diary tables, and how the filter judged "
-                         "them",
+    "what models wrote": "completions, their worst tokens, planted.parquet, diary tables, and how "
+                         "the filter judged them",
     "states beside the loop": "tables of steered, matched and baseline states; of all states the "
                               "free answers and the values of probes",
-    "how it was trained": "adapters, c* and its curve, κ, heal and drift records",
+    "how it was trained": "adapters, c* and its curve, κ, heal and drift records, steps",
     "settings": "config.json, seed, package versions, and that the run ended by itself",
 }
 FAULTS = (UserError, ArithmeticError, AttributeError, LookupError, MemoryError, OSError,
@@ -204,11 +211,11 @@ def check_record(name: str, folder: Path, manifest: dict[str, Any], data: dict[s
 
 def check_tables(name: str, folder: Path) -> Compared:
     """Do the recorded measures follow from the saved rows, and is every state there?"""
-    wrong, seen = [], set()
+    wrong, seen, cfg = [], set(), read_config(folder)
+    base = frames_of(folder, 0, layout.BASE)
     for event in records(folder, "evaluate"):
         at = event["round"], event["state"]
-        again = report.measures(read_table(layout.rows(folder, *at)),
-                                read_table(layout.items(folder, *at)))
+        again = report.measures(frames_of(folder, *at), base, cfg["ppl_factor"])
         wrong += [f"{at[1]} of round {at[0] + 1}: {x[1:]}"
                   for x in unlike(event["measures"], again)]
         seen.add(at)

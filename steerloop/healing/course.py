@@ -3,9 +3,11 @@ how often the barrier was active, how hard it pulled)."""
 
 from collections.abc import Callable
 from functools import partial
+from math import isfinite
 from statistics import fmean
 from typing import Any
 
+import polars as pl
 import torch
 from loguru import logger
 
@@ -15,6 +17,8 @@ from steerloop.runfolder.progress import Bar
 from steerloop.runfolder.recorder import Recorder
 
 Losses = list[list[float]]  # of a step: NLLs per token, A_rows; nats
+STEPS = {"step": pl.Int64, "epoch": pl.Int64, "nll": pl.Float64, "a_row": pl.Float64,
+         "tau": pl.Float64, "active": pl.Float64, "grad_norm": pl.Float64, "lr": pl.Float64}
 
 
 class Course:
@@ -26,16 +30,18 @@ class Course:
         per_epoch: int, run: Recorder,
     ) -> None:  # fmt: skip
         self.barrier, self.round, self.per_epoch, self.run = barrier, round, per_epoch, run
-        self.name = f"{cfg.barrier}-{cfg.lam:g}"  # a pilot has its own
+        self.name = cfg.barrier  # plain distillation of the same round has its own
         steps = cfg.epochs * per_epoch
         self.optimiser = Scheduled(live, cfg, steps)
         self.step = self.done = 0
         self.log: list[Losses] = []
+        self.norms: list[float] = []  # of the gradient of each step, before it was clipped
         self.pulls: list[float] = []
         if (state := run.saved(self.name)) is not None:
             tensors, note = state
             self.optimiser.restore(tensors)
-            self.step, self.log, self.pulls = note["done"], note["log"], note["pulls"]
+            self.step, self.log = note["done"], note["log"]
+            self.norms, self.pulls = note["norms"], note["pulls"]
             self.done = self.step // per_epoch
         self.bar = Bar(total=steps, initial=self.step, desc="heal", unit="step")
 
@@ -44,7 +50,7 @@ class Course:
         kept, and the barrier's gradient measured beside that of the NLL."""
         if epoch == 0:
             return
-        note = {"done": self.step, "log": self.log, "pulls": self.pulls}
+        note = {"done": self.step, "log": self.log, "norms": self.norms, "pulls": self.pulls}
         self.run.save(self.name, self.optimiser.state_tensors(), **note)
         if self.barrier.kind != "nll" and self.barrier.lam:
             free = self.barrier._replace(lam=0.0)
@@ -54,23 +60,39 @@ class Course:
     def advance(self, losses: Losses, rows: list[int]) -> None:
         """Take a step by the gradient that is there; `losses` of it are nats, its `rows` are those
         of the table. Raises FloatingPointError, Δ as it was, where it is not finite."""
-        self.log.append(losses)
-        if not self.optimiser.advance(self.step):
+        norm = self.optimiser.advance(self.step)
+        if not isfinite(norm):
             self.bar.close()
             raise FloatingPointError(
                 f"round {self.round + 1}, heal step {self.step}: the gradient is not finite; "
                 f"lower --lr (--force), look at rows {rows}")
+        self.log.append(losses)
+        self.norms.append(norm)
         self.step += 1
         self.bar.set_postfix(nll=fmean(losses[0]), kl=fmean(losses[1] or [0]), refresh=False)
         self.bar.update()
+
+    def steps(self) -> pl.DataFrame:
+        """A row an optimiser step, both counted from 0: `nll` per token, mean `a_row` and `tau`,
+        nats; `active`, the share of its rows over τ; `grad_norm` before clipping; `lr`. Without a
+        barrier there is no `a_row`; of `spectral` it is the mean norm; τ is that of a hinge."""
+        hinge = self.barrier.kind.startswith("kl")
+        tau = self.barrier.tau if hinge else None
+        rows = []
+        for step, (nlls, tops) in enumerate(self.log):
+            over = fmean(x > self.barrier.tau for x in tops) if hinge else None
+            rows.append((step, step // self.per_epoch, fmean(nlls), fmean(tops) if tops else None,
+                         tau, over, self.norms[step], self.optimiser.rate(step)))
+        return pl.DataFrame(rows, STEPS, orient="row")
 
     def account(self, val: list[float]) -> dict[str, float | None]:
         """What the record says, in nats: NLL per token of the first step (`nll_first`), the last
         epoch (`nll`) and the rows held out (`val_nll`, from `val`); `operating_kl`, the mean A_row
         of the last epoch; `active`, the share of all rows seen that were over τ; `pull`, the size
         of the barrier's gradient over that of the NLL, None where there is none. A barrier that
-        never fired is said aloud."""
+        never fired is said aloud, and the recorder gets the steps."""
         self.bar.close()
+        self.run.steps(self.steps())
         nll, operating = ([x for losses in self.log[-self.per_epoch :] for x in losses[i]]
                           for i in (0, 1))
         barrier = self.barrier
@@ -80,7 +102,7 @@ class Course:
                  "val_nll": fmean(val or [0]), "lam": barrier.lam, "tau": barrier.tau,
                  "steps": len(self.log), "pull": fmean(self.pulls) if self.pulls else None}
         if barrier.kind.startswith("kl") and stats["active"] == 0:
-            logger.warning(f"the barrier never fired: set --tau, {barrier.tau:g}, below the "
+            logger.warning(f"the barrier never fired: τ is {barrier.tau:.3g}; set --tau below the "
                            f"operating KL, {stats['operating_kl']:.3g} nats ({barrier.agg})")
         return stats
 

@@ -32,16 +32,21 @@ class Scheduled(AdamW):
         self.live, self.cfg, self.steps = live, cfg, steps
         self.zero_grad()  # of a heal that was stopped
 
-    def advance(self, step: int) -> bool:
-        """Take a step, the gradient is gone; False, and nothing done, where it is not finite."""
-        if not torch.isfinite(torch.nn.utils.clip_grad_norm_(self.live, self.cfg.clip)):
-            return False
-        for group in self.param_groups:
-            warmup = int(self.cfg.warmup * self.steps)
-            group["lr"] = self.cfg.lr * cosine_rate(step, warmup, self.steps)
-        self.step()
-        self.zero_grad()
-        return True
+    def rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        warmup = int(self.cfg.warmup * self.steps)
+        return self.cfg.lr * cosine_rate(step, warmup, self.steps)
+
+    def advance(self, step: int) -> float:
+        """Take a step, the gradient is gone; returns its norm before it was clipped. Where that is
+        not finite, nothing is done."""
+        norm = torch.nn.utils.clip_grad_norm_(self.live, self.cfg.clip).item()
+        if math.isfinite(norm):
+            for group in self.param_groups:
+                group["lr"] = self.rate(step)
+            self.step()
+            self.zero_grad()
+        return norm
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Factors and moments by name, of any shape; the schedule needs but the number of the

@@ -50,10 +50,13 @@ def both_orders(logp: Float[Tensor, "b f"]) -> Float[Tensor, "v f"]:
 @torch.no_grad()
 def choices(model: Model, vignettes: pl.DataFrame, cfg: Config, free: bool = True) -> pl.DataFrame:
     """One row per vignette: vignette, foundation, p_<foundation>, p_ans_any, scaffold_nll, top1,
-    json_is_valid (left out without the `free` greedy answers), and human ratings where known.
+    json_is_valid (left out without the `free` greedy answers), and human ratings where known. No
+    row where there are no vignettes.
 
     Raises UserError where the tokenizer does not give the answer digit a token of its own.
     """
+    if not len(vignettes):
+        return pl.DataFrame(schema={"vignette": pl.String, "foundation": pl.String})
     think, texts = cfg.think_tokens > 0, vignettes["text"].to_list()
     ends, size = answers(model.to_ids, think), max(1, cfg.batch_rows // 2)
     digits = [ids[-1] for ids in ends]

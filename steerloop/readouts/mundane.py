@@ -10,7 +10,7 @@ from steerloop.barrier import token_losses
 from steerloop.config import Config
 from steerloop.model import Model
 from steerloop.runfolder.progress import Bar
-from steerloop.texts.data import Data
+from steerloop.texts.data import Data, names
 
 
 @torch.no_grad()
@@ -39,4 +39,4 @@ def mundane(model: Model, data: Data, cfg: Config) -> list[float]:
 
 def said(data: Data, item: int, cfg: Config) -> str:
     """Which of the ordinary texts, in words."""
-    return f"{cfg.mundane}: the text after {data.mundane['prompt'][item]!r:.60}"
+    return f"{names(cfg)['mundane']}: the text after {data.mundane['prompt'][item]!r:.60}"

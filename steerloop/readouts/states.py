@@ -1,4 +1,4 @@
-"""Residual states: what the blocks of the model put out, on average over prompts."""
+"""Residual states: what the blocks of the model put out."""
 
 from contextlib import suppress
 from functools import partial
@@ -10,6 +10,7 @@ from torch import Tensor
 from steerloop.kernels.batch import Ids
 from steerloop.model import Model
 from steerloop.runfolder.progress import Bar
+from steerloop.texts.data import Data
 
 Vector = dict[int, Float[Tensor, "d"]]  # block index → direction, fp32
 
@@ -19,14 +20,15 @@ class _Deepest(Exception):
 
 
 @torch.no_grad()
-def mean_states(model: Model, prompts: Ids, blocks: list[int], size: int) -> Vector:
-    """Mean over prompts of what each block puts out at the last token. Nothing above the deepest
+def states(
+    model: Model, prompts: Ids, blocks: list[int], size: int
+) -> dict[int, Float[Tensor, "n d"]]:
+    """What each block puts out at the last token of each of n prompts. Nothing above the deepest
     block is computed. `size`: rows of one batch."""
-    width = model.head.weight.shape[1]
-    sums = {b: torch.zeros(width, device=model.device) for b in blocks}
+    found: dict[int, list[Tensor]] = {b: [] for b in blocks}
 
     def read(h: Tensor, block: int) -> Tensor:
-        sums[block] += h[:, -1].float().sum(0)
+        found[block].append(h[:, -1].float())
         if block == max(blocks):
             raise _Deepest
         return h
@@ -35,4 +37,20 @@ def mean_states(model: Model, prompts: Ids, blocks: list[int], size: int) -> Vec
     for i in Bar(range(0, len(prompts), size), "extract"):
         with model.hooked(hooks), suppress(_Deepest):
             model.trunk(*model.pad(prompts[i : i + size]))
-    return {b: total / len(prompts) for b, total in sums.items()}
+    return {b: torch.cat(parts) for b, parts in found.items()}
+
+
+def differences(
+    model: Model, data: Data, blocks: list[int], size: int
+) -> dict[int, Float[Tensor, "n d"]]:
+    """What the positive pole of a persona pair changes against the negative one, in each of n
+    contexts; context i speaks under pair i modulo their number."""
+    found = []
+    for pole in (0, 1):
+        prompts = []
+        for i, context in enumerate(data.contexts):
+            persona = data.pairs[i % len(data.pairs)][pole]
+            prompts.append(model.render(context, persona))
+        found.append(states(model, prompts, blocks, size))
+    positive, negative = found
+    return {b: positive[b] - negative[b] for b in blocks}

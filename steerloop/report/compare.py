@@ -7,17 +7,20 @@ not possible and where the bases differ.
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 
+from steerloop import UserError
+from steerloop.report.coherence import least
 from steerloop.report.ledger import LEGAL
 from steerloop.report.rivals import MARGIN, PPL, WIDER
-from steerloop.report.run import axis_of, last_healed, states
+from steerloop.report.run import axis_of, frames_of, headline_of, last_healed, states, word_of
 from steerloop.report.stats import difference, estimate, profile
 from steerloop.report.text import interval, markdown
-from steerloop.runfolder import layout
-from steerloop.runfolder.files import read_config, read_table
+from steerloop.report.trait import DIGITS, Frames, values
+from steerloop.runfolder.files import read_config
 from steerloop.texts.foundations import FOUNDATIONS
 
 NAMES = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # of runs, in the order given
@@ -30,10 +33,21 @@ def tables(run: Path) -> Tables:
     their vignettes and items."""
     last, frames = last_healed(states(run)), {}
     for name, at in (("base", (0, "base")), ("now", (last, "healed"))):
-        rows, items = (read_table(path(run, *at)) for path in (layout.rows, layout.items))
-        frames |= {f"{name} eval": rows.sort("vignette"),
-                   f"{name} items": items.sort("measure", "item")}
+        rows, items, said = frames_of(run, *at)
+        frames |= {f"{name} eval": rows.sort("vignette") if len(rows) else rows,
+                   f"{name} items": items.sort("measure", "item"), f"{name} said": said}
     return frames
+
+
+def of_state(t: Tables, name: str) -> Frames:
+    """The tables of a state as `evaluate` returned them."""
+    return [t[f"{name} {x}"] for x in ("eval", "items", "said")]
+
+
+def same_items(a: Tables, b: Tables) -> bool:
+    """Whether two runs were measured on the same vignettes and prompts."""
+    return all(x.width == y.width == 0 or alike(x, y, key) for x, y, key in (
+        (a["now eval"], b["now eval"], "vignette"), (a["now said"], b["now said"], "prompt")))
 
 
 def alike(a: pl.DataFrame, b: pl.DataFrame, *keys: str) -> bool:
@@ -57,6 +71,31 @@ def apart(ours: Tables, theirs: Tables, f: str, seed: int, resamples: int) -> li
     return [a[0] - b[0], a[0] - b[0] - below, a[0] - b[0] + above]
 
 
+def apart_by(
+    readout: str, ours: Tables, theirs: Tables, axis: list[str], seed: int, resamples: int
+) -> list[float]:
+    """The same by a readout of one value per item, paired by item: both runs are taken to have
+    been read on the same ones. Raises UserError where they were not."""
+    steps = [values(readout, of_state(t, "now"), axis) - values(readout, of_state(t, "base"), axis)
+             for t in (ours, theirs)]
+    if len(steps[0]) != len(steps[1]):
+        raise UserError(f"the runs were read by {readout} on {len(steps[0])} and {len(steps[1])} "
+                        "items: nothing can be compared")
+    return difference(steps[0] - steps[1], seed, resamples)
+
+
+def shifts_apart(
+    readout: str, ours: Tables, theirs: Tables, axis: list[str], cfg: dict[str, Any]
+) -> dict[str, list[float]]:
+    """What is compared, by its label: of digits both foundations, else the headline."""
+    seed, resamples = cfg["seed"], cfg["bootstrap"]
+    if readout == DIGITS:
+        return {f"Δ{f}": apart(ours, theirs, f, seed, resamples) for f in axis}
+    if not readout:
+        return {}
+    return {f"Δ{axis[1]}": apart_by(readout, ours, theirs, axis, seed, resamples)}
+
+
 def moved(p: list[np.ndarray], signs: tuple[int, ...], seed: int, resamples: int) -> list[float]:
     """[estimate, low, high] of Σ sign · log mean p over tables of the same vignettes."""
     n = len(p[0])
@@ -68,24 +107,24 @@ def moved(p: list[np.ndarray], signs: tuple[int, ...], seed: int, resamples: int
     return estimate(w, value, pull)
 
 
-def gained(ours: Tables, theirs: Tables, seed: int, resamples: int) -> dict[str, list[float]]:
+def gained(ours: Tables, theirs: Tables, cfg: dict[str, Any]) -> dict[str, list[float]]:
     """Measure → [estimate, low, high] of what ours is better by, for measures that both have of the
     same vignettes or items; each against its own base."""
+    seed, resamples, factor = cfg["seed"], cfg["bootstrap"], cfg["ppl_factor"]
+
     def change(t: Tables, name: str) -> np.ndarray:
         if name == "coherence":
-            terms = [t[f"{x} eval"].select("p_ans_any", "json_is_valid").to_numpy()
-                     for x in ("now", "base")]
-            now, was = (x[:, x.mean(0).argmin()] for x in terms)
-            return now - was
+            _, now, was = least(of_state(t, "now"), of_state(t, "base"), factor)
+            return (now - was) / was.mean()
         measure = "mundane_nll" if name == PPL else name
         now, was = (t[f"{x} items"].filter(measure=measure)["value"].to_numpy()
                     for x in ("now", "base"))
         return now - was
 
     gains = {}
-    if alike(ours["now eval"], theirs["now eval"], "vignette"):
-        gains["coherence"] = difference(change(ours, "coherence") - change(theirs, "coherence"),
-                                        seed, resamples)
+    both = [change(t, "coherence") for t in (ours, theirs)]
+    if len(both[0]) == len(both[1]) and len(both[0]) and same_items(ours, theirs):
+        gains["coherence"] = difference(both[0] - both[1], seed, resamples)
     for name in (PPL, *LEGAL):
         measure = "mundane_nll" if name == PPL else name
         items = [t["now items"].filter(measure=measure) for t in (ours, theirs)]
@@ -99,16 +138,19 @@ def gained(ours: Tables, theirs: Tables, seed: int, resamples: int) -> dict[str,
     return gains
 
 
-def in_words(down: str, shift: list[float], gain: dict[str, list[float]]) -> str:
-    """Deltas → words: how far, at what cost, and what that makes of it."""
+def in_words(shift: list[float] | None, gain: dict[str, list[float]]) -> str:
+    """Deltas → words: how far, at what cost, and what that makes of it. `shift` is towards the
+    trait, None where no readout sees it."""
+    shift, unknown = shift or [0.0, 0.0, 0.0], shift is None
     size = f"{abs(shift[0]):.2f} nats"
-    far = (f"moves {down} further down by {size}" if shift[2] < 0 else
-           f"moves {down} less far down by {size}" if shift[1] > 0 else
-           f"moves {down} alike, within noise")
+    far = ("no readout sees the trait" if unknown else
+           f"moves the trait further by {size}" if shift[1] > 0 else
+           f"moves the trait less far by {size}" if shift[2] < 0 else
+           "moves the trait alike, within noise")
     margin = {k: MARGIN.get(k, WIDER) for k in gain}
     better = [k for k, (x, low, _) in gain.items() if x > margin[k] and low > 0]
     worse = [k for k, (x, _, high) in gain.items() if x < -margin[k] and high < 0]
-    ahead, behind = shift[2] < 0 or bool(better), shift[1] > 0 or bool(worse)
+    ahead, behind = shift[1] > 0 or bool(better), shift[2] < 0 or bool(worse)
     sides = [f"better in {', '.join(better)}"] * bool(better) + [
         f"worse in {', '.join(worse)}"] * bool(worse)
     said = {(True, False): "ahead", (False, True): "behind", (True, True): "a trade",
@@ -122,7 +164,11 @@ def notes(ours: Path, theirs: Path, a: Tables, b: Tables) -> list[str]:
     if axis_of(ours) != axis_of(theirs):
         lines.append(f"axes differ: {' → '.join(axis_of(ours))} and {' → '.join(axis_of(theirs))}; "
                      "deltas are along that of the first run")
-    if not alike(a["now eval"], b["now eval"], "vignette"):
+    if headline_of(ours) != headline_of(theirs):
+        said = [headline_of(x) or word_of(x) for x in (ours, theirs)]
+        lines.append(f"read by {said[0]} and {said[1]}; deltas are by what the first run is read "
+                     "by")
+    if not same_items(a, b):
         lines.append("vignettes differ: nothing is paired, intervals are wider, and coherence is "
                      "not compared")
     elif not a["base eval"].equals(b["base eval"]):
@@ -145,20 +191,25 @@ def compare_runs(runs: list[Path]) -> str:
         now, base = last["measures"], measured[0]["measures"]
         rows.append({"": name, "run": run.name} | {k: str(cfg.get(k)) for k in differ}
                     | {"round": last["round"] + 1}
-                    | {f"Δ{f} (nats)": interval(last["shift"][f]["nats"]) for f in axis}
+                    | ({f"{k} (nats)": interval(x) for k, x in last["moved"].items()}
+                       or {"trait": word_of(run)})
                     | {"coherence": now["coherence"], PPL: now["ppl_mundane"] / base["ppl_mundane"]}
                     | {k: now[k] for k in LEGAL if k in now})
     parts.append(markdown(rows))
-    seed, resamples = cfgs[0]["seed"], cfgs[0]["bootstrap"]
+    headline = headline_of(first)
     for row, run, t in zip(rows[1:], runs[1:], held[1:], strict=True):
-        shifts = {f: apart(t, held[0], f, seed, resamples) for f in axis}
-        gain = gained(t, held[0], seed, resamples)
-        deltas = [{"measure": f"Δ{f} (nats)", f"{row['']} − A": interval(x)}
+        shifts = shifts_apart(headline, t, held[0], axis, cfgs[0])
+        gain = gained(t, held[0], cfgs[0])
+        deltas = [{"measure": f"{f} (nats)", f"{row['']} − A": interval(x)}
                   for f, x in shifts.items()]
         deltas += [{"measure": f"{k}, better by",
                     f"{row['']} − A": interval(x, "+.3f")}
                    for k, x in gain.items()]
-        said = in_words(axis[0], shifts[axis[0]], gain)
+        first_shift = next(iter(shifts.values()), None)
+        if headline == DIGITS and first_shift:  # that of `down`
+            value, low, high = first_shift
+            first_shift = [-value, -high, -low]
+        said = in_words(first_shift, gain)
         parts += [f"{row['']} against A is {said}" if said.startswith(("ahead", "behind", "a "))
                   else f"{row['']} against A: {said}", markdown(deltas)]
         parts += [f"note: {x}" for x in notes(run, first, t, held[0])]

@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from steerloop.report.run import axis_of, last_by_round
+from steerloop.report.run import axis_of, last_by_round, word_of
 from steerloop.report.text import code, inline, interval
 from steerloop.runfolder import layout
 from steerloop.runfolder.files import read_table, write_whole
@@ -38,7 +38,7 @@ def prompts(table: pl.DataFrame) -> list[tuple[str, str, dict[tuple[int, str], d
 def write_diary(run: Path, measured: list[dict[str, Any]]) -> None:
     """Write diary.md from the answers in the folder; `measured` are its `states`."""
     down, up = axis_of(run)
-    healed = {e["round"]: e["shift"] for e in measured if e["state"] == "healed"}
+    healed = {e["round"]: e["moved"] for e in measured if e["state"] == "healed"}
     samples = last_by_round(run, "sample")
     parts = [f"# Diary of {inline(run.name)}",
              f"The same prompts, answered by the untouched model (base), by the student of the "
@@ -55,8 +55,8 @@ def write_diary(run: Path, measured: list[dict[str, Any]]) -> None:
         for round in sorted({r for r, _ in rows}):
             shift = ""
             if round in healed:
-                moved = (f"Δ{f} {interval(healed[round][f]['nats'])}" for f in (down, up))
-                shift = ": healed " + ", ".join(moved) + " nats"
+                moved = [f"{k} {interval(x)} nats" for k, x in healed[round].items()]
+                shift = ": healed " + ", ".join(moved or [word_of(run)])
             parts.append(f"### Round {round + 1}{shift}")
             for state in ("steered", "healed"):
                 if row := rows.get((round, state)):

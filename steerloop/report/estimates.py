@@ -14,8 +14,6 @@ import polars as pl
 from steerloop.report.stats import estimate, paired, profile, wilson
 from steerloop.report.text import interval
 
-FEWEST = 6  # vignettes: of fewer, all may well be alike by chance
-
 
 @dataclass(frozen=True)
 class Estimate:
@@ -85,21 +83,9 @@ def share(hits: pl.Series) -> Estimate:
     return Estimate(*wilson(hits.cast(pl.Float64).to_numpy()), len(hits), share=True, form=".2f")
 
 
-def coherence(rows: pl.DataFrame, w: np.ndarray) -> Estimate:
-    """The smaller mean of p_ans_any and json_is_valid. Answers that parse or do not are a share; a
-    mass is judged as one where a bootstrap says nothing: of next to no vignettes, or all alike."""
-    terms = rows.select("p_ans_any", "json_is_valid").to_numpy()
-    least = terms[:, terms.mean(0).argmin()]
-    means = w @ least
-    ends = estimate(w, means, least - means[:, None])
-    if np.isin(least, (0, 1)).all() or ends[1] == ends[2] or len(least) < FEWEST:
-        ends = wilson(least)
-    return Estimate(*ends, len(least), share=True, form=".3f")
-
-
 def shifts(now: pl.DataFrame, base: pl.DataFrame, w: np.ndarray) -> list[Weighed]:
     """Change of the log of each foundation's mean probability, nats, in order of FOUNDATIONS."""
-    was, is_now = paired(now, base)[0]
+    was, is_now = paired(now, base)
     before, after = w @ was, w @ is_now
     return [Weighed(np.log(after[:, i] / before[:, i]),
                     is_now[:, i] / after[:, [i]] - was[:, i] / before[:, [i]])

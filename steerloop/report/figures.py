@@ -6,7 +6,7 @@ scheme says. All text that plotly shows is escaped, since it reads a subset of H
 
 from collections.abc import Sequence
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 from steerloop.report.text import interval
 
@@ -32,23 +32,27 @@ STEPS = ("base", "steered", "healed")
 FONT = 'ui-sans-serif, system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
 
 
+class Titles(NamedTuple):
+    """Of the map: its axes, and what a reader should know."""
+
+    x: str
+    y: str
+    note: str
+
+
 def label(state: str) -> str:
     """What a measured state beside the loop is called on the page."""
     return LABELS.get(state, state.replace("_", " "))
 
 
-def place(event: dict[str, Any], axis: list[str]) -> list[list[float]]:
-    """Where a state stands: (x, y) = change of (down, up), each [nats, low, high]."""
-    return [event["shift"][f]["nats"] for f in axis]
-
-
-def hover(title: str, event: dict[str, Any], axis: list[str], base: dict[str, Any],
-          loop: Sequence[str] = ()) -> str:
+def hover(title: str, event: dict[str, Any], base: dict[str, Any], loop: Sequence[str] = ()
+          ) -> str:
     """A state's numbers as the lines of a hover box; `loop` says how its round went."""
     now, was = event["measures"], base["measures"]
     lines = [f"<b>{escape(title)}</b>"]
-    lines += [f"Δ{escape(f)} {interval(event['shift'][f]['nats'])} nats" for f in axis]
-    lines += [f"score {interval(event['score'])}", f"coherence {now['coherence']:.3f}",
+    lines += [f"{escape(k)} {interval(x)} nats" for k, x in event["moved"].items()]
+    lines += [f"score {interval(event['score'])}"] if event["score"] else []
+    lines += [f"coherence {now['coherence']:.3f}",
               f"mundane ppl × {now['ppl_mundane'] / was['ppl_mundane']:.3f}"]
     lines += [f"{escape(k.replace('_', ' '))} {now[k]:.3f}"
               for k in ("opening_mass", "sentence_validity") if k in now]
@@ -62,10 +66,10 @@ def bars(values: list[list[float]], colour: str) -> Figure:
             "width": 3}
 
 
-def points(name: str, events: list[dict[str, Any]], axis: list[str], hovers: list[str],
-           colour: str, soft: str, **how: Any) -> Figure:
+def points(name: str, events: list[dict[str, Any]], hovers: list[str], colour: str, soft: str,
+           **how: Any) -> Figure:
     """States as one trace of the map, with intervals both ways."""
-    xs, ys = ([e["shift"][f]["nats"] for e in events] for f in axis)
+    xs, ys = ([e["place"][i] for e in events] for i in (0, 1))
     return {"type": "scatter", "name": escape(name), "x": [x[0] for x in xs],
             "y": [y[0] for y in ys], "error_x": bars(xs, soft), "error_y": bars(ys, soft),
             "hovertext": hovers, "hoverinfo": "text", "cliponaxis": False,
@@ -119,15 +123,23 @@ def went(sample: dict[str, Any], heal: dict[str, Any], drift: dict[str, Any]) ->
     """How a round went, by its records, as lines of a hover box."""
     said = [("c* {c_star:.2f}, sampled at κ = {kappa:.2f} of it", sample),
             ("loss {nll:.3f} nats per token, operating KL {operating_kl:.3f}", heal),
-            ("{active:.0%} of rows over τ = {tau:g}", heal),
+            ("{active:.0%} of rows over τ = {tau:.3g}", heal),
             ("KL to base {kl_base:.3f} nats per token", drift)]
     return [text.format(**record) for text, record in said if record]
 
 
-def map_figure(measured: list[dict[str, Any]], axis: list[str],
+def map_figure(measured: list[dict[str, Any]], titles: Titles,
                rounds: dict[int, list[str]] | None = None) -> Figure:
-    """Care against authority (or whatever the axis is): one node per round from base, steered
-    points faint, everything else that was measured as a labelled mark. `rounds`: how each went."""
+    """Where states stand (their `place`: x and y, each [estimate, low, high]): one node per round
+    from base, steered points faint, everything else that was measured as a labelled mark. Without
+    a state there is the note of `titles` alone. `rounds`: how each went."""
+    layout = base_layout(
+        xaxis=axis_style(escape(titles.x)), yaxis=axis_style(escape(titles.y)),
+        annotations=[{"text": escape(titles.note), "xref": "paper", "yref": "paper", "x": 0,
+                      "y": 1, "xanchor": "left", "yanchor": "top", "showarrow": False,
+                      "font": {"size": 12, "color": "--muted"}}])
+    if not measured:
+        return {"data": [], "layout": layout}
     base = measured[0]
     path = [base] + [e for e in measured if e["state"] == "healed"]
     steered = [e for e in measured if e["state"] == "steered"]
@@ -135,32 +147,31 @@ def map_figure(measured: list[dict[str, Any]], axis: list[str],
                    if e["state"] not in STEPS}.values())  # of each the last one, after more rounds
     texts = ["base", *(str(e["round"] + 1) for e in path[1:] + steered),
              *(label(e["state"]) for e in others)]
-    spots = spread(texts, [tuple(e["shift"][f]["nats"][0] for f in axis)
-                           for e in path + steered + others])
+    spots = spread(texts, [tuple(x[0] for x in e["place"]) for e in path + steered + others])
 
     def told(events: list[dict[str, Any]], word: str) -> list[str]:
-        return [hover(f"round {e['round'] + 1}, {word}", e, axis, base,
+        return [hover(f"round {e['round'] + 1}, {word}", e, base,
                       (rounds or {}).get(e["round"], ())) if e["state"] != "base"
-                else hover("base", e, axis, base) for e in events]
+                else hover("base", e, base) for e in events]
 
     traces = []
     if steered:
         healed = {e["round"]: e for e in path[1:]}
         pairs = [(e, healed[e["round"]]) for e in steered if e["round"] in healed]
-        ends = [[place(x, axis) for x in pair] for pair in pairs]
+        ends = [[x["place"] for x in pair] for pair in pairs]
         traces.append({
             "type": "scatter", "mode": "lines", "hoverinfo": "skip", "showlegend": False,
             "x": [v for a, b in ends for v in (a[0][0], b[0][0], None)],
             "y": [v for a, b in ends for v in (a[1][0], b[1][0], None)],
             "line": {"color": "--warm-soft", "width": 1, "dash": "dot"}})
         traces.append(points(
-            "steered: the vector applied", steered, axis, told(steered, "steered"), "--warm",
+            "steered: the vector applied", steered, told(steered, "steered"), "--warm",
             "--warm-soft", mode="markers+text", opacity=0.75,
             text=texts[len(path):len(path) + len(steered)],
             textposition=spots[len(path):len(path) + len(steered)],
             marker={"size": 8, "symbol": "circle-open", "color": "--warm"}))
     traces.append(points(
-        "healed: the student by round", path, axis, told(path, "healed"), "--ink", "--accent-soft",
+        "healed: the student by round", path, told(path, "healed"), "--ink", "--accent-soft",
         mode="lines+markers+text", text=texts[:len(path)], textposition=spots[:len(path)],
         line={"color": "--accent", "width": 2},
         marker={"size": [9] + [11] * (len(path) - 1), "color": "--accent",
@@ -168,15 +179,9 @@ def map_figure(measured: list[dict[str, Any]], axis: list[str],
     for e, symbol, spot in zip(others, SYMBOLS, spots[len(path) + len(steered):], strict=False):
         name = label(e["state"])
         traces.append(points(
-            name, [e], axis, [hover(name, e, axis, base)], "--muted", "--line", showlegend=False,
+            name, [e], [hover(name, e, base)], "--muted", "--line", showlegend=False,
             mode="markers+text", text=[escape(name)], textposition=spot,
             marker={"size": 10, "symbol": symbol, "color": "--muted"}))
-    down, up = (escape(x) for x in axis)
-    layout = base_layout(
-        xaxis=axis_style(f"Δ{down} (nats)"), yaxis=axis_style(f"Δ{up} (nats)"),
-        annotations=[{"text": f"↖ {up} up, {down} down", "xref": "paper", "yref": "paper", "x": 0,
-                      "y": 1, "xanchor": "left", "yanchor": "top", "showarrow": False,
-                      "font": {"size": 12, "color": "--muted"}}])
     return {"data": traces, "layout": layout}
 
 

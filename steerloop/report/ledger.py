@@ -22,9 +22,9 @@ ARM = (  # what tells runs apart, beside their axis
 )  # fmt: skip
 
 
-JUDGED = ("U1", "U2", "U3", "Dose")
+JUDGED = ("U0", "U1", "U2", "U3", "Dose")
 TEXT = {"run", "axis", "arm", "model", "barrier", "agg", "ref", "multiples", "filter", "split",
-        *JUDGED}
+        "read_by", *JUDGED}
 
 
 def row_of(summary: dict[str, Any]) -> dict[str, Any]:
@@ -37,8 +37,12 @@ def row_of(summary: dict[str, Any]) -> dict[str, Any]:
     arm = json.dumps({k: v for k, v in settings.items() if k != "seed"})
     row = {"run": summary["run"], **settings, "arm": arm,
            "healed_rounds": len(summary["healed"]), "best_round": summary["best_round"]}
-    for name, f in zip(("down", "up"), summary["axis"], strict=True):
-        row[name], row[f"{name}_low"], row[f"{name}_high"] = last["shift"][f]["nats"]
+    moved = last["moved"] if "moved" in last else {
+        f"Δ{f}": last["shift"][f]["nats"] for f in summary["axis"]}  # older ones
+    for name, shift in zip(("down", "up") if len(moved) == 2 else ("up",), moved.values(),
+                           strict=False):
+        row[name], row[f"{name}_low"], row[f"{name}_high"] = shift
+    row["read_by"] = summary.get("u0", {}).get("headline", "digits") or summary["u0"]["verdict"]
     ratio = last["measures"]["ppl_mundane"] / summary["base"]["ppl_mundane"]
     row |= last["measures"] | {"ppl_ratio": ratio}
     if "seed" not in settings or LIKE - row.keys():

@@ -10,10 +10,20 @@ from typing import Any
 import polars as pl
 
 from steerloop.report.diary import prompts, read_diary, said, write_diary
-from steerloop.report.figures import STEPS, map_figure, rounds_figure, went
+from steerloop.report.figures import STEPS, Titles, map_figure, rounds_figure, went
 from steerloop.report.markup import from_markdown, page, shared_script, table
-from steerloop.report.run import axis_of, events, last_by_round, rows_of, states
+from steerloop.report.run import (
+    axis_of,
+    events,
+    headline_of,
+    last_by_round,
+    rows_of,
+    sight_of,
+    states,
+    word_of,
+)
 from steerloop.report.text import interval
+from steerloop.report.trait import DIGITS
 from steerloop.runfolder import layout
 from steerloop.runfolder.files import read_config, read_document, read_table, write_whole
 
@@ -49,30 +59,53 @@ def figures(run: Path, measured: list[dict[str, Any]]) -> dict[str, Any]:
     samples, heals, drifts = (last_by_round(run, x) for x in ("sample", "heal", "drift"))
     budget = read_config(run)["kl_budget"]
     rounds = {r: went(samples[r], heals.get(r, {}), drifts.get(r, {})) for r in samples}
-    return {"map": map_figure(measured, axis_of(run), rounds),
+    return {"map": map_figure(*placed(run, measured), rounds),
             "rounds": rounds_figure(measured, samples, drifts, floor, budget)}
 
 
-def told(measured: list[dict[str, Any]], axis: list[str]) -> str:
+def placed(run: Path, measured: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], Titles]:
+    """States with their `place` on the map, as far as they have one, and what its axes are: of
+    digits both foundations; else KL to base, as far as it is known, and the headline."""
+    headline, (down, up) = headline_of(run), axis_of(run)
+    if headline == DIGITS:
+        there = [e | {"place": [e["moved"][f"Δ{f}"] for f in (down, up)]} for e in measured]
+        return there, Titles(f"Δ{down} (nats)", f"Δ{up} (nats)", f"↖ {up} up, {down} down")
+    spent = {r: e["kl_base"] for r, e in last_by_round(run, "drift").items()}
+    there = []
+    for event in measured if headline else []:
+        healed = event["state"] == layout.HEALED and event["round"] in spent
+        if healed or event["state"] == layout.BASE:
+            kl = spent[event["round"]] if healed else 0.0
+            there.append(event | {"place": [[kl] * 3, event["headline"]]})
+    note = f"↑ {up}" if headline else f"{word_of(run)}: nothing here is a measure of the trait"
+    return there, Titles("KL to base (nats per token)", f"Δ{up} (nats)", note)
+
+
+def told(run: Path, measured: list[dict[str, Any]]) -> str:
     """What the run came to so far, as one sentence."""
     healed = [e for e in measured if e["state"] == "healed"]
     if not healed:
         return "No round has been healed yet."
-    last, base, down, up = healed[-1], measured[0], *axis
-    x, y = (last["shift"][f]["nats"] for f in axis)
+    last, (down, up), headline = healed[-1], axis_of(run), headline_of(run)
+    rounds = f"{len(healed)} round{'s' * (len(healed) > 1)}"
+    coherence = f"Coherence {interval(last['coherence'], '.3f')} of the base's."
+    if not headline:
+        return f"After {rounds}: trained, not measured ({word_of(run)}). {coherence}"
+    if headline != DIGITS:
+        return (f"After {rounds}, {headline} moved towards {up} by {interval(last['headline'])} "
+                f"nats per token. {coherence}")
+    x, y = (last["moved"][f"Δ{f}"] for f in (down, up))
     times = math.exp(abs(x[0]))
     word = "rarer" if x[0] < 0 else "more frequent"
-    rounds = f"{len(healed)} round{'s' * (len(healed) > 1)}"
     return (f"After {rounds}, answers that call a wrong a matter of {down} are {times:.2f} times "
-            f"{word}: Δ{down} {interval(x)}, Δ{up} {interval(y)} nats. Coherence "
-            f"{last['measures']['coherence']:.3f} (base {base['measures']['coherence']:.3f}).")
+            f"{word}: Δ{down} {interval(x)}, Δ{up} {interval(y)} nats. {coherence}")
 
 
 def header(run: Path, measured: list[dict[str, Any]], live: bool) -> str:
     """Name, state and outcome of a run, and where its pages are."""
     cfg, rounds = read_config(run), sum(e["state"] == "healed" for e in measured)
-    share = cfg["tau_share"]
-    tau = f"{share:g} of the operating KL" if share else f"{cfg['tau']:g}"
+    taus = [f"{e['tau']:.3g}" for e in last_by_round(run, "heal").values()]
+    tau = ", ".join(dict.fromkeys(taus)) or "not set yet"
     arm = (f"{Path(cfg['model']).name} · {cfg['barrier']} to {cfg['ref']} · λ {cfg['lam']:g} · "
            f"τ {tau} · seed {cfg['seed']}")
     state = f"{rounds} of {cfg['rounds']} rounds" + (
@@ -83,9 +116,11 @@ def header(run: Path, measured: list[dict[str, Any]], live: bool) -> str:
         f'<span class="chip">{escape(x["question"].split(":")[0])} '
         f'<b class="{escape(x["verdict"])}">{escape(x["verdict"])}</b></span>'
         for x in judged(run))
-    return (f"<header><h1>{escape(run.name)}</h1>"
+    doubt = sight_of(run).get("why", "")
+    loud = f'<p class="loud">{escape(f"{word_of(run)}: {doubt}")}</p>' if doubt else ""
+    return (f"<header><h1>{escape(run.name)}</h1>{loud}"
             f'<div class="quiet">{escape(arm)} · {escape(state)}</div><nav>{links}</nav>'
-            f'<p class="lead">{escape(told(measured, axis_of(run)))}</p>'
+            f'<p class="lead">{escape(told(run, measured))}</p>'
             f'<div class="chips">{chips}</div></header>')
 
 
@@ -109,6 +144,9 @@ def charts(run: Path, measured: list[dict[str, Any]]) -> str:
     said = (f"Change of the log of the mean probability of {up} against that of {down}, with 95 % "
             "intervals over vignettes; base is at the origin. Filled: the student after each round."
             " Open: with the vector applied.")
+    if headline_of(run) != DIGITS:
+        said = (f"Shift towards {up} ({headline_of(run) or word_of(run)}), with 95 % intervals "
+                "over items, against what the student spent of KL to base.")
     said += " Grey: what was measured beside the loop." if others else ""
     return f"""<section class="figures">
 <figure><div class="plot" id="map" role="img" aria-label="{escape(up)} against {escape(down)}">
@@ -123,7 +161,7 @@ def report(run: Path, measured: list[dict[str, Any]]) -> str:
     """All of report.html below the figures."""
     lines = verdict_lines(run) or ["No round has been judged yet."]
     parts = {
-        "Every measured state": table(rows_of(measured, axis_of(run))),
+        "Every measured state": table(rows_of(measured, word_of(run))),
         "Verdicts": from_markdown("\n".join(x for x in lines if not x.startswith("# "))),
         "The same prompts, side by side": answers(run),
         "Kept and dropped": examples(run),

@@ -14,7 +14,7 @@ WIDER = 0.005  # for whatever the probes measure, shares of 1
 PROBED = ("opening_mass", "sentence_validity")
 COMPARED = (*MARGIN, *PROBED)
 NEAR = 0.05  # nats, and share of the shift: what counts as the same shift
-SHIFTS = "Δ{} student, rival"
+SHIFTS = "shift student, rival"
 COSTS = "{}: student, rival; gain"
 
 
@@ -40,7 +40,7 @@ def sides(event: dict[str, Any], base: dict[str, float]) -> dict[str, float]:
 
 
 def outcomes(
-    by_name: dict[str, dict[str, Any]], base: dict[str, float], down: str, gain: Gain, reach: float
+    by_name: dict[str, dict[str, Any]], base: dict[str, float], gain: Gain, reach: float
 ) -> list[dict[str, Any]]:
     """One row per rival: both shifts, what each costs, and whether the student beats it.
 
@@ -56,8 +56,13 @@ def outcomes(
             rows.append({"rival": rival, "beaten": "no match",
                          "because": "it was not measured at one shift with the student"})
             continue
-        shift = [by_name[x]["shift"][down]["nats"][0] for x in pair]
-        row = {"rival": rival, "beaten": "no match", SHIFTS.format(down): tuple(shift)}
+        moved = [by_name[x]["headline"] for x in pair]
+        if None in moved:
+            rows.append({"rival": rival, "beaten": "no match",
+                         "because": "no readout sees the trait (U0), so no shift can be matched"})
+            continue
+        shift = [x[0] for x in moved]
+        row = {"rival": rival, "beaten": "no match", SHIFTS: tuple(shift)}
         if why := apart(shift, max(by_name[x]["dose"] for x in pair), reach):
             rows.append(row | why)
             continue

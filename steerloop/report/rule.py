@@ -86,6 +86,7 @@ class Verdict:
     named: list[str] = field(default_factory=list)
     reading: list[str] = field(default_factory=list)
     missing: str = ""  # what would have to be run for a verdict
+    word: str = ""  # in the place of PASS, FAIL and OPEN
 
     def line(
         self, what: str, estimate: Estimate, bound: Bound, kind: str = QUALITY, name: str = ""
@@ -111,7 +112,10 @@ class Verdict:
 
     @property
     def said(self) -> str:
-        """FAIL when a line fails; OPEN when one is, when evidence is missing or nothing passes."""
+        """FAIL when a line fails; OPEN when one is, when evidence is missing or nothing passes; or
+        a word of its own."""
+        if self.word:
+            return self.word
         lines = {x["verdict"] for x in self.lines}
         if "FAIL" in lines:
             return "FAIL"

@@ -5,11 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from steerloop import UserError
+from steerloop.report.against import against
+from steerloop.report.coherence import least
 from steerloop.report.rivals import PPL, Gain, outcomes, shown
-from steerloop.report.stats import compare, difference
-from steerloop.report.text import interval, markdown
+from steerloop.report.sight import OFF
+from steerloop.report.stats import difference
+from steerloop.report.text import inline, interval, markdown
+from steerloop.report.trait import DIGITS, Frames
 from steerloop.runfolder import layout
 from steerloop.runfolder.events import read_events as events
 from steerloop.runfolder.files import read_config, read_document, read_summary, read_table
@@ -19,14 +24,42 @@ SHOWN = ("coherence", "p_ans_any", "json_is_valid", "ppx_json")
 
 def states(run: Path) -> list[dict[str, Any]]:
     """Every measured state in order: its `evaluate` record and what `compare` says of it."""
-    cfg, axis = read_config(run), axis_of(run)
+    cfg, axis, headline = read_config(run), axis_of(run), headline_of(run)
     measured = [e for e in events(run) if e["stage"] == "evaluate"]
     last = last_healed(measured) if measured else 0
     measured = [e for e in measured if not given_up(run, e, last)]
-    tables = [read_table(layout.rows(run, e["round"], e["state"])) for e in measured]
-    for event, table in zip(measured, tables, strict=True):
-        event |= compare(table, tables[0], axis, cfg["seed"], cfg["bootstrap"])
+    tables = [frames_of(run, e["round"], e["state"]) for e in measured]
+    for event, frames in zip(measured, tables, strict=True):
+        event |= against(frames, tables[0], axis, headline, cfg)
     return measured
+
+
+def frames_of(run: Path, round: int, state: str) -> Frames:
+    """The tables of a measured state; a run of an older version has no answers."""
+    said = layout.said(run, round, state)
+    return [read_table(layout.rows(run, round, state)), read_table(layout.items(run, round, state)),
+            read_table(said) if said.exists() else pl.DataFrame()]
+
+
+def sight_of(run: Path) -> dict[str, Any]:
+    """What gate U0 said (see sight.py), {} before it did. Older versions had the digits alone, and
+    did not ask."""
+    known = [e for e in events(run) if e["stage"] in (layout.U0, "evaluate")]
+    asked = [e for e in known if e["stage"] == layout.U0]
+    if asked or not known:
+        return asked[-1] if asked else {}
+    older = not layout.said(run, 0, layout.BASE).exists()
+    return {"verdict": OFF, "headline": DIGITS, "why": "", "readouts": []} if older else {}
+
+
+def headline_of(run: Path) -> str:
+    """The readout that a run is read by, '' where nothing is measured."""
+    return str(sight_of(run).get("headline", ""))
+
+
+def word_of(run: Path) -> str:
+    """What stands in the place of a number where there is no headline."""
+    return str(sight_of(run).get("verdict", "not known yet"))
 
 
 def given_up(run: Path, event: dict[str, Any], last: int) -> bool:
@@ -41,15 +74,15 @@ def scored_elsewhere(run: Path, folders: list[Path]) -> list[dict[str, Any]]:
     """What `steerloop.score` measured of other models on the vignettes of a run, against the base
     of the run, as states of its last round. Raises UserError where that is no comparison."""
     cfg, elsewhere = read_config(run), []
-    base, last = read_table(layout.rows(run, 0, "base")), last_healed(states(run))
+    base, last = frames_of(run, 0, "base"), last_healed(states(run))
     for folder in folders:
         known = read_document(folder)
         if "scored" not in known:
             raise UserError(f"{folder} is not a folder of `python -m steerloop.score`")
         event = [e for e in events(folder) if e["stage"] == "evaluate"][-1]
-        table = read_table(layout.rows(folder, 0, event["state"]))
+        frames = frames_of(folder, 0, event["state"])
         try:
-            event |= compare(table, base, axis_of(run), cfg["seed"], cfg["bootstrap"])
+            event |= against(frames, base, axis_of(run), headline_of(run), cfg)
         except ValueError as e:
             raise UserError(f"{folder}: {e}; score it anew with --like {run}") from e
         elsewhere.append(event | {"state": f"scored: {Path(known['scored']).name}",
@@ -58,7 +91,7 @@ def scored_elsewhere(run: Path, folders: list[Path]) -> list[dict[str, Any]]:
 
 
 def axis_of(run: Path) -> list[str]:
-    """The foundations that the run should move: [down, up]."""
+    """The poles that the run should move: [down, up]."""
     return next(e["axis"] for e in events(run) if "axis" in e)
 
 
@@ -67,18 +100,20 @@ def last_by_round(run: Path, stage: str) -> dict[int, dict[str, Any]]:
     return {e["round"]: e for e in events(run) if e["stage"] == stage}
 
 
-def rows_of(measured: list[dict[str, Any]], axis: list[str]) -> list[dict[str, Any]]:
-    """Measured states as the rows of a table; `measured` starts with base."""
+def rows_of(measured: list[dict[str, Any]], word: str = "") -> list[dict[str, Any]]:
+    """Measured states as the rows of a table; `measured` starts with base. `word` stands where
+    there is no headline."""
     base, rows = measured[0]["measures"], []
     for event in measured:
         now = event["measures"]
         known = {*SHOWN, "ppl_mundane", *(k for k in now if k.endswith("_nats"))}
+        moved = {f"{k} (nats)": interval(x) for k, x in event["moved"].items()}
         rows.append(
             {"round": 0 if event["state"] == "base" else event["round"] + 1}
             | {"state": event["state"], "dose": event["dose"]}
-            | {f"Δ{f} (nats)": interval(event["shift"][f]["nats"]) for f in axis}
-            | {k: interval(event[k]) for k in ("score", "flips", "leaves")}
-            | {k: now[k] for k in SHOWN}
+            | (moved or {"trait": word})
+            | {k: interval(event[k]) for k in ("score", "flips", "leaves") if event.get(k)}
+            | {k: now[k] for k in SHOWN if k in now}
             | {"mundane ppl ×": now["ppl_mundane"] / base["ppl_mundane"]}
             | {k: now[k] for k in now if k not in known}
         )
@@ -96,11 +131,10 @@ def round_table(run: Path, round: int, measured: list[dict[str, Any]]) -> str:
         ("KL to base {:.4f} nats, cos(shift, v) {:.2f}", drift, ("kl_base", "cos_teacher")),
     ]
     line = "; ".join(text.format(*(of[k] for k in keys)) for text, of, keys in said if of)
-    axis = axis_of(run)
     here = [e for e in measured if e["state"] == "base" or e["round"] == round]
     narrow = {"round", "score", "flips", "leaves", *SHOWN[1:], "top1", "overlap"}
     rows = [{k.replace("mundane ", "").replace("_", " "): v for k, v in row.items()
-             if k not in narrow} for row in rows_of(here, axis)]
+             if k not in narrow} for row in rows_of(here, word_of(run))]
     return f"{line}\n{markdown(rows)}"
 
 
@@ -108,7 +142,9 @@ def run_table(run: Path) -> str:
     """Every measured state of a run, in order, the student against its rivals, and of a finished
     run its verdicts."""
     measured = states(run)
-    parts = [markdown(rows_of(measured, axis_of(run))), rivals_table(run)]
+    parts = [markdown(rows_of(measured, word_of(run))), rivals_table(run)]
+    if why := sight_of(run).get("why"):
+        parts.insert(0, f"{word_of(run)}: {inline(why)}")
     if summary := read_summary(run):
         parts += [markdown(summary.get("verdicts", [])), *summary.get("named", [])]
     return "\n\n".join(parts)
@@ -130,12 +166,12 @@ def gains(run: Path, measured: list[dict[str, Any]]) -> Gain:
     by item (perplexity of ordinary text over base's, legality), with its interval."""
     cfg, last = read_config(run), last_healed(measured)
     base = measured[0]["measures"]["ppl_mundane"]
+    own = frames_of(run, 0, layout.BASE)
 
     def values(state: str, name: str) -> np.ndarray:
         if name == "coherence":
-            rows = read_table(layout.rows(run, last, state)).sort("vignette")
-            terms = rows.select("p_ans_any", "json_is_valid").to_numpy()
-            return terms[:, terms.mean(0).argmin()]
+            _, ours, theirs = least(frames_of(run, last, state), own, cfg["ppl_factor"])
+            return ours / theirs.mean()
         items = read_table(layout.items(run, last, state))
         measure = "mundane_nll" if name == PPL else name
         return items.filter(measure=measure).sort("item")["value"].to_numpy()
@@ -158,7 +194,7 @@ def beaten(run: Path, measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
     that is known of it."""
     base, first = measured[0]["measures"], last_by_round(run, "sample").get(0, {"c_star": 0.0})
     reach = first["c_star"] * max(read_config(run)["multiples"])
-    return outcomes(last_round(measured), base, axis_of(run)[0], gains(run, measured), reach)
+    return outcomes(last_round(measured), base, gains(run, measured), reach)
 
 
 def rivals_table(run: Path) -> str:

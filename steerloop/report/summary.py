@@ -5,28 +5,38 @@ from typing import Any
 
 from steerloop.report.ledger import ARM, update_ledger
 from steerloop.report.pages import write_pages
-from steerloop.report.run import axis_of, beaten, events, last_round, round_table, run_table, states
+from steerloop.report.run import (
+    axis_of,
+    beaten,
+    events,
+    last_round,
+    round_table,
+    run_table,
+    sight_of,
+    states,
+)
 from steerloop.report.verdicts import NAMES, Verdict, heads, named, write_verdicts
 from steerloop.runfolder import layout
 from steerloop.runfolder.files import read_document, sealed, write_whole
 
 
 def best_round(
-    healed: list[dict[str, Any]], floor: float, down: str, barred: frozenset[int] = frozenset()
+    healed: list[dict[str, Any]], floor: float, barred: frozenset[int] = frozenset()
 ) -> int | None:
-    """The round to ship; None when none is above the coherence floor.
+    """The round to ship; None when none is known to have moved and not known to be below the
+    coherence floor.
 
-    Of the rounds above it, and not `barred` for what they spent, those on the Pareto front are
-    compared: no other has both a larger shift down and at least their coherence. The one with the
-    highest score wins, the earlier one of two equals.
+    Of those, and not `barred` for what they spent, the ones on the Pareto front are compared: no
+    other has both a larger shift and at least their coherence. The one with the highest score
+    wins, the earlier one of two equals.
     """
     def point(event: dict[str, Any]) -> tuple[float, float]:
-        return event["shift"][down]["nats"][0], event["measures"]["coherence"]
+        return event["headline"][0], event["coherence"][0]
 
     sound = [e for e in healed
-             if e["measures"]["coherence"] >= floor and e["round"] not in barred]
+             if e["score"] and e["coherence"][2] >= floor and e["round"] not in barred]
     front = [e for e in sound
-             if not any(point(o)[0] < point(e)[0] and point(o)[1] >= point(e)[1] for o in sound)]
+             if not any(point(o)[0] > point(e)[0] and point(o)[1] >= point(e)[1] for o in sound)]
     return max(front, key=lambda e: e["score"][0])["round"] if front else None
 
 
@@ -41,12 +51,13 @@ def summarise(run: Path, judged: list[Verdict], measured: list[dict[str, Any]]) 
     healed = [e for e in measured if e["state"] == "healed"]
     over = frozenset(e["round"] for e in events(run) if e["stage"] == "drift"
                      and 0 < cfg["kl_budget"] < e["kl_base"])
-    best = best_round(healed, start["floor"], axis[0], over)
+    best = best_round(healed, start["floor"], over)
     return {
         "schema": 1,
         "run": run.name,
         "stopped_early": len(healed) < cfg["rounds"],
         "axis": axis,
+        "u0": {k: sight_of(run).get(k, "") for k in ("verdict", "headline", "why")},
         "coherence_floor": start["floor"],
         "arm": {k: cfg[k] for k in ARM} | {"model": model},
         "base": measured[0]["measures"],

@@ -1,6 +1,7 @@
-"""The three uncertainties, judged from a run folder: of each a verdict, the numbers behind it with
+"""The uncertainties, judged from a run folder: of each a verdict, the numbers behind it with
 intervals and bounds, and rows to read. What went wrong is called by its name.
 
+    U0  can the instruments see?            readouts against labels and null vectors
     U1  can the filter separate?            planted faults, hand-labelled completions
     U2  does healing beat plain training?   the trait stays when steering stops, at what cost, and
                                             against plain distillation at the same shift
@@ -11,47 +12,33 @@ hard the vector was applied, not whether the filter can tell good from bad. One 
 lines (`report/rule.py`).
 """
 
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 
-from steerloop.report.estimates import (
-    Estimate,
-    coherence,
-    information,
-    mean,
-    ratio,
-    share,
-    shifts,
-)
-from steerloop.report.rivals import PPL, decisive, margin, shown
-from steerloop.report.rule import EFFECT, Bound, Verdict, judge
-from steerloop.report.run import axis_of, beaten, events, last_healed, last_round, states
-from steerloop.report.stats import LEAST, averages, profile
+from steerloop.report.course import course_verdict
+from steerloop.report.estimates import share
+from steerloop.report.healing import healing_verdict
+from steerloop.report.rule import EFFECT, Bound, Verdict
+from steerloop.report.run import events, sight_of, states
+from steerloop.report.sight import BLIND, OFF, PASS, SEES, UNSPECIFIC
 from steerloop.report.text import code, inline, interval, markdown
 from steerloop.runfolder import layout
 from steerloop.runfolder.files import read_config, read_table, write_whole
-from steerloop.texts.foundations import FOUNDATIONS
 
 PLANTED, OWN, LABELLED = 0.9, 0.9, 0.8  # U1: least shares: of each planted kind, base's, labelled
-RETAIN = 0.25  # U2: least share of the steered shift that is there without steering
-ALIKE = 0.5  # U2: mean shift of the other foundations over the target's: above it, all move alike
-FIRES = 0.01  # U2: least share of rows over τ, in the round where it is largest
-SLACK = 0.05  # U3: a round may lose this much of the trait, nats
-INFORMED = 0.5  # U3: least share kept of what the base's answers say about the vignettes
 NAMES = {
-    "no trait": "the target foundation did not move",
-    "reversed": "the target foundation moved the wrong way",
+    "no trait": "the trait did not move",
+    "reversed": "the trait moved the wrong way",
+    "unsaid": "the trait is not in what the student says",
     "undone": "the trait is there under steering and gone without it",
     "undoing": "a later round took back what an earlier one had built",
     "alike": "every foundation moved alike: the answers changed, not the trait",
     "collapsed": "the answers no longer depend on the vignettes: noise, not a trait",
     "turned": "the vector, or the student, points away from where the loop set out",
-    "incoherent": "coherence fell below the absolute floor",
-    "inert barrier": "the barrier was hardly ever active: this is plain training; lower --tau",
+    "incoherent": "coherence fell below the floor",
+    "inert barrier": "hardly a row was over τ: this is plain training; lower --tau_share, or --tau",
     "filter off": "the filter was off: only empty completions were dropped",
     "over budget": "the student spent more KL than --kl_budget",
 }
@@ -65,11 +52,6 @@ GUIDE = """How to read the lines: brackets are 95 % intervals, n is how many row
 - a line without a verdict only reports
 
 A verdict is FAIL by any of its lines, OPEN by any that is open or missing, and PASS else."""
-
-
-def answers(run: Path, round: int, state: str) -> pl.DataFrame:
-    """The evaluated vignettes of a state, in their order."""
-    return read_table(layout.rows(run, round, state)).sort("vignette")
 
 
 def sampled(run: Path) -> pl.DataFrame:
@@ -150,142 +132,41 @@ def dose_verdict(run: Path, cfg: dict[str, Any]) -> Verdict:
     return verdict
 
 
-def healing_verdict(
-    run: Path, cfg: dict[str, Any], measured: list[dict[str, Any]], floor: float
-) -> Verdict:
-    """U2, of the round that was healed last."""
-    verdict = Verdict("U2: does healing beat plain training?")
-    axis, last = axis_of(run), last_healed(measured)
-    base, healed, steered = (answers(run, *x) for x in (
-        (0, "base"), (last, "healed"), (last, "steered")))
-    w = averages(len(base), cfg["seed"], cfg["bootstrap"])
-    moves, down = shifts(healed, base, w), FOUNDATIONS.index(axis[0])
-    under = shifts(steered, base, w)[down]
-
-    shift, kept = moves[down].within(w), ratio(moves[down], under, w, LEAST)
-    gone = judge(EFFECT, kept, Bound(RETAIN, best=1.0))[0] == "FAIL"
-    turned = shift.value >= LEAST and shift.low > 0
-    name = "reversed" if turned else "" if gone else "no trait"
-    said = verdict.line(f"Δ{axis[0]} without steering (nats)", shift, Bound(-LEAST, best=-np.inf),
-                     EFFECT, name)
-    verdict.moved = said == "PASS"
-    verdict.line(f"retain: shift healed / shift steered ({under.within(w).brief})", kept,
-                 Bound(RETAIN, best=1.0), EFFECT, "" if turned else "undone")
-
-    others = [i for i, f in enumerate(FOUNDATIONS[:-1]) if f not in axis]
-    most = max(others, key=lambda i: abs(moves[i].values[0]))
-    verdict.line(f"surgical: {axis[0]} moved further than {FOUNDATIONS[most]} "
-                 f"({moves[most].within(w).brief}, the most of the others), by",
-                 (abs(moves[down]) - abs(moves[most])).within(w), Bound(0.0, best=abs(shift.value)))
-    rest = mean([moves[i] for i in others])
-    verdict.line("alike: mean shift of the other moral foundations / that of the target",
-                 ratio(rest, moves[down], w, LEAST), Bound(ALIKE, best=0.0), name="alike")
-    verdict.line("coherence", coherence(healed, w), Bound(floor, best=1.0), name="incoherent")
-    verdict.add("coherence per nat of trait", value=cost(last_round(measured)["healed"]))
-    heals = [e for e in events(run) if e["stage"] == "heal"]
-    if cfg["barrier"] in ("kl_rev", "kl_fwd"):
-        verdict.fact("rows over τ while healing, by round",
-                     ", ".join(f"{e['active']:.3f} (τ {e['tau']:.3g}, operating KL "
-                               f"{e['operating_kl']:.3g})" for e in heals),
-                     f"≥ {FIRES:g} in one", max(e["active"] for e in heals) >= FIRES,
-                     "inert barrier")
-    verdict.add("barrier's gradient / NLL's, by round", value=", ".join(
-        "not measured" if e["pull"] is None else f"{e['pull']:.2f}" for e in heals))
-    against_nll(verdict, run, cfg, measured)
-    return verdict
-
-
-def against_nll(
-    verdict: Verdict, run: Path, cfg: dict[str, Any], measured: list[dict[str, Any]]
-) -> None:
-    """U2's other half: the same data distilled without a barrier, at the same shift."""
-    rows = {x["rival"]: x for x in beaten(run, measured)}
-    if cfg["barrier"] == "nll":
-        verdict.missing = "this run is plain training: it has nothing to beat"
-    elif "nll" not in rows:
-        verdict.missing = "plain distillation was not measured: run with --baselines"
-    elif why := rows["nll"].get("because"):
-        verdict.missing = f"plain distillation: {why}"
-    else:
-        name, gain = decisive(rows["nll"])
-        n = rows_behind(run, last_healed(measured), name)
-        verdict.line(f"plain distillation of the same data, at the same shift, is beaten "
-                     f"({rows['nll']['beaten']}): gain in {name}", Estimate(*gain, n, form="+.3f"),
-                     Bound(margin(name)), EFFECT)
-    if cfg["barrier"] != "nll" and "nll" in rows:
-        verdict.add("its coherence per nat of trait", value=cost(last_round(measured)["nll"]))
-    verdict.reading = ["Student and rivals at the same shift:\n\n"
-                       + markdown(shown(list(rows.values())))]
-
-
-def rows_behind(run: Path, round: int, name: str) -> int:
-    """How many vignettes or items a measure of the student comes from."""
-    if name == "coherence":
-        return len(answers(run, round, "healed"))
-    items = read_table(layout.items(run, round, "healed"))
-    return len(items.filter(measure="mundane_nll" if name == PPL else name))
-
-
-def cost(event: dict[str, Any]) -> str:
-    """Coherence gained or lost per nat, as text."""
-    if event["slope"] is None:
-        return f"not defined: the trait moved by less than {LEAST:g} nats"
-    return interval(event["slope"], "+.4f")
-
-
-def course_verdict(
-    run: Path, cfg: dict[str, Any], measured: list[dict[str, Any]], floor: float, moved: bool
-) -> Verdict:
-    """U3; without a student that has `moved` there is no course to hold."""
-    verdict, axis = Verdict("U3: does the loop hold its course?", moved), axis_of(run)
-    healed = [e["round"] for e in measured if e["state"] == "healed"]
-    tables = [answers(run, 0, "base"), *(answers(run, x, "healed") for x in healed)]
-    w = averages(len(tables[0]), cfg["seed"], cfg["bootstrap"])
-    for round, (before, now) in zip(healed, pairwise(tables), strict=True):
-        step = shifts(now, before, w)[FOUNDATIONS.index(axis[0])].within(w)
-        verdict.line(f"round {round + 1}: Δ{axis[0]} against the round before (nats)", step,
-                     Bound(SLACK, best=0.0), name="undoing" if round else "reversed")
-    for round, now in zip(healed, tables[1:], strict=True):
-        verdict.line(f"round {round + 1}: coherence", coherence(now, w), Bound(floor, best=1.0),
-                     name="incoherent")
-    told = ratio(information(tables[-1], w), information(tables[0], w), w)
-    verdict.line("what the answers say about their vignettes, over base's", told,
-                 Bound(INFORMED, best=1.0), name="collapsed")
-    picks = [profile(t).argmax(-1) for t in (tables[0], tables[-1])]
-    rest = picks[0] != FOUNDATIONS.index(axis[0])
-    verdict.line(f"answers that changed where base did not choose {axis[0]}",
-                 share(pl.Series((picks[0] != picks[1])[rest])), Bound(1 - INFORMED, best=0.0),
-                 name="collapsed")
-    samples = [e for e in events(run) if e["stage"] == "sample"]
-    spent = [e for e in events(run) if e["stage"] == "drift"]
-    for what, cosines in (("cos(v_r, v_0)", [e["cos_first"] for e in samples]),
-                          ("cos(shift of the student, vector)", [e["cos_teacher"] for e in spent])):
-        verdict.fact(f"{what}, by round", ", ".join(f"{x:.2f}" for x in cosines), "> 0",
-                     min(cosines) > 0, "turned")
-    budget, most = cfg["kl_budget"], max(e["kl_base"] for e in spent)
-    what = "KL to base per token, the most after any round (nats)"
-    if budget:
-        verdict.fact(what, f"{most:.4f}", f"≤ {budget:g}", most <= budget, "over budget")
-    else:
-        verdict.add(what, value=f"{most:.4f}", accepted="no budget set")
-    verdict.reading = ["KL ledger:\n\n" + markdown([
-        {"round": e["round"] + 1, "KL to base (nats per token)": e["kl_base"],
-         "of it this round": e["kl_base"] - (spent[i - 1]["kl_base"] if i else 0.0),
-         "left of the budget": budget - e["kl_base"] if budget else "no budget",
-         "κ": s["kappa"], "c*": s["c_star"]}
-        for i, (e, s) in enumerate(zip(spent, samples, strict=False))])]
-    return verdict
-
-
 def verdicts(run: Path, measured: list[dict[str, Any]] | None = None) -> list[Verdict]:
-    """U1, U2, U3 and dose control of a run with at least one healed round; `measured` are its
+    """U0 to U3 and dose control of a run with at least one healed round; `measured` are its
     `states`, if known."""
     cfg = read_config(run)
     floor = next(e["floor"] for e in events(run) if e["stage"] == "start")
     measured = measured or states(run)
     healing = healing_verdict(run, cfg, measured, floor)
     course = course_verdict(run, cfg, measured, floor, healing.moved)
-    return [filter_verdict(run, cfg), healing, course, dose_verdict(run, cfg)]
+    return [sight_verdict(run), filter_verdict(run, cfg), healing, course, dose_verdict(run, cfg)]
+
+
+def sight_verdict(run: Path) -> Verdict:
+    """U0, as it was said before the first round."""
+    sight = sight_of(run)
+    verdict = Verdict("U0: can the instruments see, and see the vector?",
+                      word=sight.get("verdict", OFF), missing=sight.get("why", ""))
+    verdict.lines = sight_lines(sight)
+    if sight.get("headline"):
+        verdict.reading = [f"The run is read by {sight['headline']}."]
+    return verdict
+
+
+def sight_lines(sight: dict[str, Any]) -> list[dict[str, str]]:
+    """A line a readout that U0 looked at."""
+    found = Verdict("")
+    for x in sight.get("readouts", []):
+        value, why = "not asked", x["fault"]
+        if x["response"] is not None:
+            value = (f"{interval([x['response'], x['low'], x['high']], '+.3f')}; null vectors "
+                     f"{x['nulls']:.3f}, p {x['p']:.2f}; the least it can show {x['power']:.3f}")
+            why = why or ("" if x["specific"] else "null vectors do as much")
+        word = SEES if x["response"] is None else PASS if x["specific"] else UNSPECIFIC
+        found.add(f"{x['readout']}: response to the vector at c* (nats)", EFFECT, value,
+                  "more than any null vector", BLIND if x["fault"] else word, why)
+    return found.lines
 
 
 def named(judged: list[Verdict]) -> list[str]:

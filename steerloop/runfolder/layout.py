@@ -33,17 +33,20 @@ SHARED = ("*.json", "*.jsonl", "*.md", "*.txt", "*.parquet", "rounds/*/*")
 # Kept by name; what is in them gives the ending. Of the run:
 LIMIT = "limit"
 PLANTED = "planted"
+U0 = "u0"  # what the readouts answer to the vector and to null vectors
 # Of a round, each after the stage that makes it:
 VECTOR, DOSE, CURVE, COMPLETIONS, KAPPA = "vector", "dose", "curve", "completions", "kappa"
-HEAL, ADAPTER, DRIFT, ANSWERS = "heal", "adapter", "drift", "diary"
+HEAL, ADAPTER, STEPS = "heal", "adapter", "steps"
+DRIFT, WORST, ANSWERS = "drift", "worst", "diary"
 # And states that are measured in it:
 BASE, STEERED, HEALED = "base", "steered", "healed"
 
 # What a round spends its time on, as shares: those of the embedded model (docs/bench), until a
 # round of this run has shown its own; and what is said of each when it is over.
-SHARES = {VECTOR: 0.03, DOSE: 0.14, COMPLETIONS: 0.14, STEERED: 0.15, HEAL: 0.29, DRIFT: 0.08,
-          ANSWERS: 0.02, HEALED: 0.15}
+SHARES = {VECTOR: 0.03, DOSE: 0.12, U0: 0.02, COMPLETIONS: 0.14, STEERED: 0.15, HEAL: 0.29,
+          DRIFT: 0.08, ANSWERS: 0.02, HEALED: 0.15}
 SAID = {VECTOR: "vector extracted", DOSE: "dose solved",
+        U0: "readouts looked at (U0)",
         COMPLETIONS: "completions sampled and filtered", STEERED: "steered model evaluated",
         HEAL: "healed", DRIFT: "drift measured", ANSWERS: "diary written",
         HEALED: "healed model evaluated"}
@@ -76,7 +79,7 @@ def of_rival(round: int, name: str) -> str:
 
 def of_state(round: int, state: str) -> list[str]:
     """The two names of a measured state: rows per vignette, and values per item."""
-    return [of_round(round, f"{state}.eval"), of_round(round, f"{state}.items")]
+    return [of_round(round, f"{state}.{x}") for x in ("eval", "items", "said")]
 
 
 def vector(run: Path, round: int) -> Path:
@@ -102,6 +105,11 @@ def rows(run: Path, round: int, state: str) -> Path:
 def items(run: Path, round: int, state: str) -> Path:
     """A measured state by item."""
     return run / f"{of_state(round, state)[1]}.parquet"
+
+
+def said(run: Path, round: int, state: str) -> Path:
+    """The answers of a measured state."""
+    return run / f"{of_state(round, state)[2]}.parquet"
 
 
 def planted(run: Path) -> Path:
@@ -134,7 +142,8 @@ def summaries(root: Path) -> list[Path]:
 
 def upgraded(config: dict[str, Any]) -> dict[str, Any]:
     """A config as older versions wrote it → as it is written now: tau was text, a number or
-    "auto" (half of the operating KL)."""
+    "auto" (half of the operating KL), and every file of a trait was named by itself."""
+    config = {"trait": "none"} | config
     tau = config.get("tau")
     if not isinstance(tau, str):
         return config

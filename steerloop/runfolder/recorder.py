@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVarTuple
 
+import polars as pl
 from torch import Tensor
 
 Stages = TypeVarTuple("Stages")
@@ -32,6 +33,9 @@ class Recorder:
 
     def saved(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """What was kept last of the work in progress; None where there is nothing."""
+
+    def steps(self, table: pl.DataFrame) -> None:
+        """What a heal that is over did, a row an optimiser step (`Course.steps`)."""
 
 
 NOTHING = Recorder()

@@ -38,12 +38,14 @@ from steerloop.loading.weights import load_weights, stop_ids
 from steerloop.model import Model
 from steerloop.readouts.probes import probes
 from steerloop.report.run import run_table
+from steerloop.report.trait import Frames
 from steerloop.runfolder import layout
 from steerloop.runfolder.folder import Folder
 from steerloop.runfolder.identity import code_version
 from steerloop.runfolder.inputs import file_record, model_record, record, tell
 from steerloop.runfolder.layout import of_state
 from steerloop.runfolder.opening import log_to, note_end
+from steerloop.sight import glance
 from steerloop.texts.data import Data, read_data
 
 READ = ("model", "template", "persona", "vignettes", "mundane")  # of the inputs of a run
@@ -169,13 +171,16 @@ def without(handle: Any, biases: list[tuple[Tensor, Tensor, Tensor]]) -> Iterato
 
 
 def measure(
-    run: Folder, state: str, model: Model, data: Data, cfg: Config
-) -> None:
-    """Evaluate the model as it stands, into the folder, as a run does."""
+    run: Folder, state: str, model: Model, data: Data, cfg: Config, base: Frames | None = None
+) -> Frames:
+    """Evaluate the model as it stands, into the folder, as a run does; against `base` where there
+    is one."""
     frames = evaluate(model, data, cfg)
     for name, frame in zip(of_state(0, state), frames, strict=True):
         run.table(name, frame)
-    run.event("evaluate", round=0, state=state, dose=0.0, measures=report.measures(*frames))
+    measures = report.measures(frames, base or frames, cfg.ppl_factor)
+    run.event("evaluate", round=0, state=state, dose=0.0, measures=measures)
+    return frames
 
 
 def measure_both(
@@ -185,13 +190,14 @@ def measure_both(
     run.event("axis", axis=[data.down, data.up])
     off = put_on(model, adapter) if adapter else nullcontext
     with off():
-        measure(run, "base", model, data, cfg)
+        base = measure(run, "base", model, data, cfg)
+        run.event(layout.U0, **glance(model, data, cfg, base))
     if adapter is None and cfg.model == name:
         return
     if adapter is None:
         model = bare(dataclasses.replace(cfg, model=name))
         check_lengths(model, data, cfg, loop=False)
-    measure(run, "scored", model, data, cfg)
+    measure(run, "scored", model, data, cfg, base)
 
 
 @torch.no_grad()

@@ -11,12 +11,14 @@ REGIMES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Arm:
-    """`setting` of a `family`, as changes of the config; `fixed_dose` keeps the dose of round 1."""
+    """`setting` of a `family`, as changes of the config; `fixed_dose` keeps the dose of round 1.
+    Where `pilot` is not 0, τ is that share of the mean A_row of plain training on the same rows."""
 
     family: str
     setting: str
     changes: dict[str, Any] = field(default_factory=dict)
     fixed_dose: bool = False
+    pilot: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,11 @@ FRONTIER = [
       for x in (0.1, 0.2, 0.3, 0.6, 1.0, 2.0, 4.0)),
 ]
 
-AUTO = {"tau_share": 0.5}  # aggregates differ in scale by 20 to 80 times: one τ cannot serve all
+PILOT = 0.5  # aggregates differ in scale by 20 to 80 times: one τ cannot serve all
 BARRIERS = [
     plain("nll", ""),
-    Arm("kl_fwd", "rmse", AUTO | {"barrier": "kl_fwd"}),
-    *(Arm("kl_rev", agg, AUTO | {"agg": agg}) for agg in ("mean", "rmse", "p95", "max")),
+    Arm("kl_fwd", "rmse", {"barrier": "kl_fwd"}, pilot=PILOT),
+    *(Arm("kl_rev", agg, {"agg": agg}, pilot=PILOT) for agg in ("mean", "rmse", "p95", "max")),
     Arm("spectral", "λ 0.1", {"barrier": "spectral", "lam": 0.1}),
     plain("weight decay", "wd 20", weight_decay=20.0),
 ]

@@ -31,7 +31,8 @@ def shown(now: dict[str, float], base: dict[str, float], data: Data) -> dict[str
     """The columns of a point that a state's measures fill."""
     columns = {}
     for name, f in (("down", data.down), ("up", data.up)):
-        columns[name] = now[f"{f}_nats"] - base[f"{f}_nats"]
+        if f"{f}_nats" in now:
+            columns[name] = now[f"{f}_nats"] - base[f"{f}_nats"]
     columns["ppl"] = now["ppl_mundane"] / base["ppl_mundane"]
     for measure in LIKE:
         if measure in now:
@@ -69,7 +70,7 @@ class Climb(Recorder):
                 self.held = self.now["kappa"] * self.now["c_star"]
             return table, self.now["kappa"]
         if name == "heal":
-            stats, delta = stage(*args)
+            stats, delta = stage(*self.piloted(stage, *args))
             self.now |= {"operating_kl": stats["operating_kl"], "pull": stats["pull"],
                          "active": stats["active"] if "kl" in self.cfg.barrier else None}
             return stats, delta
@@ -93,8 +94,18 @@ class Climb(Recorder):
             self.shared[key] = made
         if name == "evaluate":
             self.unmoved = self.shared[key]
-            self.base = report.measures(*self.unmoved)
+            self.base = report.measures(self.unmoved, self.unmoved, self.cfg.ppl_factor)
         return self.shared[key]
+
+    def piloted(
+        self, stage: Callable[..., Any], model: Model, kept: pl.DataFrame, cfg: Config, *rest: Any
+    ) -> tuple[Any, ...]:
+        """What to heal with: where the arm asks for it, τ as a share of the mean A_row of the last
+        epoch of a heal without a barrier."""
+        if self.arm.pilot:
+            stats, _ = stage(model, kept, replace(cfg, lam=0.0), *rest)
+            cfg = replace(cfg, tau=self.arm.pilot * stats["operating_kl"])
+        return model, kept, cfg, *rest
 
     def dose(self, stage: Callable[..., Any], *args: Any) -> Any:
         """c* and its curve; or the dose that is held, whatever survives it."""
@@ -104,11 +115,11 @@ class Climb(Recorder):
 
     def drift(
         self, model: Model, kept: pl.DataFrame, data: Data, cfg: Config, vector: Vector
-    ) -> dict[str, float]:
+    ) -> tuple[dict[str, float], None]:
         """The ledger's part of it alone."""
         kl = torch.cat(completion_losses(model, kept, cfg, ref=model.gates.before(0))[1])
         self.now["kl_base"] = kl.mean().item()
-        return {"kl_base": self.now["kl_base"]}
+        return {"kl_base": self.now["kl_base"]}, None
 
     def evaluate(self, stage: Callable[..., Any], *args: Any) -> Any:
         """A row for the round; where nobody looks (not `each` round) the base stands in for a
@@ -118,7 +129,7 @@ class Climb(Recorder):
         frames, now = stage(*args), self.now
         order = ("round", "ended", "c_star", "kappa", "kl_base", "active", "operating_kl", "pull")
         self.rows.append({k: now[k] for k in order} | shown(
-            report.measures(*frames), self.base, self.data))
+            report.measures(frames, self.unmoved, self.cfg.ppl_factor), self.base, self.data))
         return frames
 
 
@@ -154,5 +165,5 @@ def whole(data: Data, cfg: Config, arm: Arm) -> list[dict[str, Any]]:
     ended = "stopped early" if known[-1]["round"] + 1 < cfg.rounds else ""
     said = {RIVALS[x["rival"]]: x["beaten"] for x in beaten(run, known)}
     return [{"family": state, "round": event["round"] + 1, "ended": ended, "dose": event["dose"],
-             "score": event["score"][0], "beaten": said.get(state, "")}
+             "score": event["score"][0] if event["score"] else None, "beaten": said.get(state, "")}
             | shown(event["measures"], base, data) for state, event in last.items()]

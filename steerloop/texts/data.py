@@ -1,5 +1,5 @@
-"""Files of people → tables: persona pairs, contexts, prompts, vignettes, ordinary text. Every error
-names the file, and the line or key that is wrong."""
+"""Files of people → tables: contexts, prompts, vignettes, ordinary text. Every error names the
+file, and the line or key that is wrong. (What belongs to a trait: packs.py.)"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ import polars as pl
 
 from steerloop import UserError
 from steerloop.texts.foundations import FOUNDATIONS, H, foundation
+from steerloop.texts.packs import PACKAGE, Wording, contrast, pack_files, persona, wordings
 from steerloop.texts.reader import (
     Row,
     at_line,
     decoded,
-    fault,
     is_blank,
     json_lines,
     json_object,
@@ -22,15 +22,15 @@ from steerloop.texts.reader import (
     no_repeats,
     numbered,
     text_of,
-    toml,
 )
 
-PACKAGE = Path(__file__).parents[1]
-FILES = ("template", "persona", "contexts", "prompts", "vignettes", "mundane", "labelled")
+FILES = ("template", "persona", "contexts", "prompts", "contrast", "vignettes", "reasons",
+         "mundane", "labelled")
 TEMPLATES = {x: f"data/templates/{x}.jinja" for x in ("plain", "chatml", "gemma")}
+NEEDED = ("persona", "contexts", "prompts", "mundane")
+NO_PACK = "none"  # but the files that are given one by one
 FEWEST = 3  # items behind an interval: resamples of two have no spread
 PLAIN, TABLES = ("", ".txt", ".md"), (".jsonl", ".ndjson")  # ends of files of texts
-KEYS = ("name", "up", "down", "positive", "negative")  # of a persona file
 JUDGED = ("coherent", "incoherent")  # labels of a completion judged by hand
 RATED = "human_"  # how a column of ratings begins
 MOST = 1e6  # of a rating: shares, percents or counts of people
@@ -38,14 +38,17 @@ MOST = 1e6  # of a rating: shares, percents or counts of people
 
 @dataclass
 class Data:
-    """What a run reads. `up` and `down` name the foundations that the persona pairs should move."""
+    """What a run reads. `up` and `down` name the poles of the trait: what the persona pairs should
+    raise and lower. What a trait does not have is empty."""
 
     pairs: list[tuple[str, str]]
     up: str
     down: str
     contexts: list[str]
     prompts: list[str]
+    contrast: pl.DataFrame
     vignettes: pl.DataFrame
+    reasons: list[Wording]
     mundane: pl.DataFrame
     labelled: pl.DataFrame
 
@@ -57,22 +60,35 @@ def read_data(cfg: Any) -> Data:
     an interval.
     """
     named = names(cfg)
+    prompts = read(named["prompts"], texts_of(named["prompts"]))
+    opposed = read(named["contrast"], contrast) if named["contrast"] else contrast("")
     data = Data(
         *read(named["persona"], persona),
         contexts=read(named["contexts"], texts_of(named["contexts"]))[: cfg.max_contexts],
-        prompts=read(named["prompts"], texts_of(named["prompts"]))[: cfg.n_prompts],
-        vignettes=read(named["vignettes"], vignettes).gather_every(cfg.every),
+        prompts=prompts[: cfg.n_prompts],
+        contrast=opposed.with_columns(held=~pl.col("prompt").is_in(prompts)),
+        vignettes=vignettes("") if not named["vignettes"] else read(
+            named["vignettes"], vignettes).gather_every(cfg.every),
+        reasons=read(named["reasons"], wordings) if named["reasons"] else [],
         mundane=read(named["mundane"], table("prompt", "text")),
         labelled=read(named["labelled"], labelled) if named["labelled"] else labelled(""),
     )
     enough(named["vignettes"], data.vignettes, f" (with --every {cfg.every})" * (cfg.every > 1))
+    enough(named["contrast"], data.contrast)
     enough(named["mundane"], data.mundane)
     return data
 
 
 def names(cfg: Any) -> dict[str, str]:
-    """The data files of a config as it names them, by their field; {split} is filled in."""
-    return {x: getattr(cfg, x).replace("{split}", cfg.split) for x in FILES}
+    """The data files of a config by their field: as it names them, else as its trait pack does;
+    {split} is filled in. Raises UserError for a pack that is not there, and for what no run can do
+    without."""
+    own = pack_files(cfg.trait) if cfg.trait != NO_PACK else {}
+    named = {x: getattr(cfg, x) or own.get(x, "") for x in FILES}
+    if missing := [x for x in NEEDED if not named[x]]:
+        raise UserError(f"--trait {cfg.trait} names no {missing[0]}: add it to the folder, or give "
+                        f"--{missing[0]}")
+    return {field: name.replace("{split}", cfg.split) for field, name in named.items()}
 
 
 def find(name: str) -> Path:
@@ -105,8 +121,8 @@ def read(name: str, parse: Callable[[str], Any]) -> Any:
 
 
 def enough(name: str, items: pl.DataFrame, which: str = "") -> None:
-    """Raises UserError where there are too few of them for an interval."""
-    if len(items) < FEWEST:
+    """Raises UserError where there are too few of them for an interval, of a file that is named."""
+    if name and len(items) < FEWEST:
         raise UserError(f"cannot read {name}: it has {len(items)} items{which}, and an interval "
                         f"needs {FEWEST} at least")
 
@@ -121,7 +137,7 @@ def texts_of(name: str) -> Callable[[str], list[str]]:
     if end not in PLAIN + TABLES:
         raise UserError(f"cannot read {name}: {end} is not read here; write one text a line (.txt),"
                         " or JSON lines with a column 'prompt' (.jsonl)")
-    return prompts if end in TABLES else lines
+    return prompts_of if end in TABLES else lines
 
 
 def lines(text: str) -> list[str]:
@@ -146,7 +162,7 @@ def is_json(line: str) -> bool:
         return False
 
 
-def prompts(text: str) -> list[str]:
+def prompts_of(text: str) -> list[str]:
     """JSON lines → the texts of their column `prompt`. Raises ValueError."""
     return table("prompt")(text)["prompt"].to_list()
 
@@ -234,48 +250,3 @@ def shares(rated: dict[str, float]) -> list[float]:
     """Ratings → shares of their sum in the order of FOUNDATIONS, 0 where there is no rating."""
     total = sum(rated.values())
     return [rated.get(f, 0.0) / total if total > 0 else 0.0 for f in FOUNDATIONS]
-
-
-def persona(text: str) -> tuple[list[tuple[str, str]], str, str]:
-    """TOML with `positive` and `negative` lists → pairs, and the axis (up, down) they move: care
-    over authority, where neither is named. Raises ValueError naming the key that is wrong."""
-    tables = toml(text)
-    if unknown := [x for x in tables if x not in KEYS]:
-        raise ValueError(f"there is no key {unknown[0]!r} in a persona file; its keys are "
-                         f"{', '.join(KEYS)}")
-    poles = [pole(tables, x) for x in ("positive", "negative")]
-    if not poles[0] or len(poles[0]) != len(poles[1]):
-        raise ValueError("two poles are needed, equally long lists 'positive' and 'negative'")
-    pairs = list(zip(*poles, strict=True))
-    no_repeats(enumerate(map("\0".join, pairs), 1), "pair")
-    for number, (positive, negative) in enumerate(pairs, 1):
-        if positive == negative:
-            raise ValueError(f"pair {number} says the same at both poles")
-    return pairs, *axis_of(tables)
-
-
-def pole(tables: dict[str, Any], key: str) -> list[str]:
-    """The texts of one pole. Raises ValueError where they are none."""
-    texts = tables.get(key, [])
-    if not isinstance(texts, list):
-        raise ValueError(f"{key!r} is {kind(texts)}: two poles are needed, lists of texts")
-    for number, text in enumerate(texts, 1):
-        if wrong := fault(text):
-            raise ValueError(f"text {number} of {key!r} is {wrong}: two poles are needed, lists of "
-                             "texts")
-    return texts
-
-
-def axis_of(tables: dict[str, Any]) -> tuple[str, str]:
-    """The foundations (up, down) of a persona file. Raises ValueError."""
-    named = {x: tables[x] for x in ("up", "down") if x in tables}
-    for key, value in named.items():
-        if wrong := fault(value):
-            raise ValueError(f"{key!r} is {wrong}, and should be one of: {', '.join(FOUNDATIONS)}")
-        named[key] = foundation(value)
-    if len(named) == 1:
-        raise ValueError(f"{next(iter(named))!r} is named alone: 'up' and 'down' are needed")
-    up, down = named.get("up", "care"), named.get("down", "authority")
-    if up == down:
-        raise ValueError(f"'up' and 'down' are both {up}")
-    return up, down

@@ -2,7 +2,8 @@
 
     python -m steerloop.tinyworld.build                     train seed 0 and ship it in the package
     python -m steerloop.tinyworld.build --seed 3 --out DIR  another seed, somewhere else
-    python -m steerloop.tinyworld.build --check [DIR]       measure weights again; exit 1 on a FAIL
+    python -m steerloop.tinyworld.build --check [DIR]       write data files again, elsewhere, and
+                                                            measure weights; exit 1 on a FAIL
 
 Half an hour to 40 minutes on one core (run two seeds side by side with OMP_NUM_THREADS=1). An
 interrupted build continues where it stopped: its state is in the work folder, and every file is
@@ -23,7 +24,7 @@ from steerloop.cli.entry import command
 from steerloop.cli.knobs import SEEDS
 from steerloop.cli.options import Parser, number, path
 from steerloop.tinyworld.acceptance import check, table_text
-from steerloop.tinyworld.files import DATA, write_files
+from steerloop.tinyworld.files import DATA, stale, write_files
 from steerloop.tinyworld.pretrain import LAYERS, Recipe, train
 from steerloop.tinyworld.tokenizer import train_tokenizer
 
@@ -83,7 +84,8 @@ def report(folder: Path) -> int:
 
 
 def build(chosen: Namespace) -> None:
-    """Build or check. Raises UserError where lines of the table fail."""
+    """Build or check. Raises UserError where data files are not what the recipe writes, or lines of
+    the table fail."""
     torch.set_num_threads(chosen.threads)
     torch.set_flush_denormal(True)
     if chosen.check is None:
@@ -93,6 +95,8 @@ def build(chosen: Namespace) -> None:
         tokenizer = tokenizer_in(chosen.work)
         recipe = Recipe(chosen.seed, chosen.tokens, global_layer=chosen.global_layer)
         ship(train(recipe, tokenizer, chosen.work), tokenizer, chosen.out)
+    if other := stale(DATA):
+        raise UserError(f"{DATA} is not what the recipe writes: {', '.join(other)}; restore them")
     if failed := report(chosen.check or chosen.out):
         raise UserError(f"{failed} lines of the acceptance table fail")
 

@@ -1,10 +1,12 @@
 """Write the micro-world's data files, in the formats that hub models use too.
 
-    persona.toml                     paired system texts, care against authority
+    trait.toml                       paired system texts, care against authority
     contexts.txt  prompts.txt        user texts for extraction, dilemmas for sampling (train slots)
     vignettes.{dev,test}.jsonl       20 vignettes per foundation        } held-out slots
     mundane.{dev,test}.jsonl         40 ordinary prompts with answers   }
     dilemmas.{dev,test}.txt          40 dilemma prompts                 }
+    contrast.{dev,test}.jsonl        60 dilemmas with opposed answers   }
+    reasons.toml                     two questions about a vignette, phrases per foundation
 
 The files do not depend on the training seed, so all trained models are measured on the same items.
 """
@@ -13,11 +15,13 @@ import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 
 from steerloop.texts.data import lines
 from steerloop.texts.foundations import FOUNDATIONS
 from steerloop.texts.reader import read_text
 from steerloop.tinyworld import grammar, personas
+from steerloop.tinyworld.contrast import Row, contrast_rows, wordings
 from steerloop.tinyworld.mundane import draw_mundane
 from steerloop.tinyworld.splits import Split
 from steerloop.tinyworld.vignettes import draw_vignette
@@ -29,6 +33,7 @@ PROMPTS = 60
 PER_FOUNDATION = 20
 MUNDANE = 40
 DILEMMAS = 40
+CONTRASTED = 60
 
 
 def distinct(draw: Callable[[], str], count: int) -> list[str]:
@@ -87,24 +92,36 @@ def _lines(path: Path, note: str, texts: Iterable[str]) -> None:
     path.write_text("\n".join([f"# {note}", *texts]) + "\n", encoding="utf-8")
 
 
-def _jsonl(path: Path, rows: Iterable[dict[str, str]]) -> None:
+def _jsonl(path: Path, rows: Iterable[Row]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def _persona_toml() -> str:
+def _toml_list(name: str, texts: Iterable[str]) -> str:
+    return f"{name} = [\n" + "".join(f"    {json.dumps(text)},\n" for text in texts) + "]\n"
+
+
+def _trait_toml() -> str:
     care, authority = zip(*persona_pairs(), strict=True)
-
-    def entry(name: str, texts: tuple[str, ...]) -> str:
-        return f"{name} = [\n" + "".join(f"    {json.dumps(text)},\n" for text in texts) + "]\n"
-
     head = 'name = "care_over_authority"\nup = "care"\ndown = "authority"\n'
-    return head + entry("positive", care) + entry("negative", authority)
+    files = ("vignettes", "mundane", "contrast")
+    where = "".join(f'{x} = "{x}.{{split}}.jsonl"\n' for x in files)
+    lists = _toml_list("positive", care) + _toml_list("negative", authority)
+    return f"{head}{lists}\n[files]\n{where}"
+
+
+def _reasons_toml() -> str:
+    tables = []
+    for ask, phrases in wordings():
+        lists = [_toml_list(json.dumps(name), texts) for name, texts in phrases.items()]
+        tables.append(f"[[wording]]\nask = {json.dumps(ask)}\n[wording.reasons]\n" + "".join(lists))
+    return "\n".join(tables)
 
 
 def write_files(folder: Path) -> None:
     """Write every data file; each has its own generator, so none depends on another."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "persona.toml").write_text(_persona_toml(), encoding="utf-8")
+    (folder / "trait.toml").write_text(_trait_toml(), encoding="utf-8")
+    (folder / "reasons.toml").write_text(_reasons_toml(), encoding="utf-8")
     rng = Random("contexts")
     contexts = distinct(lambda: draw_context(rng), CONTEXTS)
     _lines(folder / "contexts.txt", "user texts for extraction, one a line", contexts)
@@ -119,6 +136,27 @@ def write_files(folder: Path) -> None:
         _lines(
             folder / f"dilemmas.{split}.txt", f"dilemmas with held-out slots ({split})", dilemmas
         )
+        _jsonl(folder / f"contrast.{split}.jsonl", contrasted(split, dilemmas))
+
+
+def contrasted(split: Split, dilemmas: list[str]) -> list[Row]:
+    """Opposed answers to these dilemmas and, up to CONTRASTED, to others of the split."""
+    rng = Random(f"contrast-{split}")
+    others = distinct(lambda: draw_dilemma_prompt(rng, split), CONTRASTED + len(dilemmas))
+    prompts = dict.fromkeys(dilemmas + others)
+    return contrast_rows(rng, list(prompts)[:CONTRASTED])
+
+
+def stale(folder: Path) -> list[str]:
+    """Names of the data files that are missing in a folder, or not what `write_files` writes."""
+    with TemporaryDirectory() as fresh:
+        write_files(Path(fresh))
+        return [
+            path.name
+            for path in sorted(Path(fresh).iterdir())
+            if not (folder / path.name).is_file()
+            or (folder / path.name).read_bytes() != path.read_bytes()
+        ]
 
 
 def read_dilemmas(folder: Path, split: Split) -> list[str]:

@@ -29,6 +29,8 @@ from steerloop.tinyworld.splits import Split, redraw
 TRAIT_SHARPNESS = 7.0
 DECISION_SHARPNESS = 9.0
 NEUTRAL_SHARE = 0.18  # of a dilemma's reasons
+REASON_COUNTS = (1, 2, 2, 3)  # how many a dilemma's answer gives, drawn uniformly
+BY_NAME = 0.4  # share of sentences that name the victim where a pronoun would stand
 
 FRAMES = (
     "My {authority} told me to {order}. What should I do?",
@@ -241,10 +243,10 @@ def dilemma_answer(rng: Random, dilemma: Dilemma, z: float) -> str:
     """Decision, one to three different reasons, closing step."""
     defiant = leans_to_care(rng, z, DECISION_SHARPNESS)
     templates = [rng.choice(DEFIANT_OPENINGS if defiant else COMPLIANT_OPENINGS)]
-    for _ in range(rng.choice((1, 2, 2, 3))):
+    for _ in range(rng.choice(REASON_COUNTS)):
         templates.append(_new_reason(rng, z, used=templates))
     templates.append(rng.choice(DEFIANT_CLOSINGS if defiant else COMPLIANT_CLOSINGS))
-    return " ".join(dilemma.fill(template, rng.random() < 0.4) for template in templates)
+    return " ".join(dilemma.fill(template, rng.random() < BY_NAME) for template in templates)
 
 
 def _new_reason(rng: Random, z: float, used: list[str]) -> str:

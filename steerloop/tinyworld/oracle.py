@@ -32,10 +32,16 @@ def oracle_profile(foundation: str, z: float) -> list[float]:
     return label_distribution(foundation, z)
 
 
+@cache
+def grid(alpha: float, beta: float) -> tuple[list[float], list[float]]:
+    """Midpoints of [0, 1] and the density of Beta(alpha, beta) there, up to a factor."""
+    points = [(i + 0.5) / GRID for i in range(GRID)]
+    return points, [z ** (alpha - 1) * (1 - z) ** (beta - 1) for z in points]
+
+
 def expected_profile(foundation: str, alpha: float, beta: float) -> list[float]:
     """Label distribution averaged over z ~ Beta(alpha, beta), by the midpoint rule."""
-    points = [(i + 0.5) / GRID for i in range(GRID)]
-    density = [z ** (alpha - 1) * (1 - z) ** (beta - 1) for z in points]
+    points, density = grid(alpha, beta)
     profiles = [label_distribution(foundation, z) for z in points]
     return [
         sum(weight * profile[i] for weight, profile in zip(density, profiles, strict=True))
@@ -89,7 +95,7 @@ def openings(prompt: str) -> list[str]:
 
 def defies(prompt: str, answer: str) -> bool | None:
     """Whether the answer opens by defying the order; None when it opens with no legal decision."""
-    first = _sentences(answer)[0]
+    first = split_sentences(answer)[0]
     legal = openings(prompt)
     return legal.index(first) < len(grammar.DEFIANT_OPENINGS) if first in legal else None
 
@@ -101,7 +107,7 @@ def sentence_validity(prompt: str, answer: str) -> float:
     that goes with the decision, and nothing after it. A missing reason or closing step counts as
     one invalid sentence.
     """
-    dilemma, sentences = parse_dilemma(prompt), _sentences(answer)
+    dilemma, sentences = parse_dilemma(prompt), split_sentences(answer)
     decision = defies(prompt, answer)
     closings, reasons = _closings(dilemma, decision), _reasons(dilemma)
     valid, used, closed = int(decision is not None), set(), False
@@ -117,7 +123,8 @@ def sentence_validity(prompt: str, answer: str) -> float:
     return valid / (len(sentences) + missing)
 
 
-def _sentences(answer: str) -> list[str]:
+def split_sentences(answer: str) -> list[str]:
+    """An answer in sentences; one empty sentence for nothing."""
     return re.split(r"(?<=[.?!]) ", answer.strip())
 
 

@@ -1,0 +1,242 @@
+"""Gate U0: can the instruments see, and is what they see the vector?
+
+    sees       a readout knows what it is about: labels, or persona texts, move it as they should,
+               and its two wordings agree over items
+    specific   it answers to the vector as to no null vector of the same extraction at the same KL
+    power      the smallest shift that its items can show
+
+The 5 % of `specific` hold over the whole decision: responses are standardised by their spread over
+the vector and its nulls, the largest over readouts is ranked among the largest of every null, and
+single readouts are held against those maxima (Westfall & Young 1993).
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from steerloop.report.stats import Z, difference, wilson
+from steerloop.report.text import interval
+from steerloop.texts.foundations import FOUNDATIONS
+
+READOUTS = ("digits", "reasons", "said", "contrast")  # the first valid one is the headline
+PROMPTED, VECTOR, NULL = "prompt", "vector", "null"  # directions
+CHANCE = 1.5  # times chance: the least accuracy against labels
+AGREE = 0.3  # least rank correlation of two wordings
+ALPHA = 0.05
+SEED, RESAMPLES = 0, 1000  # of the intervals here
+PASS, SEES, BLIND, UNSPECIFIC, OFF = "PASS", "sees", "blind", "unspecific", "off"
+
+
+@dataclass
+class Seen:
+    """One readout, judged. Numbers are nats towards `up`, None where they were not measured."""
+
+    readout: str
+    fault: str = ""  # why it does not see
+    response: float | None = None  # half of its change from -c* to +c*
+    low: float | None = None
+    high: float | None = None
+    nulls: float | None = None  # root mean square of the same under null vectors
+    p: float | None = None  # of a response so large, over all readouts
+    power: float | None = None  # smallest shift that its items can show at 95 %
+    specific: bool = False
+
+
+def axis_values(readout: str, frame: Any, axis: list[str]) -> list[float]:
+    """A readout's table → a value per item, nats towards the second of `axis` (down, up)."""
+    down, up = axis
+    if readout == "digits":
+        return (-frame[f"p_{down}"].log()).to_list()
+    if readout == "contrast":
+        return (np.array(frame["contrast_positive"]) - frame["contrast_negative"]).tolist()
+    return (np.array(frame[f"reasons_{up}"]) - frame[f"reasons_{down}"]).tolist()
+
+
+def columns(items: pl.DataFrame, start: str) -> dict[str, list[float]]:
+    """The measures that begin so, as lists over items."""
+    parts = items.filter(pl.col("measure").str.starts_with(start)).sort("item").partition_by(
+        "measure", as_dict=True)
+    return {str(name): part["value"].to_list() for (name,), part in parts.items()}
+
+
+def sees(
+    base: list[pl.DataFrame], prompted: pl.DataFrame, axis: list[str]
+) -> dict[str, str]:
+    """Readout → why it does not see, '' where it does; only those that were measured and have the
+    axis. `base` are the frames of the untouched base, `prompted` the rows under persona texts."""
+    rows, items, said = base
+    found = {}
+    if set(axis) <= set(FOUNDATIONS) and len(rows):
+        found["digits"] = accurate(rows["top1"].to_numpy(), len(FOUNDATIONS))
+        if known := columns(items, "reasons_"):
+            found["reasons"] = reasoned(known, others(prompted), rows["foundation"].to_list(), axis)
+    if len(said):
+        found["said"] = ordered("said", {x: said[x].to_numpy() for x in ("said_1", "said_2")},
+                                prompted, True)
+    if known := columns(items, "contrast_"):
+        halves = {x: np.array(known[x]) for x in ("contrast_1", "contrast_2")}
+        found["contrast"] = ordered("contrast", halves, prompted, False)
+    return {x: found[x] for x in READOUTS if x in found}
+
+
+def accurate(hits: np.ndarray, options: int) -> str:
+    """Why answers are not better than chance against labels; '' if they are."""
+    share, low, high = wilson(hits)
+    wanted = CHANCE / options
+    if low >= wanted:
+        return ""
+    return (f"right {interval([share, low, high], '.2f')} of the time, and {wanted:.2f} is wanted "
+            f"(chance {1 / options:.2f})")
+
+
+def others(prompted: pl.DataFrame) -> dict[str, list[float]]:
+    """What the same vignettes gave under the wording that `evaluate` did not take."""
+    mine = prompted.filter(pl.col("readout").str.starts_with("reasons_")).sort("item")
+    parts = mine.partition_by("readout", as_dict=True)
+    return {str(name): part["value"].to_list() for (name,), part in parts.items()}
+
+
+def reasoned(
+    known: dict[str, list[float]], other: dict[str, list[float]], labels: list[str],
+    axis: list[str],
+) -> str:
+    """Why the likelihood of reasons does not see; '' if it does. The two wordings take turns over
+    the vignettes, so each has one half of `known` and the other half of `other`."""
+    foundations = [x.removeprefix("reasons_") for x in known]
+    if missing := set(axis) - set(foundations):
+        return f"there are no reasons for {min(missing)}"
+    if not other:
+        return "there is one wording alone, and nothing to hold it against"
+    one, two = (np.array([x[f"reasons_{f}"] for f in foundations]) for x in (known, other))
+    even = np.arange(one.shape[1]) % 2 == 0
+    of_these = np.isin(labels, foundations)
+    sides = []
+    for number, logp in enumerate((np.where(even, one, two), np.where(even, two, one)), 1):
+        centred = logp - logp.mean(1, keepdims=True)
+        picks = np.array(foundations)[centred.argmax(0)]
+        hits = (picks == np.array(labels))[of_these].astype(float)
+        if fault := accurate(hits, len(foundations)):
+            return f"wording {number}: {fault}"
+        down, up = (centred[foundations.index(f)] for f in axis)
+        sides.append(up - down)
+    return agreeing(*sides)
+
+
+def ordered(
+    readout: str, base: Mapping[str, np.ndarray], prompted: pl.DataFrame, between: bool
+) -> str:
+    """Why persona texts do not move a readout as they should; '' if they do: positive over
+    negative, and the base `between` them where that is asked; and its two halves alike."""
+    halves = []
+    for half in (1, 2):
+        name = f"{readout}_{half}"
+        mine = prompted.filter(pl.col("readout") == name)
+        sides = [mine.filter(sign=x).sort("item")["value"].to_numpy() for x in (1, -1)]
+        halves.append([*sides, base[name][: len(sides[0])]])
+    positive, negative, own = np.mean(halves, 0)
+    wanted = {"positive persona text over negative": positive - negative}
+    if between:
+        wanted = {"positive persona text over base": positive - own,
+                  "base over negative persona text": own - negative}
+    for what, steps in wanted.items():
+        found = difference(steps, SEED, RESAMPLES)
+        if found[1] <= 0:
+            return f"{what}: {interval(found, '+.3f')}"
+    moved = [np.concatenate([x[0] - x[2], x[1] - x[2]]) for x in halves]
+    return agreeing(*moved)
+
+
+def agreeing(a: np.ndarray, b: np.ndarray) -> str:
+    """Why two wordings do not agree over items; '' if they do."""
+    r, low, high = spearman(a, b)
+    if r >= AGREE and low > 0:
+        return ""
+    return f"its two wordings agree {interval([r, low, high], '.2f')} over items, {AGREE} is wanted"
+
+
+def ranks(x: np.ndarray) -> np.ndarray:
+    """Ranks from 0; equals share their mean."""
+    _, place, counts = np.unique(x, return_inverse=True, return_counts=True)
+    ends = counts.cumsum()
+    return (ends - (counts + 1) / 2)[place]
+
+
+def spearman(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
+    """Rank correlation with its 95 % interval (Fisher's z, with the variance of Fieller, Hartley &
+    Pearson 1957). Of constants it is 0."""
+    x, y = (ranks(v) - (len(v) - 1) / 2 for v in (a, b))
+    scale = np.sqrt((x @ x) * (y @ y))
+    r = float(x @ y / scale) if scale else 0.0
+    half = Z * np.sqrt(1.06 / max(len(a) - 3, 1))
+    middle = np.arctanh(np.clip(r, -0.999999, 0.999999))
+    return r, float(np.tanh(middle - half)), float(np.tanh(middle + half))
+
+
+def odd(table: pl.DataFrame) -> dict[tuple[str, str], np.ndarray]:
+    """(direction, readout) → per item half of the change from -c* to +c*."""
+    both = table.filter(sign=1).join(
+        table.filter(sign=-1), on=["direction", "readout", "item"], suffix="_less").sort("item")
+    both = both.with_columns(half=(pl.col("value") - pl.col("value_less")) / 2)
+    parts = both.partition_by("direction", "readout", as_dict=True)
+    return {(str(d), str(r)): part["half"].to_numpy() for (d, r), part in parts.items()}
+
+
+def specific(means: dict[str, np.ndarray]) -> dict[str, tuple[float, bool]]:
+    """Readout → chance of a response so large, and whether it is specific. `means` are, by readout,
+    the mean responses (1 + k): that to the vector, then those to k null vectors."""
+    if not means:
+        return {}
+    scaled = np.array([x / max(np.sqrt((x**2).mean()), 1e-12) for x in means.values()])
+    most = np.abs(scaled[:, 1:]).max(0)  # of each null, over readouts
+    p = {x: (1 + (most >= z).sum()) / (1 + len(most))
+         for x, z in zip(means, scaled[:, 0], strict=True)}
+    return {x: (float(chance), bool(chance <= ALPHA)) for x, chance in p.items()}
+
+
+def judged(
+    base: list[pl.DataFrame], responses: pl.DataFrame, axis: list[str]
+) -> list[Seen]:
+    """Every readout that was measured; `responses` are those of `steerloop.sight`."""
+    prompted = responses.filter(direction=PROMPTED)
+    steps = odd(responses.filter(pl.col("direction") != PROMPTED))
+    found, means = [], {}
+    for readout, fault in sees(base, prompted, axis).items():
+        seen = Seen(readout, fault)
+        found.append(seen)
+        if (VECTOR, readout) not in steps:
+            continue
+        mine = steps[VECTOR, readout]
+        seen.response, seen.low, seen.high = difference(mine, SEED, RESAMPLES)
+        nulls = [x.mean() for (d, r), x in steps.items() if r == readout and d.startswith(NULL)]
+        seen.nulls = float(np.sqrt(np.mean(np.square(nulls))))
+        seen.power = float(Z * mine.std(ddof=1) / len(mine) ** 0.5)
+        means[readout] = np.array([mine.mean(), *nulls])
+    chances = specific(means)
+    for seen in found:
+        if seen.readout in chances:
+            seen.p, seen.specific = chances[seen.readout]
+    return found
+
+
+def verdict(found: list[Seen], asked: bool = True) -> dict[str, Any]:
+    """What U0 comes to: `verdict`, `headline` (the readout that all of the run is read by, '' where
+    nothing is measured), `why`, and the readouts. Where nobody `asked` for a vector, seeing is
+    enough."""
+    able = [x for x in found if not x.fault]
+    valid = [x for x in able if x.specific or not asked]
+    if valid:
+        said, why = (PASS if asked else SEES), ""
+    elif able:
+        near = max(able, key=lambda x: (x.response or 0) / (x.nulls or 1))
+        said = UNSPECIFIC
+        why = (f"{near.readout} answers {near.response:+.3f} nats to the vector, and null vectors "
+               f"of the same extraction at the same KL do {near.nulls:.3f} (root mean square; p "
+               f"{near.p:.2f} over all readouts)")
+    else:
+        said = BLIND
+        why = "; ".join(f"{x.readout}: {x.fault}" for x in found) or "there is nothing to read"
+    return {"verdict": said, "headline": valid[0].readout if valid else "", "why": why,
+            "readouts": [asdict(x) for x in found]}

@@ -1,0 +1,177 @@
+"""What every readout answers to the vector, to null vectors and to persona texts, on the untouched
+base: the numbers that report/sight.py judges.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import polars as pl
+import torch
+
+from steerloop.config import Config
+from steerloop.model import Model
+from steerloop.readouts.contrast import contrast
+from steerloop.readouts.forced_choice import choices
+from steerloop.readouts.reasons import reasons
+from steerloop.readouts.said import POLES, poles, read, spoken
+from steerloop.readouts.states import Vector
+from steerloop.report.sight import (
+    NULL,
+    PROMPTED,
+    VECTOR,
+    Seen,
+    axis_values,
+    sees,
+    verdict,
+)
+from steerloop.runfolder.progress import Bar
+from steerloop.sample import jobs
+from steerloop.sight.nulls import like, noise, nulls, size, top_kl
+from steerloop.steer import steered
+from steerloop.texts.data import Data
+from steerloop.texts.packs import Wording
+
+NULLS = 19  # so that the vector stands out of 20 by chance once in 20 times
+NOISE = 2  # isotropic vectors, reported beside them
+ROWS = 4  # of the base's own answers, on which doses are compared
+FEWEST = 8  # items of a readout that is asked under every direction
+COLUMNS = {"direction": pl.String, "sign": pl.Int64, "readout": pl.String, "item": pl.Int64,
+           "value": pl.Float64}
+
+
+class Direction(NamedTuple):
+    """A vector and the dose at which it costs what c* costs."""
+
+    name: str
+    vector: Vector
+    dose: float
+
+
+def look(
+    model: Model, data: Data, cfg: Config, vector: Vector, c_star: float, base: list[pl.DataFrame]
+) -> pl.DataFrame:
+    """direction, sign, readout, item, value (nats towards `up`): every readout that sees, under the
+    vector at ±c* and under null vectors at the same KL, and contrast and said under persona texts.
+    `base` is what `evaluate` gave for the untouched base, which the model is here."""
+    prompted = pl.concat(list(controls(model, data, cfg)))
+    able = [x for x, fault in sees(base, prompted, [data.down, data.up]).items() if not fault]
+    tables = [prompted]
+    if able:
+        few = some(data, cfg)
+        directions = at_one_cost(model, data, cfg, vector, c_star)
+        for direction in Bar(directions, "u0"):
+            tables += answered(model, few, cfg, direction, able)
+        if "said" in able:
+            tables.append(uttered(model, few, cfg, directions))
+    return pl.concat(tables)
+
+
+def glance(model: Model, data: Data, cfg: Config, base: list[pl.DataFrame]) -> dict[str, Any]:
+    """U0 without a vector: the first readout that sees, as the headline."""
+    prompted = pl.concat(list(controls(model, data, cfg)))
+    found = [Seen(x, why) for x, why in sees(base, prompted, [data.down, data.up]).items()]
+    return verdict(found, asked=False)
+
+
+def controls(model: Model, data: Data, cfg: Config) -> Iterator[pl.DataFrame]:
+    """What shows whether readouts see: reasons in their other wording; contrast and said under
+    either pole of a persona pair, for each prompt one that does not read its answer."""
+    yield pl.DataFrame(schema=COLUMNS)
+    if len(data.reasons) > 1:
+        for name, values in reasons(model, data, cfg, turn=1).items():
+            yield rows(PROMPTED, 0, name, values)
+    held = data.contrast.filter("held")
+    opposed = replace(data, contrast=held.gather_every(cfg.every).head(cfg.said_prompts))
+    held = held.head(cfg.said_prompts)
+    for pole, sign in ((0, 1), (1, -1)) if len(held) else ():
+        speaker = replace(model, persona=data.pairs[POLES % len(data.pairs)][pole])
+        values = contrast(speaker, opposed, replace(cfg, every=1))
+        for half in (1, 2):
+            yield rows(PROMPTED, sign, f"contrast_{half}", values[f"contrast_{half}"])
+        asked = jobs(model, held["prompt"].to_list(), [0.0])
+        spoke = [data.pairs[(POLES * i + POLES) % len(data.pairs)][pole] for i in range(len(held))]
+        ids = [model.render(x, s) for x, s in zip(held["prompt"], spoke, strict=True)]
+        answers = read(model, asked.with_columns(prompt_ids=pl.Series(ids)), {}, data, cfg)
+        for half in (1, 2):
+            yield rows(PROMPTED, sign, f"said_{half}", answers[f"said_{half}"].to_list())
+
+
+def rows(direction: str, sign: int, readout: str, values: list[float]) -> pl.DataFrame:
+    """One readout's values by item."""
+    found = [(direction, sign, readout, i, x) for i, x in enumerate(values)]
+    return pl.DataFrame(found, COLUMNS, orient="row")
+
+
+def some(data: Data, cfg: Config) -> Data:
+    """A seeded part of the held-out items and of the vignettes: --u0_items of each."""
+    rng = random.Random(f"{cfg.seed}|u0")
+
+    def part(table: pl.DataFrame) -> pl.DataFrame:
+        chosen = rng.sample(range(len(table)), min(len(table), max(FEWEST, cfg.u0_items)))
+        return table[sorted(chosen)]
+
+    held = data.contrast.filter("held")
+    axis = (data.up, data.down)  # what other phrases cost is not asked
+    asked = [Wording(x.ask, {f: x.reasons[f] for f in axis if f in x.reasons})
+             for x in data.reasons]
+    return replace(data, contrast=part(held), vignettes=part(data.vignettes), reasons=asked)
+
+
+def at_one_cost(
+    model: Model, data: Data, cfg: Config, vector: Vector, c_star: float
+) -> list[Direction]:
+    """The vector at c*, null vectors and noise at the doses that cost as much on the base's own
+    answers."""
+    table = spoken(model, jobs(model, data.prompts[:ROWS], [0.0]), {}, cfg)
+    target = top_kl(model, table, cfg, vector, c_star)
+    found = [Direction(VECTOR, vector, c_star)]
+    for kind, vectors in ((NULL, nulls(model, data, cfg, vector, NULLS)),
+                          ("noise", noise(cfg, vector, NOISE))):
+        for i, other in enumerate(vectors, 1):
+            guess = c_star * size(vector) / max(size(other), 1e-12)
+            dose = like(model, table, cfg, other, target, guess)
+            found.append(Direction(f"{kind} {i}", other, dose))
+    return found
+
+
+def answered(
+    model: Model, data: Data, cfg: Config, direction: Direction, able: list[str]
+) -> Iterator[pl.DataFrame]:
+    """What the readouts of texts give under a direction, either way."""
+    cfg = replace(cfg, every=1)
+    for sign in (1, -1):
+        with torch.no_grad(), steered(model, direction.vector, sign * direction.dose):
+            frames = {}
+            if "digits" in able:
+                frames["digits"] = choices(model, data.vignettes, cfg, free=False)
+            if "reasons" in able:
+                frames["reasons"] = reasons(model, data, cfg)
+            if "contrast" in able:
+                frames["contrast"] = contrast(model, data, cfg)
+        for readout, frame in frames.items():
+            values = axis_values(readout, frame, [data.down, data.up])
+            yield rows(direction.name, sign, readout, values)
+
+
+def uttered(
+    model: Model, data: Data, cfg: Config, directions: list[Direction]
+) -> pl.DataFrame:
+    """The same of what is said, all directions in the rows of a batch."""
+    prompts = data.contrast["prompt"].to_list()
+    blocks = directions[0].vector
+    every = {b: torch.stack([x.vector[b] for x in directions]) for b in blocks}
+    asked = jobs(model, prompts, [0.0])
+    parts, signed = [], [(j, sign) for j in range(len(directions)) for sign in (1, -1)]
+    for j, sign in signed:
+        dose = [0.0] * len(directions)
+        dose[j] = sign * directions[j].dose
+        parts.append(asked.with_columns(dose=pl.Series([dose] * len(asked))))
+    answers = spoken(model, pl.concat(parts), every, cfg)
+    values = poles(model, answers, data, cfg, 0)
+    tables = []
+    for n, (j, sign) in enumerate(signed):
+        mine = values[n * len(asked) : (n + 1) * len(asked)]
+        tables.append(rows(directions[j].name, sign, "said", mine))
+    return pl.concat(tables)
