@@ -34,7 +34,7 @@ class Config:
     threads: int = knob(0, "CPU threads; 0: as many as torch takes by itself", 0, 1024)
     quant: Literal["nf4", "none"] = knob("nf4", "4-bit base, or none: dense")
     dtype: Literal["auto", "bfloat16", "float32"] = knob("auto", "auto: bfloat16 where fast")
-    decode: Literal["auto", "dense", "nf4"] = knob("auto", "dense: sample with merged weights")
+    decode: Literal["auto", "dense", "nf4"] = knob("auto", "dense: sample, evaluate unpacked")
     attn: Literal["auto", "sdpa", "eager"] = knob("auto", "attention; auto: sdpa where it fits")
     seed: int = knob(0, "seed of every random draw of the run", 0, SEEDS)
     rounds: int = knob(8, "rounds of the loop", high=1000)

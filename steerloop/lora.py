@@ -50,7 +50,7 @@ class Gates:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Until the block ends they cannot move: the stack is merged into weights elsewhere."""
+        """Until the block ends they cannot move: what is heard was put together elsewhere."""
         before, self.fixed = self.fixed, True
         try:
             yield
@@ -114,20 +114,16 @@ class GatedLoRALinear(nn.Module):
             low = low * gate
         return y + self.scale * F.linear(low, B)
 
-    def merged(self) -> Float[Tensor, "d_out d_in"]:
-        """The layer as one matrix under the gates in force (none, or one vector):
-        W + s · B diag(g) A, summed in fp32 and rounded once to the dtype of W."""
-        gate = self.gates.value
-        weight = self.base.weight
-        if gate is not None and not gate.any():
-            return weight
+    def heard(self) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, "d_out n"]]:
+        """What the gates in force (none, or one vector) let through: the rows of A that say
+        something, and their columns of s · B diag(g), both in the compute dtype."""
         A, B = self.factors()
-        if gate is not None:
-            A = A * repeat(gate.to(A), "R -> (R r) 1", r=self.r)
-        heard = (self.gates.live + 1) * self.r  # rounds to come are zero
-        A, B = A[:heard].float(), B[:, :heard].float()
-        merged = torch.addmm(weight.float(), B, A, alpha=self.scale)
-        return merged.to(weight.dtype)
+        gate = self.gates.value
+        if gate is None:
+            gate = torch.ones(self.gates.rounds)
+        B = self.scale * B * repeat(gate.to(B), "R -> (R r)", r=self.r)
+        loud = B.any(0)  # rounds that are closed, fresh or to come are zero
+        return A[loud], B[:, loud]
 
 
 Layers = dict[str, GatedLoRALinear]

@@ -93,9 +93,9 @@ def completion_losses(
     """Per row, NLL and KL(model ‖ reference) of its completion tokens, each (n), nats, on the CPU.
 
     The model is the one under the gates in force, steered by `vector` and then dense as where it
-    sampled; the reference is unsteered, under the gates `ref` (R) or the same. Two states that are
-    compared without steering are not merged: each would be rounded in its own way. With neither
-    vector nor `ref` the KL is 0.
+    sampled; the reference is unsteered, under the gates `ref` (R) or the same. Gates do not move in
+    a dense phase, so two states are read one after the other without. With neither vector nor `ref`
+    the KL is 0.
     """
     nlls, kls = [], []
     for batch in Bar(model.batches(table, cfg.batch_rows), "score"):

@@ -16,6 +16,7 @@ Ours alone:
 
     python -m steerloop.bench load --shape gemma-3-1b      load, sample and heal once: time, peaks
     python -m steerloop.bench memory --shape gemma-3-4b    GPU memory by part, computed
+    python -m steerloop.bench student --shape gemma-3-270m      a stack beside weights, or merged
     python -m steerloop.bench limits                       measured matrix-product and memory peaks
 
 Ours against the twins on a real model, sampling up to its end tokens:
@@ -40,7 +41,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from steerloop.bench import load, measure, memory, races, round
+from steerloop.bench import load, measure, memory, races, round, student
 from steerloop.bench.shapes import SHAPES, depth, save_random
 from steerloop.cli.entry import command
 from steerloop.cli.options import Parser, number, path
@@ -54,14 +55,14 @@ PROMPT = 200  # tokens before a completion, for `memory`
 # rows, tokens, prompt: the sizes that docs/bench holds against their targets
 NAMED = {"loss": (8, 128, 0), "heal": (0, 200, 100), "sample": (48, 64, 100),
          "evaluate": (64, 0, 0), "round": (96, 512, 0), "dose": (12, 40, 0), "extract": (64, 0, 0),
-         "load": (8, 32, 0)}
+         "load": (8, 32, 0), "student": (48, 32, 100)}
 
 
 def options(argv: list[str]) -> Namespace:
     """Command line → options, sizes filled in."""
     parser = Parser(prog="python -m steerloop.bench", description=__doc__)
     add, count, size = parser.add_argument, number(int, 1, 10**6), number(int, 0, 10**6)
-    add("what", choices=["loss", *races.MODELS, "round", "load", "memory", "limits"])
+    add("what", choices=["loss", *races.MODELS, "student", "round", "load", "memory", "limits"])
     add("--shape", choices=[*SHAPES, "embedded"], help="tiny; for round embedded")
     add("--blocks", type=size, default=0, help="keep that many blocks of the shape; 0: all")
     add("--device", choices=["cpu", "cuda"], default="cpu")
@@ -83,8 +84,8 @@ def options(argv: list[str]) -> Namespace:
     vars(chosen).update({k: x for k, x in named.items() if vars(chosen)[k] is None})
     if chosen.shape == "embedded" and chosen.what in ("loss", "load", "memory"):
         parser.error(f"{chosen.what} takes the shape of a published model, not embedded")
-    if chosen.weights and (chosen.what not in (*races.MODELS, "load") or chosen.blocks):
-        parser.error(f"--weights is for {', '.join(races.MODELS)} and load, without --blocks")
+    if chosen.weights and (chosen.what not in (*races.MODELS, "student", "load") or chosen.blocks):
+        parser.error(f"--weights is for {', '.join(races.MODELS)}, student, load, without --blocks")
     if chosen.weights:
         chosen.shape = chosen.weights
     elif chosen.blocks and (chosen.shape == "embedded" or chosen.blocks > depth(chosen.shape)):
@@ -133,6 +134,8 @@ def figures(chosen: Namespace) -> dict[str, Any]:
             return round.alone(cfg, size.rows, size.tokens, size.think)
         if chosen.what == "load":
             return load.run(cfg, size.rows, size.tokens)
+        if chosen.what == "student":
+            return student.run(cfg, size)
         return races.run(chosen.what, cfg, size)
 
 

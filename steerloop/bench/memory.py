@@ -69,8 +69,9 @@ def need(shape: str, cfg: Config, prompt: int) -> dict[str, float]:
     parts["weights unpacked to train"] = packed * (packed <= SHARE_TRAINING * CARD)
     heal = {name: size / GB for name, size in parts.items()}
     logits = COPIES * 4 * cfg.batch_rows * text.vocab_size
-    merged = packed or 2 * sum(x.base.weight.numel() for x in layers)
-    merged *= merged <= SHARE * CARD
-    sampling = heal["base"] + heal["folded stack"] + (kv + logits + merged) / GB
+    whole = packed or 2 * sum(x.base.weight.numel() for x in layers)
+    whole += parts["folded stack"]  # beside the weights
+    whole *= whole <= SHARE * CARD
+    sampling = heal["base"] + heal["folded stack"] + (kv + logits + whole) / GB
     return heal | {"healing": sum(heal.values()), "key-value cache": kv / GB,
-                   "merged weights to sample with": merged / GB, "sampling": sampling}
+                   "weights and stack of dense phases": whole / GB, "sampling": sampling}

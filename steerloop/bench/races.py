@@ -72,7 +72,7 @@ Figures = dict[str, Any]
 
 
 def ours_of(model: Model, run: Callable[[], Any], units: float | int = 1) -> Runner:
-    """A runner of ours: it keeps merged weights and the blocked copy of the head."""
+    """A runner of ours: it keeps the weights of dense phases and the blocked copy of the head."""
     def forget() -> None:
         model.dense.release()
         vars(model.head).pop("blocked", None)

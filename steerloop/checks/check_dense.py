@@ -89,7 +89,7 @@ def check_the_dense_model_is_the_gated_one(small, gates, layout):
     assert torch.equal(logits(model, ids), plain)  # and everything is back
 
 
-def check_rounding_once_in_bfloat16_costs_little(small):
+def check_a_dense_phase_in_bfloat16_costs_little(small):
     s = small(dtype="bfloat16", saved={"depth": 4})
     model, ids = grown(s), token_batch(8, 3 * WINDOW)
     plain = logits(model, ids)
@@ -155,7 +155,8 @@ def check_gates_do_not_move_in_a_dense_phase(small):
 def check_auto_is_a_rule_on_sizes(small, monkeypatch):
     size = sum(p.numel() for n, p in small(quant="none").model.hf.named_parameters()
                if "proj" in n and "live" not in n) * 4
-    for room, sampling in ((3.3 * size, True), (0.3 * size, False)):
+    stack = sum(x.nbytes for m in small().model.layers.values() for x in m.buffers(False))
+    for room, sampling in ((3.3 * (size + stack), True), (0.3 * size, False)):
         monkeypatch.setattr(dense, "memory", lambda _, room=room: room)
         assert small().model.dense.on is sampling
         assert small(decode="dense").model.dense.on and not small(decode="nf4").model.dense.on
@@ -219,7 +220,7 @@ def check_a_run_keeps_the_same_rows_with_every_short_cut_and_with_none(folders, 
 
 @pytest.mark.parametrize(("quant", "dtype"), [("none", "bfloat16"), ("nf4", "float32"),
                                               ("nf4", "bfloat16")])
-def check_rounding_once_costs_little_on_the_embedded_model(quant, dtype):
+def check_a_dense_phase_costs_little_on_the_embedded_model(quant, dtype):
     """Its logits as they are, its own kind of text, a Δ that shows."""
     cfg = Config(model="embedded", device="cpu", quant=quant, dtype=dtype, rounds=3, r=8)
     model, data = load(cfg), read_data(parse(["--model", "embedded"]))

@@ -3,12 +3,13 @@
 import json
 import time
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 
-from steerloop.bench import measure, races, round, shapes
+from steerloop.bench import measure, races, round, shapes, student
 from steerloop.bench.__main__ import main, options
 from steerloop.checks.digest import digests
 from steerloop.checks.small import data_files, short_config
@@ -51,6 +52,14 @@ def check_a_round_on_random_weights_is_timed_by_stage(small, tmp_path):
     assert sum(x["share"] for x in stages.values()) == pytest.approx(1)
     assert found["tokens_sampled"] <= 5 * found["rows_sampled"] and found["rows_sampled"] >= 4
     assert 0 < found["ours"]["seconds"] < found["run_of_one_round_seconds"]
+
+
+@pytest.mark.parametrize("small", ["none"], indirect=True)
+def check_a_student_is_raced_against_its_merged_self(small, tmp_path):
+    cfg = replace(small().cfg, **data_files(tmp_path), dtype="bfloat16")
+    found = student.run(cfg, SIZE)["rounds_heard"]
+    for name, heard in product(("sample", "evaluate"), student.HEARD):
+        assert set(found[name][heard]) == {"ours", "merged"}
 
 
 def check_figures_are_printed_and_written(capsys, tmp_path):

@@ -74,15 +74,16 @@ def build_tokenizer(template: str | None) -> PreTrainedTokenizerFast:
 
 
 def save_small(
-    folder: Path, softcap: float | None = None, template: str = "system turn", depth: int = DEPTH
+    folder: Path, softcap: float | None = None, template: str = "system turn", depth: int = DEPTH,
+    width: int = WIDTH,
 ) -> Path:
     """Write weights and tokenizer: sliding windows of 8 tokens, every third block global."""
     torch.manual_seed(0)
     tokenizer = build_tokenizer(TEMPLATES[template])
     config = Gemma3TextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=48,
+        hidden_size=width,
+        intermediate_size=width * 3 // 2,
         num_hidden_layers=depth,
         num_attention_heads=4,
         num_key_value_heads=2,

@@ -1,7 +1,12 @@
-"""A model without detours while nothing is trained: 4-bit weights unpacked once, the gated stack
-merged into them. It is the very model that trains, up to one rounding:
+"""A model without detours while nothing is trained: 4-bit weights unpacked once, and the stack put
+together with them. It is the very model that trains, whatever the dtype:
 
-    W' = W + s · B diag(g) A        summed in fp32, rounded once to the dtype of W (lora.py)
+    y = x (W + B A)ᵀ            in float32: merged into one matrix
+    y = [x, x Aᵀ] [W, B]ᵀ       in 16 bits: beside it, summed in fp32 and rounded once
+
+A merged matrix is rounded to its dtype. In float32 that is 1e-7 of a weight, in bfloat16 up to 4e-3
+of it, more than most weights are changed by: each weight of the base is a number of bfloat16, so
+whatever is less than half a step is not rounded at random but lost.
 
 Weights are held as long as the stack stays as it is, if memory allows. Whether it does is a rule on
 sizes, not on what happens to be free: a run that is resumed takes the same road again.
@@ -11,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -20,12 +26,13 @@ from steerloop.kernels.hardware import SHARE, SHARE_TRAINING, memory
 
 
 @runtime_checkable
-class Mergeable(Protocol):
-    """A module that knows itself as one matrix, made of its base, its buffers and parameters."""
+class Stacked(Protocol):
+    """A base and what is heard beside it, A (n, d_in) and B (d_out, n): y = base(x) + (x Aᵀ) Bᵀ,
+    which its buffers and parameters decide."""
 
     base: nn.Linear
 
-    def merged(self) -> Float[Tensor, "d_out d_in"]: ...
+    def heard(self) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, "d_out n"]]: ...
 
     def buffers(self, recurse: bool) -> Iterator[Tensor]: ...
 
@@ -60,6 +67,32 @@ def still(weight: Float[Tensor, "d_out d_in"], bias: Tensor | None) -> nn.Module
     return Blocked(weight, bias) if suits(weight) else plain(weight, bias)
 
 
+class Beside(nn.Module):
+    """y = [x, x Aᵀ] [W, B]ᵀ + b: the stack is one more column of inputs for each of its rows, so
+    that it joins the sum before that is rounded. Forward only."""
+
+    def __init__(
+        self, weight: Float[Tensor, "d_out d_in"], bias: Tensor | None,
+        A: Float[Tensor, "n d_in"], B: Float[Tensor, "d_out n"],
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.low, self.whole = plain(A, None), still(torch.cat([weight, B], 1), bias)
+
+    def forward(self, x: Float[Tensor, "*b d_in"]) -> Float[Tensor, "*b d_out"]:
+        return self.whole(torch.cat([x, self.low(x)], -1))
+
+
+def joined(layer: Stacked) -> nn.Module:
+    """A gated layer as its gates are now, with nothing left to decide."""
+    weight, bias = layer.base.weight, layer.base.bias
+    A, B = layer.heard()
+    if len(A) == 0:
+        return still(weight, bias)
+    if weight.dtype == torch.float32:
+        return still(torch.addmm(weight, B, A), bias)
+    return Beside(weight, bias, A, B)
+
+
 class Dense:
     """Puts plain layers in the place of gated and packed ones, and takes them away again.
 
@@ -67,7 +100,7 @@ class Dense:
     """
 
     def __init__(
-        self, hf: PreTrainedModel, layers: dict[str, Mergeable], gates: Moving, mode: str
+        self, hf: PreTrainedModel, layers: dict[str, Stacked], gates: Moving, mode: str
     ) -> None:
         self.hf, self.layers, self.gates = hf, layers, gates
         inner, modules = {f"{name}.base" for name in layers}, dict(hf.named_modules())
@@ -78,15 +111,17 @@ class Dense:
         self.alone = {k: m for k, m in (linear | slow).items() if k not in inner}  # not gated
         held = [(m, m.state.dtype) for m in linear.values()]
         size = [m.in_features * m.out_features * t.itemsize for m, t in held]
+        unpacked = sum(size)
         size += [x.base.weight.nbytes for k, x in layers.items() if f"{k}.base" not in linear]
         size += [m.weight.nbytes for k, m in self.alone.items() if k not in linear]
+        size += [x.nbytes for m in layers.values() for x in m.buffers(False)]  # beside them
         room = memory(next(hf.parameters()).device)
         self.on = mode == "dense" or (mode == "auto" and sum(size) <= SHARE * room)
-        self.training = bool(linear) and self.on and sum(size) <= SHARE_TRAINING * room
+        self.training = bool(linear) and self.on and unpacked <= SHARE_TRAINING * room
         self.known: tuple[Any, dict[str, nn.Module]] = None, {}
 
     def state(self) -> tuple[Any, ...]:
-        """What the merged weights depend on."""
+        """What the weights depend on."""
         gates = self.gates.value
         return (self.gates.live, None if gates is None else tuple(gates.tolist()), *(
             x._version for m in self.layers.values()
@@ -103,8 +138,8 @@ class Dense:
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        """Until the block ends the model is dense. Gates of one row each cannot be merged: under
-        them it stays as it is."""
+        """Until the block ends the model is dense, and its gates cannot move. Under gates of one
+        row each it stays as it is."""
         gates = self.gates.value
         if self.inside or not self.on or (gates is not None and gates.ndim > 1):
             yield
@@ -112,7 +147,7 @@ class Dense:
         if self.known[0] != (state := self.state()):
             self.release()
             self.known = state, {
-                k: still(m.merged(), m.base.bias) for k, m in self.layers.items()} | {
+                k: joined(m) for k, m in self.layers.items()} | {
                 k: still(m.weight, m.bias) for k, m in self.alone.items()}
         with self.gates.held(), self._swapped(self.known[1], self.layers | self.alone):
             yield

@@ -117,7 +117,7 @@ def steps(trunk: Trunk, head: Logits, rows: Any, gates: Fixable) -> Eager:
     if not recordable(rows.ids.device):
         return Eager(trunk, head)
     if gates.value is not None and not gates.fixed:
-        refuse(gates, "gates that are not merged into the weights (--decode dense does that)")
+        refuse(gates, "gates that can move (--decode dense holds them)")
         return Eager(trunk, head)
     if any(type(x) not in KNOWN for x in rows.cache.layers):
         refuse(trunk.decoder, "its cache has layers of another kind")
