@@ -26,6 +26,6 @@ def evaluate(
     vignette (see `choices`), a value per item of whatever else is read (see `items`), and a row per
     answer of its own (see `said`)."""
     with steered(model, vector, dose):
-        rows = choices(model, data.vignettes, cfg)
         values = items(model, data, cfg)
+        rows = choices(model, data.vignettes, cfg)
     return [rows, values, said(model, data, cfg, vector, dose)]

@@ -218,7 +218,7 @@ def bounded(case, coherence=1.0, **fields):
 def measured(coherence, n=400):
     """What `evaluate` gives for a state whose n answers have so much mass on the digits."""
     rows = {f"p_{f}": [1 / 7] * n for f in FOUNDATIONS} | {
-        "vignette": list(map(str, range(n))), "p_ans_any": [coherence + 1e-3 * (-1) ** i
+        "vignette": list(map(str, range(n))), "p_ans_any": [coherence + 1e-4 * (-1) ** i
                                                             for i in range(n)],
         "json_is_valid": [1.0] * n, "top1": [1.0] * n, "scaffold_nll": [0.0] * n}
     return [pl.DataFrame(rows), pl.DataFrame(), pl.DataFrame()]
@@ -236,7 +236,7 @@ def check_a_loop_stops_on_evidence_not_on_noise(case):
     for n, goes_on in ((6, True), (600, False)):
         now, base = measured(0.99, n), measured(0.99, n)
         now[0] = now[0].with_columns(json_is_valid=pl.Series([float(i % 6 > 0) for i in range(n)]))
-        assert Bounds(case[0].cfg, base).holds(now) is goes_on
+        assert Bounds(case[0].cfg, base).holds(now) == goes_on
 
 
 def check_a_held_dose_is_kappa_1_until_the_budget_is_spent(case):

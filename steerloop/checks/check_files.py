@@ -157,7 +157,8 @@ def check_an_unrated_vignette_keeps_its_label():
 
 @pytest.mark.parametrize(("text", "says"), [
     ('positive = "abc"\nnegative = "abd"', "two poles"),
-    ('positive = ["a"]\nnegative = ["b"]\ndown = "Honour"', "Honour"),
+    ('positive = ["a"]\nnegative = ["b"]\ndown = "Honour"', "named alone"),
+    ('positive = ["a"]\nnegative = ["b"]\nup = "care"\ndown = "Honour"', "Honour"),
     ('positive = ["a"]\nnegative = ["b"]\nup = "care"\ndown = "Care"', "both care"),
 ])
 def check_a_persona_file_without_an_axis_is_refused(tmp_path, text, says):

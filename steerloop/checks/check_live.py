@@ -77,7 +77,7 @@ def check_a_round_says_how_much_is_left(monkeypatch):
                     clock[0] += 30 * (name == "heal")
         assert rounds.bar is None and bar.n == pytest.approx(bar.total)
     where = {(r, n): x for r, n, x in done}
-    assert where[0, "heal"] == pytest.approx(sum(list(SHARES.values())[:4]))
+    assert where[0, "heal"] == pytest.approx(sum(list(SHARES.values())[:5]))
     assert where[1, "heal"] == 0 and where[1, "drift"] == 1
     assert re.search(r"round 2 +0% \|.*\| 00:00, \? left", screen.getvalue())
 

@@ -61,7 +61,7 @@ def check_the_report_draws_what_the_folder_says(run):
     event = json.loads((run / "summary.json").read_text())["healed"][1]
     shift = event["shift"]["authority"]["nats"]
     wanted = "round 2, healedΔauthority {:+.2f} [{:+.2f}, {:+.2f}] nats".format(*shift)
-    assert box.startswith(wanted) and "coherence 0.99" in box
+    assert box.startswith(wanted) and "coherence 1.000" in box
     assert "of rows over τ" in box and "KL to base" in box and "κ =" in box
     labels = [x for x in page.find("text") if x in ("base", "1", "2", "steering, nearest shift",
                                                     "plain distillation")]
@@ -112,7 +112,7 @@ def check_scores_of_other_models_land_on_the_map(run, tmp_path, capsys):
     lines += [json.dumps({"stage": "evaluate", "round": 0, "state": x, "dose": 0.0, "measures": e[
         "measures"]}) for x, e in zip(("base", "scored"), states(run), strict=False)]
     (score / "events.jsonl").write_text("\n".join(lines) + "\n")
-    for kind in ("eval", "items"):
+    for kind in ("eval", "items", "said"):
         copy(run / f"rounds/01/healed.{kind}.parquet", score / f"rounds/00/scored.{kind}.parquet")
     copytree(score, twin := tmp_path / "runs/same-name")
     main([str(run), "--with", str(score), str(twin)])

@@ -461,8 +461,9 @@ def check_a_probe_is_refused_before_anything_else_is_measured(
         world, monkeypatch, found, says):
     cfg = replace(world.cfg, probes=[f"{__name__}:other", f"{__name__}:probe"])
     monkeypatch.setitem(FOUND, "it", found)
-    for measure in ("choices", "mundane"):
-        monkeypatch.setattr(f"steerloop.evaluate.{measure}", lambda *_: pytest.fail("too late"))
+    for late in ("evaluate.choices", "evaluate.said", *(
+            f"readouts.items.{x}" for x in ("mundane", "contrast", "reasons"))):
+        monkeypatch.setattr(f"steerloop.{late}", lambda *_: pytest.fail("too late"))
     said = refusal(evaluate, world.model, world.data, cfg)
     assert f"{__name__}:probe" in said and says in said
 

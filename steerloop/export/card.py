@@ -59,7 +59,8 @@ def measured(student: Student, as_run: bool) -> str:
     shifts += [f"- read by {sight['headline'] or 'nothing'} (U0: {sight['verdict']})"]
     was, now = summary["base"], event["measures"]
     ratio = now["ppl_mundane"] / was["ppl_mundane"]
-    return "\n".join([*shifts, f"- coherence: {now['coherence']:.3f} of the base's",
+    known = f"{now['coherence']:.3f} of the base's" if "coherence" in now else "not known"
+    return "\n".join([*shifts, f"- coherence: {known}",
                       f"- perplexity of ordinary text: × {ratio:.3f}"])
 
 

@@ -32,7 +32,8 @@ def against(
 
     headline   shift by the readout of that name, nats towards `up` (see trait.py); None without one
     moved      what tables and map show, by label: of digits both foundations, else the headline
-    coherence  against base, within [0, 1], and `canary`, what it comes from (see coherence.py)
+    coherence  against base, within [0, 1], and `canary`, what it comes from (see coherence.py);
+               None and '' where no canary is valid, and score is without it
     score      (headline, or of digits half the clr movement along the axis (down, up) − OFF_AXIS ×
                the mean size of the others') × coherence²; None without a headline
     slope      change of coherence per nat of headline; None where that is less than LEAST
@@ -43,9 +44,9 @@ def against(
     leaves     share of vignettes that chose `down` under base and do not now, less the reverse
     """
     digits = answered(now[0], base[0], axis, cfg) if len(base[0]) else {}
-    canary, ends, _ = coherent(now, base, cfg)
-    found = digits | {"coherence": ends, "canary": canary, "headline": None, "moved": {},
-                      "score": None, "slope": None}
+    canary, ends, n = coherent(now, base, cfg)
+    found = digits | {"coherence": ends if n else None, "canary": canary, "headline": None,
+                      "moved": {}, "score": None, "slope": None}
     if not headline:
         return found
     w = weights(headline, base, cfg)
@@ -65,7 +66,7 @@ def costs(
     two errors add up, elsewhere every item pulls on both."""
     name, ours, theirs = least(now, base, cfg["ppl_factor"])
     if not name:
-        return {"score": None, "slope": None}
+        return {"score": estimate(w, gain.values, gain.pull), "slope": None}
     same = name != "kept" and len(ours) == w.shape[1]
     other = w if same else averages(len(ours), cfg["seed"] + 1, cfg["bootstrap"])
     share = weighed(ours, theirs, other)

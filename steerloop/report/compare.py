@@ -193,8 +193,8 @@ def compare_runs(runs: list[Path]) -> str:
                     | {"round": last["round"] + 1}
                     | ({f"{k} (nats)": interval(x) for k, x in last["moved"].items()}
                        or {"trait": word_of(run)})
-                    | {"coherence": now["coherence"], PPL: now["ppl_mundane"] / base["ppl_mundane"]}
-                    | {k: now[k] for k in LEGAL if k in now})
+                    | {PPL: now["ppl_mundane"] / base["ppl_mundane"]}
+                    | {k: now[k] for k in ("coherence", *LEGAL) if k in now})
     parts.append(markdown(rows))
     headline = headline_of(first)
     for row, run, t in zip(rows[1:], runs[1:], held[1:], strict=True):

@@ -52,8 +52,8 @@ def hover(title: str, event: dict[str, Any], base: dict[str, Any], loop: Sequenc
     lines = [f"<b>{escape(title)}</b>"]
     lines += [f"{escape(k)} {interval(x)} nats" for k, x in event["moved"].items()]
     lines += [f"score {interval(event['score'])}"] if event["score"] else []
-    lines += [f"coherence {now['coherence']:.3f}",
-              f"mundane ppl × {now['ppl_mundane'] / was['ppl_mundane']:.3f}"]
+    lines += [f"coherence {now['coherence']:.3f}"] if "coherence" in now else []
+    lines += [f"mundane ppl × {now['ppl_mundane'] / was['ppl_mundane']:.3f}"]
     lines += [f"{escape(k.replace('_', ' '))} {now[k]:.3f}"
               for k in ("opening_mass", "sentence_validity") if k in now]
     return "<br>".join(lines + ([f"dose {event['dose']:.2f}"] if event["dose"] else []) + [*loop])
@@ -201,7 +201,7 @@ def rounds_figure(
     """Coherence, direction cosines and the KL ledger above one round axis (0 is the base)."""
     def coherence(*states: str) -> tuple[list[int], list[float]]:
         rows = [(0 if e["state"] == "base" else e["round"] + 1, e["measures"]["coherence"])
-                for e in measured if e["state"] in states]
+                for e in measured if e["state"] in states and "coherence" in e["measures"]]
         return [x for x, _ in rows], [y for _, y in rows]
 
     spent = [drifts[r]["kl_base"] for r in drifts]

@@ -14,8 +14,9 @@ from steerloop.runfolder.files import read_summary, read_table, write_table
 from steerloop.runfolder.layout import LEDGER, SUMMARY, summaries
 from steerloop.texts.printable import printable
 
+MOVED = ("down", "up")  # shifts along the axis; of a readout of its own the second alone
 LEGAL = ("opening_mass", "sentence_validity")
-LIKE = {"coherence", "ppl_mundane"}  # measures that every run has
+LIKE = {"ppl_mundane"}  # measures that every run has
 ARM = (  # what tells runs apart, beside their axis
     "model", "barrier", "agg", "ref", "lam", "lam_pow", "tau", "tau_share", "kl_budget", "lr",
     "epochs", "filter", "multiples", "rounds", "seed", "split",
@@ -115,18 +116,20 @@ def said(settings: dict[str, Any]) -> str:
 def table_of(rows: pl.DataFrame) -> str:
     """The runs of one arm by seed, and where several seeds ran, their mean with its interval (of
     each seed the last run)."""
-    legal = [k for k in LEGAL if k in rows.columns and rows[k].null_count() == 0]
-    plain = ["coherence", "ppl_ratio", *legal]
+    known = [k for k in ("coherence", *LEGAL, *MOVED)
+             if k in rows.columns and rows[k].null_count() == 0]
+    plain = ["ppl_ratio", *(k for k in known if k not in MOVED)]
+    moved = [k for k in MOVED if k in known]
     shown = [
         {"seed": str(x["seed"]), "rounds": str(x["healed_rounds"]),
          "best": "none" if x["best_round"] is None else str(x["best_round"] + 1)}
-        | {f"Δ{k} (nats)": interval([x[k], x[f"{k}_low"], x[f"{k}_high"]]) for k in ("down", "up")}
+        | {f"Δ{k} (nats)": interval([x[k], x[f"{k}_low"], x[f"{k}_high"]]) for k in moved}
         | {k.replace("_", " "): f"{x[k]:.3f}" for k in plain}
         | {k: x.get(k) or "" for k in JUDGED} | {"run": x["run"]}
         for x in rows.iter_rows(named=True)]
     seeds = rows.unique("seed", keep="last", maintain_order=True)
     if len(seeds) > 1:
-        means = {f"Δ{k} (nats)": interval(over_seeds(seeds[k].to_list())) for k in ("down", "up")}
+        means = {f"Δ{k} (nats)": interval(over_seeds(seeds[k].to_list())) for k in moved}
         for k in plain:
             means[k.replace("_", " ")] = "{:.3f} [{:.3f}, {:.3f}]".format(
                 *over_seeds(seeds[k].to_list()))

@@ -16,7 +16,8 @@ HIDDEN = ("reasons_", "contrast_1", "contrast_2")  # that are read by difference
 def measures(now: Frames, base: Frames, factor: float) -> dict[str, float]:
     """Means over what `evaluate` returned, of a state and of its base. `<foundation>_nats` is the
     log of a mean p, `ppx_json` and `ppl_mundane` are perplexities, `said` is nats per token;
-    coherence is against `base` (see coherence.py; `factor` is --ppl_factor). Where people rated the
+    coherence is against `base` (see coherence.py; `factor` is --ppl_factor), and left out where
+    nothing is known of it. Where people rated the
     vignettes, `overlap` is the mean mass that the answer and their ratings have in common, 1 at
     best."""
     rows, items, said = now
@@ -27,7 +28,9 @@ def measures(now: Frames, base: Frames, factor: float) -> dict[str, float]:
         known |= answered(rows)
     if len(said):
         known["said"] = said.select(pl.mean("said_1", "said_2")).to_numpy().mean()
-    return {"coherence": coherence(now, base, factor)} | {k: float(x) for k, x in known.items()}
+    share = coherence(now, base, factor)
+    first = {} if math.isnan(share) else {"coherence": share}
+    return first | {k: float(x) for k, x in known.items()}
 
 
 def answered(rows: pl.DataFrame) -> dict[str, float]:

@@ -88,7 +88,9 @@ def told(run: Path, measured: list[dict[str, Any]]) -> str:
         return "No round has been healed yet."
     last, (down, up), headline = healed[-1], axis_of(run), headline_of(run)
     rounds = f"{len(healed)} round{'s' * (len(healed) > 1)}"
-    coherence = f"Coherence {interval(last['coherence'], '.3f')} of the base's."
+    coherence = "Of its coherence nothing is known."
+    if last["coherence"]:
+        coherence = f"Coherence {interval(last['coherence'], '.3f')} of the base's."
     if not headline:
         return f"After {rounds}: trained, not measured ({word_of(run)}). {coherence}"
     if headline != DIGITS:

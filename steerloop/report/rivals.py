@@ -34,9 +34,8 @@ def pairs(by_name: dict[str, dict[str, Any]]) -> dict[str, tuple[str, str] | Non
 def sides(event: dict[str, Any], base: dict[str, float]) -> dict[str, float]:
     """What a comparison looks at: coherence, perplexity of ordinary text over base, legality."""
     now = event["measures"]
-    return {"coherence": now["coherence"],
-            PPL: now["ppl_mundane"] / base["ppl_mundane"]} | {
-        k: now[k] for k in PROBED if k in now}
+    shares = {k: now[k] for k in ("coherence", *PROBED) if k in now}
+    return {PPL: now["ppl_mundane"] / base["ppl_mundane"]} | shares
 
 
 def outcomes(

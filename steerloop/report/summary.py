@@ -19,6 +19,8 @@ from steerloop.report.verdicts import NAMES, Verdict, heads, named, write_verdic
 from steerloop.runfolder import layout
 from steerloop.runfolder.files import read_document, sealed, write_whole
 
+UNKNOWN = (0.0, 0.0, 1.0)  # coherence without a canary
+
 
 def best_round(
     healed: list[dict[str, Any]], floor: float, barred: frozenset[int] = frozenset()
@@ -31,10 +33,10 @@ def best_round(
     wins, the earlier one of two equals.
     """
     def point(event: dict[str, Any]) -> tuple[float, float]:
-        return event["headline"][0], event["coherence"][0]
+        return event["headline"][0], (event["coherence"] or UNKNOWN)[0]
 
-    sound = [e for e in healed
-             if e["score"] and e["coherence"][2] >= floor and e["round"] not in barred]
+    sound = [e for e in healed if e["score"] and e["round"] not in barred
+             and (e["coherence"] or UNKNOWN)[2] >= floor]
     front = [e for e in sound
              if not any(point(o)[0] > point(e)[0] and point(o)[1] >= point(e)[1] for o in sound)]
     return max(front, key=lambda e: e["score"][0])["round"] if front else None
