@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 import torch
 
-from steerloop.checks.small import completions, data_files
+from steerloop.checks.small import data_files
 from steerloop.report.sight import (
     BLIND,
     PASS,
@@ -19,7 +19,8 @@ from steerloop.report.sight import (
     verdict,
 )
 from steerloop.report.trait import measured, unasked
-from steerloop.sight.nulls import apart, balanced, like, noise, nulls, size, top_kl
+from steerloop.sample import jobs
+from steerloop.sight.nulls import apart, at_one_cost, balanced, noise, nulls, size, top_kls
 from steerloop.texts.data import read_data
 
 AXIS = ["casual", "formal"]
@@ -128,20 +129,22 @@ def check_signs_are_balanced_within_every_pair():
 
 
 def check_a_null_is_orthogonal_and_costs_as_much(small, tmp_path):
-    """At the dose that is solved without sampling its KL is that of the vector, and nothing of the
-    vector is left in it."""
+    """At its dose its rollouts cost what the vector's do, and nothing of the vector is left in
+    it."""
     s = small(**data_files(tmp_path), steer_blocks=[2, 3])
     data, vector = read_data(s.cfg), s.vector()
-    table = completions(4, longest=30)
     found = nulls(s.model, data, s.cfg, vector, 3)
     for null in found:
         for block, x in null.items():
             assert abs(x @ vector[block]) <= 1e-4 * x.norm() * vector[block].norm()
     for other in noise(s.cfg, vector, 2):
         assert size(other) == pytest.approx(size(vector), rel=1e-4)
-    target, (other,) = top_kl(s.model, table, s.cfg, vector, 0.1), noise(s.cfg, vector, 1)
-    dose = like(s.model, table, s.cfg, other, target, 0.1)
-    assert top_kl(s.model, table, s.cfg, other, dose) == pytest.approx(target, rel=0.05)
+    others = [*found, *noise(s.cfg, vector, 1)]
+    asked = jobs(s.model, data.prompts, [0.0])
+    (target,) = top_kls(s.model, asked, s.cfg, [vector], [0.1])
+    doses = at_one_cost(s.model, asked, s.cfg, vector, 0.1, others)
+    for other, dose in zip(others, doses, strict=True):  # each alone, as if it were the vector
+        assert top_kls(s.model, asked, s.cfg, [other], [dose])[0] == pytest.approx(target, rel=0.1)
     v = torch.tensor([1.0, 2.0])
     assert torch.allclose(apart(torch.tensor([2.0, 4.0]), v), torch.zeros(2), atol=1e-6)
 

@@ -12,7 +12,7 @@ from steerloop.model import Model
 from steerloop.runfolder.progress import Bar
 from steerloop.texts.data import Data
 
-Vector = dict[int, Float[Tensor, "d"]]  # block index → direction, fp32
+Vector = dict[int, Float[Tensor, "... d"]]  # block index → direction (or k of them), fp32
 
 
 class _Deepest(Exception):

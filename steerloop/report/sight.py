@@ -176,12 +176,20 @@ def spearman(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
 
 
 def odd(table: pl.DataFrame) -> dict[tuple[str, str], np.ndarray]:
-    """(direction, readout) → per item half of the change from -c* to +c*."""
+    """(direction, readout) → per item half of the change from -c* to +c*. That of digits is of the
+    log of a mean (see trait.py): an item counts by its pull on it."""
     both = table.filter(sign=1).join(
         table.filter(sign=-1), on=["direction", "readout", "item"], suffix="_less").sort("item")
-    both = both.with_columns(half=(pl.col("value") - pl.col("value_less")) / 2)
-    parts = both.partition_by("direction", "readout", as_dict=True)
-    return {(str(d), str(r)): part["half"].to_numpy() for (d, r), part in parts.items()}
+    found = {}
+    for (d, r), part in both.partition_by("direction", "readout", as_dict=True).items():
+        more, less = part["value"].to_numpy(), part["value_less"].to_numpy()
+        if r == "digits":
+            p, q = np.exp(-more), np.exp(-less)
+            change = np.log(q.mean() / p.mean()) + q / q.mean() - p / p.mean()
+        else:
+            change = more - less
+        found[str(d), str(r)] = change / 2
+    return found
 
 
 def specific(means: dict[str, np.ndarray]) -> dict[str, tuple[float, bool]]:

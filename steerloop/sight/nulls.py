@@ -20,10 +20,11 @@ from torch import Tensor
 from steerloop.config import Config
 from steerloop.model import Model
 from steerloop.readouts.states import Vector, differences
-from steerloop.sample import completion_losses
+from steerloop.sample import completion_losses, sample
 from steerloop.texts.data import Data
 
-STEPS = 3  # of the search for a dose; KL is close to quadratic, so the error is squared in each
+STEPS = 4  # of the search for a dose; KL is close to quadratic
+FAR = 3.0  # a step changes a dose by no more than this
 QUANTILE = 0.95  # of the KL per token, as where c* is solved
 
 
@@ -69,22 +70,49 @@ def noise(cfg: Config, vector: Vector, k: int) -> list[Vector]:
     return found
 
 
-def top_kl(model: Model, table: pl.DataFrame, cfg: Config, vector: Vector, dose: float) -> float:
-    """p95 over tokens of KL(steered ‖ unsteered), nats, on completions as they stand."""
-    _, kls = completion_losses(model, table.with_columns(dose=pl.lit(dose)), cfg, vector)
-    return torch.cat(kls).quantile(QUANTILE).item()
-
-
 def size(vector: Vector) -> float:
     """Its norm over all blocks."""
     return math.sqrt(sum(x.square().sum().item() for x in vector.values()))
 
 
-def like(
-    model: Model, table: pl.DataFrame, cfg: Config, vector: Vector, target: float, dose: float
-) -> float:
-    """The dose at which a direction costs `target` nats on the completions of `table`, as
-    `top_kl`, without sampling; `dose` is a first guess."""
+def stacked(vectors: list[Vector]) -> Vector:
+    """k directions as one vector whose rows have a dose of each: block → (k, d)."""
+    return {b: torch.stack([x[b] for x in vectors]) for b in vectors[0]}
+
+
+def aimed(asked: pl.DataFrame, doses: list[float]) -> pl.DataFrame:
+    """Every row of a table of `jobs` under each of k directions in turn, at its dose; the same
+    draws under all of them."""
+    parts = []
+    for j, dose in enumerate(doses):
+        mine = [0.0] * len(doses)
+        mine[j] = dose
+        parts.append(asked.with_columns(dose=pl.Series([mine] * len(asked)), direction=pl.lit(j)))
+    return pl.concat(parts)
+
+
+def top_kls(
+    model: Model, asked: pl.DataFrame, cfg: Config, vectors: list[Vector], doses: list[float]
+) -> list[float]:
+    """Per direction, p95 over the tokens of its rollouts of KL(steered ‖ unsteered), nats."""
+    every = stacked(vectors)
+    table = sample(model, aimed(asked, doses), every, cfg, "u0|dose")
+    _, kls = completion_losses(model, table, cfg, every)
+    n = len(asked)
+    parts = [torch.cat(kls[j * n : (j + 1) * n]) for j in range(len(doses))]
+    return [x.quantile(QUANTILE).item() for x in parts]
+
+
+def at_one_cost(
+    model: Model, asked: pl.DataFrame, cfg: Config, vector: Vector, c_star: float,
+    others: list[Vector],
+) -> list[float]:
+    """The doses at which rollouts of the others cost what those of `vector` at c* do, all of them
+    in one batch, by the square root of how far they miss it."""
+    (target,) = top_kls(model, asked, cfg, [vector], [c_star])
+    doses = [c_star * size(vector) / max(size(x), 1e-12) for x in others]
     for _ in range(STEPS):
-        dose *= math.sqrt(target / max(top_kl(model, table, cfg, vector, dose), 1e-12))
-    return dose
+        reached = top_kls(model, asked, cfg, others, doses)
+        factors = [math.sqrt(target / max(x, 1e-12)) for x in reached]
+        doses = [x * min(max(f, 1 / FAR), FAR) for x, f in zip(doses, factors, strict=True)]
+    return doses

@@ -28,15 +28,16 @@ from steerloop.report.sight import (
 )
 from steerloop.runfolder.progress import Bar
 from steerloop.sample import jobs
-from steerloop.sight.nulls import like, noise, nulls, size, top_kl
+from steerloop.sight.nulls import aimed, at_one_cost, noise, nulls, stacked
 from steerloop.steer import steered
 from steerloop.texts.data import Data
 from steerloop.texts.packs import Wording
 
 NULLS = 19  # so that the vector stands out of 20 by chance once in 20 times
 NOISE = 2  # isotropic vectors, reported beside them
-ROWS = 4  # of the base's own answers, on which doses are compared
-FEWEST = 8  # items of a readout that is asked under every direction
+ROWS, TOKENS = 4, 32  # rollouts of a direction, by which doses are compared, and their length
+VIGNETTES = 3  # of them to an item
+FEWEST = 4  # items of a readout that is asked under every direction
 COLUMNS = {"direction": pl.String, "sign": pl.Int64, "readout": pl.String, "item": pl.Int64,
            "value": pl.Float64}
 
@@ -60,7 +61,7 @@ def look(
     tables = [prompted]
     if able:
         few = some(data, cfg)
-        directions = at_one_cost(model, data, cfg, vector, c_star)
+        directions = lined_up(model, data, cfg, vector, c_star)
         for direction in Bar(directions, "u0"):
             tables += answered(model, few, cfg, direction, able)
         if "said" in able:
@@ -105,35 +106,36 @@ def rows(direction: str, sign: int, readout: str, values: list[float]) -> pl.Dat
 
 
 def some(data: Data, cfg: Config) -> Data:
-    """A seeded part of the held-out items and of the vignettes: --u0_items of each."""
+    """A seeded part of the held-out items, --u0_items, and of the vignettes: as many of each label,
+    so that some of them are of the axis."""
     rng = random.Random(f"{cfg.seed}|u0")
 
-    def part(table: pl.DataFrame) -> pl.DataFrame:
-        chosen = rng.sample(range(len(table)), min(len(table), max(FEWEST, cfg.u0_items)))
+    def part(table: pl.DataFrame, n: int) -> pl.DataFrame:
+        chosen = rng.sample(range(len(table)), min(len(table), max(FEWEST, n)))
         return table[sorted(chosen)]
 
     held = data.contrast.filter("held")
     axis = (data.up, data.down)  # what other phrases cost is not asked
     asked = [Wording(x.ask, {f: x.reasons[f] for f in axis if f in x.reasons})
              for x in data.reasons]
-    return replace(data, contrast=part(held), vignettes=part(data.vignettes), reasons=asked)
+    labels = data.vignettes.partition_by("label") if len(data.vignettes) else [data.vignettes]
+    each = max(1, VIGNETTES * cfg.u0_items // len(labels))
+    some = pl.concat([part(x, each) for x in labels])
+    return replace(data, contrast=part(held, cfg.u0_items), vignettes=some, reasons=asked)
 
 
-def at_one_cost(
+def lined_up(
     model: Model, data: Data, cfg: Config, vector: Vector, c_star: float
 ) -> list[Direction]:
-    """The vector at c*, null vectors and noise at the doses that cost as much on the base's own
-    answers."""
-    table = spoken(model, jobs(model, data.prompts[:ROWS], [0.0]), {}, cfg)
-    target = top_kl(model, table, cfg, vector, c_star)
-    found = [Direction(VECTOR, vector, c_star)]
-    for kind, vectors in ((NULL, nulls(model, data, cfg, vector, NULLS)),
-                          ("noise", noise(cfg, vector, NOISE))):
-        for i, other in enumerate(vectors, 1):
-            guess = c_star * size(vector) / max(size(other), 1e-12)
-            dose = like(model, table, cfg, other, target, guess)
-            found.append(Direction(f"{kind} {i}", other, dose))
-    return found
+    """The vector at c*, null vectors and noise at the doses that cost as much."""
+    found = nulls(model, data, cfg, vector, NULLS)
+    others = [*found, *noise(cfg, vector, NOISE)]
+    rollout = replace(cfg, max_new_tokens=min(TOKENS, cfg.max_new_tokens))
+    asked = jobs(model, data.prompts[:ROWS], [0.0])
+    doses = at_one_cost(model, asked, rollout, vector, c_star, others)
+    names = [f"{NULL} {i + 1}" if i < NULLS else f"noise {i - NULLS + 1}"
+             for i in range(len(others))]
+    return [Direction(VECTOR, vector, c_star), *map(Direction, names, others, doses)]
 
 
 def answered(
@@ -159,19 +161,12 @@ def uttered(
     model: Model, data: Data, cfg: Config, directions: list[Direction]
 ) -> pl.DataFrame:
     """The same of what is said, all directions in the rows of a batch."""
-    prompts = data.contrast["prompt"].to_list()
-    blocks = directions[0].vector
-    every = {b: torch.stack([x.vector[b] for x in directions]) for b in blocks}
-    asked = jobs(model, prompts, [0.0])
-    parts, signed = [], [(j, sign) for j in range(len(directions)) for sign in (1, -1)]
-    for j, sign in signed:
-        dose = [0.0] * len(directions)
-        dose[j] = sign * directions[j].dose
-        parts.append(asked.with_columns(dose=pl.Series([dose] * len(asked))))
-    answers = spoken(model, pl.concat(parts), every, cfg)
-    values = poles(model, answers, data, cfg, 0)
-    tables = []
-    for n, (j, sign) in enumerate(signed):
-        mine = values[n * len(asked) : (n + 1) * len(asked)]
-        tables.append(rows(directions[j].name, sign, "said", mine))
+    asked = jobs(model, data.contrast["prompt"].to_list(), [0.0])
+    every, tables = stacked([x.vector for x in directions]), []
+    both = {sign: aimed(asked, [sign * x.dose for x in directions]) for sign in (1, -1)}
+    answers = spoken(model, pl.concat(list(both.values())), every, cfg)
+    answers = answers.with_columns(value=pl.Series(poles(model, answers, data, cfg, 0)))
+    for sign, part in zip(both, answers.iter_slices(len(answers) // 2), strict=True):
+        for direction, mine in zip(directions, part.iter_slices(len(asked)), strict=True):
+            tables.append(rows(direction.name, sign, "said", mine["value"].to_list()))
     return pl.concat(tables)
