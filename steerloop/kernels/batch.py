@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Ids = list[list[int]]
+Doses = list[float] | list[list[float]]  # of rows: one each, or one for each of several directions
 
 
 @dataclass
@@ -24,7 +25,7 @@ class Batch:
     positions: Int[Tensor, "n"]  # in the flattened (b t), each one before its target
     targets: Int[Tensor, "n"]
     rows: Int[Tensor, "n"]  # sorted
-    dose: Float[Tensor, "b"]
+    dose: Float[Tensor, "b ..."]  # or one for each of several directions
 
     def split(self, x: Float[Tensor, "n *d"]) -> tuple[Tensor, ...]:
         """What belongs to the n predictions, row by row."""
@@ -44,7 +45,7 @@ def pad(
 
 
 def collate(
-    prompts: Ids, completions: Ids, doses: list[float] | None, blank: int, device: torch.device
+    prompts: Ids, completions: Ids, doses: Doses | None, blank: int, device: torch.device
 ) -> Batch:
     """Prompts and completions → Batch; an empty completion predicts nothing, and without `doses`
     (units of the vector) nothing is steered."""
@@ -102,7 +103,7 @@ class Batching:
         """Prompts → left-padded ids and mask: they end together, ready to be continued."""
         return pad(rows, self.stop_ids[0], self.device, left=True)
 
-    def batch(self, prompts: Ids, completions: Ids, doses: list[float] | None = None) -> Batch:
+    def batch(self, prompts: Ids, completions: Ids, doses: Doses | None = None) -> Batch:
         """Prompts, completions and doses (units of the vector), right-padded."""
         return collate(prompts, completions, doses, self.stop_ids[0], self.device)
 

@@ -27,7 +27,7 @@ class Rows:
     index: Int[Tensor, "b"]  # on the CPU
     ids: Int[Tensor, "b t"]
     mask: Bool[Tensor, "b T"]
-    dose: Float[Tensor, "b"]
+    dose: Float[Tensor, "b ..."]  # or one for each of several directions
     draws: Float[Tensor, "b m"]
     cache: Cache
 
