@@ -19,6 +19,8 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from steerloop.kernels.dense import added
+
 
 class Gates:
     """Which rounds are heard; one object shared by all layers of a model.
@@ -101,10 +103,9 @@ class GatedLoRALinear(nn.Module):
         return A, B
 
     def forward(self, x: Float[Tensor, "b t d_in"]) -> Float[Tensor, "b t d_out"]:
-        y = self.base(x)
         gate = self.gates.value
         if gate is not None and not gate.any():
-            return y
+            return self.base(x)
         A, B = self.factors()
         low = F.linear(x, A)
         if gate is not None:
@@ -112,7 +113,8 @@ class GatedLoRALinear(nn.Module):
             if gate.ndim == 2:  # of each row
                 gate = rearrange(gate, "b Rr -> b 1 Rr")
             low = low * gate
-        return y + self.scale * F.linear(low, B)
+        y = self.scale * F.linear(low, B)
+        return self.base(x) + y if torch.is_grad_enabled() else added(self.base, x, y)
 
     def heard(self) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, "d_out n"]]:
         """What the gates in force (none, or one vector) let through: the rows of A that say

@@ -230,7 +230,7 @@ def sampling(model: Model, cfg: Config, size: Size) -> Figures:
         prompts, heat = (asked * -(-size.rows // len(asked)))[: size.rows], 0.0
     doses = [cfg.multiples[i % len(cfg.multiples)] for i in range(size.rows)]
     table = pl.DataFrame({"prompt_ids": prompts, "dose": doses}).with_columns(
-        prompt_id=pl.int_range(size.rows), copy=0)
+        prompt_id=pl.int_range(size.rows), multiple=pl.col("dose"), copy=0)
     twin, few, made = twins.load(cfg, model), size.twin_rows, {}
     whole = replace(cfg, batch_rows=size.rows, max_new_tokens=size.tokens, temperature=heat)
 

@@ -54,7 +54,7 @@ def run(cfg: Config, size: Size) -> Figures:
                   think_tokens=size.think)
     model = load(cfg)
     table = pl.DataFrame({"prompt_ids": texts(size.rows, size.prompt)}).with_columns(
-        prompt_id=pl.int_range(size.rows), copy=0, dose=0.0)
+        prompt_id=pl.int_range(size.rows), multiple=0.0, copy=0, dose=0.0)
     asked = read(cfg.vignettes.replace("{split}", cfg.split), vignettes).head(-(-size.rows // 4))
     work: dict[str, Callable[[], Any]] = {
         "sample": lambda: sample(model, table, {}, cfg, "0|bench", stops=False),

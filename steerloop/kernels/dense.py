@@ -67,6 +67,18 @@ def still(weight: Float[Tensor, "d_out d_in"], bias: Tensor | None) -> nn.Module
     return Blocked(weight, bias) if suits(weight) else plain(weight, bias)
 
 
+def added(
+    base: nn.Linear, x: Float[Tensor, "*b d_in"], y: Float[Tensor, "*b d_out"]
+) -> Float[Tensor, "*b d_out"]:
+    """base(x) + y without a gradient. In 16 bits it is summed before it is rounded: a rounded
+    product lies on the grid, where a small y would be lost as in a merged matrix."""
+    if x.dtype == torch.float32:
+        return base(x) + y
+    if base.bias is not None:
+        y = y + base.bias
+    return torch.addmm(y.flatten(0, -2), x.flatten(0, -2), base.weight.t()).view_as(y)
+
+
 class Beside(nn.Module):
     """y = [x, x Aᵀ] [W, B]ᵀ + b: the stack is one more column of inputs for each of its rows, so
     that it joins the sum before that is rounded. Forward only."""
