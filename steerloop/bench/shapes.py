@@ -59,7 +59,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
         [pre_tokenizers.Digits(individual_digits=True),
          pre_tokenizers.ByteLevel(add_prefix_space=False)])
     core.decoder = decoders.ByteLevel()
-    files = [PACKAGE / "data" / x for x in ("prompts.txt", "contexts.txt", "vignettes.jsonl")]
+    files = [PACKAGE / "data" / x for x in (
+        "traits/care_over_authority/prompts.txt", "contexts.txt", "vignettes.jsonl")]
     core.train([str(x) for x in files], trainers.BpeTrainer(
         vocab_size=WORDS, special_tokens=SPECIALS, show_progress=False,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())))
