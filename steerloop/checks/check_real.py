@@ -68,7 +68,7 @@ def exact():
 
 def texts_of(model):
     """Ordinary prompts, and one that is longer than a sliding window."""
-    prompts = read("data/prompts.txt", lines)
+    prompts = read("data/traits/care_over_authority/prompts.txt", lines)
     story = " ".join(read("data/contexts.txt", lines) * 9)
     ids = model.to_ids(story)[:LONG]
     return [*(prompts * PROMPTS)[: PROMPTS - 1], model.to_text(ids)]
@@ -90,7 +90,7 @@ def check_greedy_tokens_are_the_librarys(exact, name):
 def check_loss_and_gradient_on_real_logits(exact, name, kind):
     """Over the whole vocabulary: 49,152 words, and 262,144."""
     model, _ = exact(name)
-    ids = [model.to_ids(x)[:9] for x in read("data/prompts.txt", lines)[:2]]
+    ids = [model.to_ids(x)[:9] for x in read("data/traits/care_over_authority/prompts.txt", lines)[:2]]
     with torch.no_grad():
         h = model.hidden(model.batch([x[:2] for x in ids], [x[2:] for x in ids]))
     torch.manual_seed(0)

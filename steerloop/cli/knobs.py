@@ -71,7 +71,7 @@ def check_knobs(options: Any) -> None:
             raise UserError(f"--{knob.name} takes {kind_of(knob)}, not {value!r}")
         start = knob.default if knob.default_factory is MISSING else knob.default_factory()
         blank = value == [] or (isinstance(value, str) and not value.strip())
-        if blank and start not in ("", []):
+        if blank and (value or start not in ("", [])):  # white space is no name of a file
             raise UserError(f"--{knob.name} is empty: give a value, or leave it out")
         for x in value if isinstance(value, list) else [value]:
             if not isinstance(x, str | bool) and not allowed.holds(x):
