@@ -113,7 +113,7 @@ class Config:
     said_tokens: int = knob(64, "length limit of those answers, tokens")
     bootstrap: int = knob(1000, "resamples behind every 95 % interval", 10, 10**5)
     coh_floor: float = knob(0.8, "least share kept of the base's own answers; less is said", 0, 1)
-    coh_drop: float = knob(0.03, "loss of coherence against base that ends the loop", 0, 1)
+    coh_drop: float = knob(0.05, "loss of coherence against base that ends the loop", 0, 1)
 
     def __post_init__(self) -> None:
         check_knobs(self)
