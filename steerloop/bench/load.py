@@ -59,7 +59,7 @@ def run(cfg: Config, rows: int, tokens: int) -> dict[str, Any]:
 
     def decode() -> None:
         table = pl.DataFrame({"prompt_ids": texts(rows, 64), "prompt_id": range(rows)})
-        table = table.with_columns(dose=0.0, copy=0)
+        table = table.with_columns(dose=0.0, multiple=0, copy=0)
         exact = replace(cfg, max_new_tokens=tokens)
         figures["tokens"] = sample(model, table, {}, exact, "bench", stops=False)[
             "completion_ids"].list.len().sum()

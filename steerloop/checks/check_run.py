@@ -81,7 +81,7 @@ def check_events_tell_the_loop_in_order(events):
     one = [("sample", None), ("evaluate", "steered"), ("heal", None), ("drift", None),
            ("evaluate", "healed")]
     assert stages == [("config", None, 0), ("axis", None, None), ("evaluate", 0, "base"),
-                      ("start", None, None),
+                      ("start", None, None), ("u0", None, None),
                       *[(s, r, state) for r in (0, 1) for s, state in one],
                       ("evaluate", 1, "matched")]
     for event in events:
@@ -168,7 +168,7 @@ def check_reports_read_the_folder(run):
     assert states.count("\n") == 1 + 6  # base, two rounds of two states, matched
     assert rivals.count("\n") == 2 and "steering" in rivals
     assert [x.split("|")[1].split(":")[0].strip() for x in verdicts.splitlines()[2:]] == [
-        "U1", "U2", "U3", "Dose"]
+        "U0", "U1", "U2", "U3", "Dose"]
     assert run.name in report.ledger_table(run.parent)
 
 

@@ -42,7 +42,7 @@ def check_an_adapter_scores_as_its_student(made, capsys, family):
     student, adapter, cfg = made(family)
     with pytest.raises(UserError, match=f"names its base {family}, which is no model here.*--base"):
         score(str(adapter), cfg)
-    folder = score(str(adapter), replace(cfg, model="no such model"), cfg.model)
+    folder = score(str(adapter), replace(cfg, model="no such model", u0=False), cfg.model)
     vignettes = read_data(cfg).vignettes
     columns = pl.col("^p_.*$")
     for state, gates in (("base", 0 * student.gates), ("scored", student.gates)):

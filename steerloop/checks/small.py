@@ -237,7 +237,7 @@ def short_config(folder: Path, cfg: Config, runs: str = "runs", **fields: object
             "runs": str(folder / runs), "rounds": 2, "dose_tokens": 8, "dose_prompts": 2,
             "max_new_tokens": 10, "n_keep": 4, "walk_rows": 4, "epochs": 1, "filter": False,
             "min_tokens": 1, "lr": 1e-2, "steer_blocks": [2, 3], "batch_rows": 32, "target_kl": 0.5,
-            "coh_drop": 1.0,
+            "coh_drop": 1.0, "u0": False,
         }
         | fields,
     )  # fmt: skip

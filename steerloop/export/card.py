@@ -7,6 +7,7 @@ from shlex import quote
 from steerloop.export.student import Student
 from steerloop.export.vectors import GGUF, SAFE, flags
 from steerloop.loading.hub import locate, public_name
+from steerloop.report.sight import OFF
 from steerloop.report.text import inline
 from steerloop.runfolder.files import read_summary
 
@@ -54,9 +55,9 @@ def measured(student: Student, as_run: bool) -> str:
     if event is None:
         return unknown("the run has no evaluation of this round")
     shifts = [f"- {inline(k)}: {{:+.2f}} nats, 95 % interval [{{:+.2f}}, {{:+.2f}}]".format(*x)
-              for k, x in event["moved"].items()]
-    sight = summary["u0"]
-    shifts += [f"- read by {sight['headline'] or 'nothing'} (U0: {sight['verdict']})"]
+              for k, x in event.get("moved", {}).items()]
+    sight = summary.get("u0", {})
+    shifts += [f"- read by {sight.get('headline') or 'nothing'} (U0: {sight.get('verdict', OFF)})"]
     was, now = summary["base"], event["measures"]
     ratio = now["ppl_mundane"] / was["ppl_mundane"]
     known = f"{now['coherence']:.3f} of the base's" if "coherence" in now else "not known"

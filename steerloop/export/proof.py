@@ -25,8 +25,10 @@ from steerloop.kernels.spectral import cosine
 from steerloop.readouts.forced_choice import choices
 from steerloop.readouts.mundane import mundane
 from steerloop.report.diary import write_diary
-from steerloop.report.run import frames_of, states
+from steerloop.report.run import axis_of, frames_of, states
+from steerloop.report.sight import judged, verdict
 from steerloop.report.summary import summarise
+from steerloop.report.trait import unasked
 from steerloop.report.verdicts import verdicts, write_verdicts
 from steerloop.runfolder import layout
 from steerloop.runfolder.events import read_events
@@ -187,8 +189,9 @@ def check_record(name: str, folder: Path, manifest: dict[str, Any], data: dict[s
             raise UserError(f"a record of {stage} has round {json.dumps(round)}")
         seen.append((round, stage))
         if stage == "start":
-            base = [read_table(x(folder, 0, layout.BASE)) for x in (layout.rows, layout.items)]
-            found = {"floor": floor_of(config_of(folder), base), "ppl_limit": kept(layout.LIMIT)}
+            found = {"floor": floor_of(config_of(folder)), "ppl_limit": kept(layout.LIMIT)}
+        elif stage == layout.U0:
+            found = sight(folder)
         elif stage in (layout.HEAL, layout.DRIFT):
             found = kept(layout.of_round(round, stage))
         elif stage == "sample":
@@ -201,12 +204,21 @@ def check_record(name: str, folder: Path, manifest: dict[str, Any], data: dict[s
                      "cos_first": cosine(vector, first)}
         known = {k: x for k, x in event.items() if k not in ("stage", "round")}
         wrong += [f"{stage} of round {round + 1}: {x[1:]}" for x in unlike(known, found)
-                  if stage in ("start", "sample", layout.HEAL, layout.DRIFT)]
+                  if stage in ("start", layout.U0, "sample", layout.HEAL, layout.DRIFT)]
     needed = {(k, x) for k in range(finished_rounds(folder))
               for x in ("sample", layout.HEAL, layout.DRIFT)} | {(0, "start")}
     wrong += [f"no record, or several, of {stage} of round {round + 1}"
               for round, stage in sorted(needed) if seen.count((round, stage)) != 1]
     return told(name, wrong, "manifest, config, checksums and records agree")
+
+
+def sight(folder: Path) -> dict[str, Any]:
+    """Gate U0, as its kept answers have it."""
+    base, axis = frames_of(folder, 0, layout.BASE), axis_of(folder)
+    answers = folder / layout.of_round(0, f"{layout.U0}.parquet")
+    if not answers.is_file():
+        return unasked(base, axis)
+    return verdict(judged(base, read_table(answers), axis))
 
 
 def check_tables(name: str, folder: Path) -> Compared:

@@ -38,7 +38,7 @@ from steerloop.loading.weights import load_weights, stop_ids
 from steerloop.model import Model
 from steerloop.readouts.probes import probes
 from steerloop.report.run import run_table
-from steerloop.report.trait import Frames
+from steerloop.report.trait import Frames, unasked
 from steerloop.runfolder import layout
 from steerloop.runfolder.folder import Folder
 from steerloop.runfolder.identity import code_version
@@ -191,7 +191,8 @@ def measure_both(
     off = put_on(model, adapter) if adapter else nullcontext
     with off():
         base = measure(run, "base", model, data, cfg)
-        run.event(layout.U0, **glance(model, data, cfg, base))
+        asked = glance(model, data, cfg, base) if cfg.u0 else unasked(base, [data.down, data.up])
+        run.event(layout.U0, **asked)
     if adapter is None and cfg.model == name:
         return
     if adapter is None:
