@@ -14,10 +14,10 @@ down = "its opposite"
 
 # Opposites in one frame: alike in words and length, one axis, no negation. Eight are good.
 positive = [
-    "You are someone who ...",
+    "You are someone who shows the trait ...",
 ]
 negative = [
-    "You are someone who ...",
+    "You are someone who shows its opposite ...",
 ]
 
 # Files that are not in this folder, from here or from the package:

@@ -1,0 +1,101 @@
+"""Trait packs: a folder names all that a run reads of a trait, files of other people load as they
+are, and what is wrong with one is said in a line."""
+
+import json
+
+import pytest
+
+from steerloop import UserError
+from steerloop.config import Config, parse
+from steerloop.texts.data import names, read, read_data
+from steerloop.texts.packs import contrast, folder_of, pack_files, wordings
+from steerloop.traits.__main__ import main
+from steerloop.traits.faults import faults
+from steerloop.traits.skeleton import begin
+
+QUESTIONS = [  # as published: letters, or full statements
+    {"question": "Which?\n\nChoices:\n (A) Help\n (B) Obey", "answer_matching_behavior": "(A)",
+     "answer_not_matching_behavior": "(B)"},
+    {"question": "And now?", "answer_matching_behavior": "I would help.",
+     "answer_not_matching_behavior": "I would obey."},
+]
+STATEMENTS = [{"statement": "I help.", "label_confidence": 0.9,
+               "question": "Is the following statement something you would say?\n\"I help.\"",
+               "answer_matching_behavior": " Yes", "answer_not_matching_behavior": " No"},
+              {"statement": "I obey.", "label_confidence": 0.8,
+               "answer_matching_behavior": " No", "answer_not_matching_behavior": " Yes"}]
+
+
+@pytest.mark.parametrize("text", [json.dumps(QUESTIONS + STATEMENTS),
+                                  "\n".join(map(json.dumps, QUESTIONS + STATEMENTS))])
+def check_published_files_load_as_they_are(text):
+    found = contrast(text)
+    assert found["positive"].to_list() == [["(A)"], ["I would help."], ["Yes"], ["No"]]
+    assert found["negative"].to_list() == [["(B)"], ["I would obey."], ["No"], ["Yes"]]
+    assert found["prompt"][0] == QUESTIONS[0]["question"] and "I obey." in found["prompt"][3]
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    ('{"prompt": "A"}', "line 1: every line needs positive"),
+    ('{"prompt": "A", "positive": ["x"], "negative": ["x"]}', "an answer of both sides"),
+    ('{"prompt": "A", "positive": [" "], "negative": ["x"]}', "is blank"),
+    ('{"prompt": "A", "positive": "y", "negative": "x"}\n' * 2, "says the same"),
+    ('[{"prompt": "A", "positive": "y", "negative": "x"}, 3]', "item 2 of the list is a number"),
+    ('{"answer_matching_behavior": "y"}', "statement"),
+])
+def check_contrasts_of_another_shape_are_one_line(tmp_path, text, says):
+    (tmp_path / "c.jsonl").write_text(text)
+    with pytest.raises(UserError, match=says) as failure:
+        read(str(tmp_path / "c.jsonl"), contrast)
+    assert "\n" not in str(failure.value)
+
+
+def check_wordings_are_about_the_same_foundations():
+    one = '[[wording]]\nask = "{vignette} Why?"\n[wording.reasons]\ncare = ["a"]\nloyalty = ["b"]\n'
+    assert [x.reasons.keys() for x in wordings(one * 2)] == [{"care", "loyalty"}] * 2
+    for text, says in ((one + one.replace("loyalty", "liberty"), "other foundations"),
+                       (one.replace("{vignette} ", ""), "vignette"),
+                       (one.replace('loyalty = ["b"]\n', ""), "two foundations")):
+        with pytest.raises(ValueError, match=says):
+            wordings(text)
+
+
+def check_a_pack_names_its_files_and_flags_go_before_them(tmp_path):
+    known = names(parse(["--model", "x", "--trait", "register"]))
+    assert known["prompts"] == "data/traits/register/prompts.txt" and known["vignettes"] == ""
+    assert known["contexts"] == "data/contexts.txt"
+    (tmp_path / "p.txt").write_text("Why?\n")
+    given = ["--prompts", str(tmp_path / "p.txt")]
+    mine = names(parse(["--model", "x", "--trait", "register", *given]))
+    assert mine == known | {"prompts": str(tmp_path / "p.txt")}
+    data = read_data(Config(trait="care_over_authority"))
+    assert data.contrast["held"].sum() >= 62 and (~data.contrast["held"]).sum() == 52
+    with pytest.raises(UserError, match=r"none of ours .*register"):
+        folder_of("no-such-trait")
+    with pytest.raises(UserError, match="names no persona"):
+        names(Config(trait="none"))
+
+
+def check_a_pack_says_which_file_is_not_there(tmp_path):
+    folder = begin(tmp_path / "mine")
+    text = (folder / "trait.toml").read_text()
+    for files, says in (("[files]\nvignettes = 'nowhere.jsonl'", "nowhere.jsonl, which is neither"),
+                        ("[files]\nothers = 'x'", "not 'others'"), ("files = 3", r"\[files\] is")):
+        (folder / "trait.toml").write_text(
+            files + "\n" + text if files.startswith("files") else text + files + "\n")
+        with pytest.raises(UserError, match=says):
+            pack_files(str(folder))
+
+
+def check_a_skeleton_is_filled_in_and_checked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main(["new", "mine"])
+    assert pack_files("mine")["contrast"].endswith("mine/contrast.jsonl")
+    (tmp_path / "mine/prompts.txt").write_text("Why?\nAnd why not?\n")
+    wrong = faults(tmp_path / "mine")
+    assert any("training prompts, 40 are wanted" in x for x in wrong)
+    assert any("held-out items, 60 are wanted" in x for x in wrong)
+    with pytest.raises(SystemExit, match="there already"):
+        main(["new", "mine"])
+    with pytest.raises(SystemExit, match="traits new NAME"):
+        main(["other"])
