@@ -42,7 +42,7 @@ SHORT_RUN = ["--rounds", "2", "--n_prompts", "4", "--n_keep", "4", "--walk_rows"
              "--max_contexts", "8", "--think_tokens", "8", "--every", "25", "--no_filter",
              "--bootstrap", "100", "--target_kl", "0.3"]  # fmt: skip
 
-PROMPTS = "data/traits/care_over_authority/prompts.txt"
+ASKED = "data/traits/care_over_authority/prompts.txt"
 
 
 def config(name, *flags):
@@ -70,7 +70,7 @@ def exact():
 
 def texts_of(model):
     """Ordinary prompts, and one that is longer than a sliding window."""
-    prompts = read(PROMPTS, lines)
+    prompts = read(ASKED, lines)
     story = " ".join(read("data/contexts.txt", lines) * 9)
     ids = model.to_ids(story)[:LONG]
     return [*(prompts * PROMPTS)[: PROMPTS - 1], model.to_text(ids)]
@@ -92,7 +92,7 @@ def check_greedy_tokens_are_the_librarys(exact, name):
 def check_loss_and_gradient_on_real_logits(exact, name, kind):
     """Over the whole vocabulary: 49,152 words, and 262,144."""
     model, _ = exact(name)
-    ids = [model.to_ids(x)[:9] for x in read(PROMPTS, lines)[:2]]
+    ids = [model.to_ids(x)[:9] for x in read(ASKED, lines)[:2]]
     with torch.no_grad():
         h = model.hidden(model.batch([x[:2] for x in ids], [x[2:] for x in ids]))
     torch.manual_seed(0)
