@@ -1,6 +1,7 @@
 """Gate U0 holds its level over the whole decision, and tells what sees from what does not."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -8,19 +9,28 @@ import pytest
 import torch
 
 from steerloop.checks.small import data_files
+from steerloop.dose import dose
+from steerloop.evaluate import evaluate
+from steerloop.readouts.forced_choice import choices
+from steerloop.readouts.probes import long
+from steerloop.readouts.reasons import reasons
 from steerloop.report.sight import (
     BLIND,
     PASS,
     UNSPECIFIC,
     agreeing,
     judged,
+    sees,
     spearman,
     specific,
     verdict,
 )
 from steerloop.report.trait import measured, unasked
 from steerloop.sample import jobs
+from steerloop.sight import look
 from steerloop.sight.nulls import apart, at_one_cost, balanced, noise, nulls, size, top_kls
+from steerloop.sight.responses import controls
+from steerloop.steer import extract
 from steerloop.texts.data import read_data
 
 AXIS = ["casual", "formal"]
@@ -143,8 +153,8 @@ def check_a_null_is_orthogonal_and_costs_as_much(small, tmp_path):
     asked = jobs(s.model, data.prompts, [0.0])
     (target,) = top_kls(s.model, asked, s.cfg, [vector], [0.1])
     doses = at_one_cost(s.model, asked, s.cfg, vector, 0.1, others)
-    for other, dose in zip(others, doses, strict=True):  # each alone, as if it were the vector
-        assert top_kls(s.model, asked, s.cfg, [other], [dose])[0] == pytest.approx(target, rel=0.1)
+    for other, at in zip(others, doses, strict=True):  # each alone, as if it were the vector
+        assert top_kls(s.model, asked, s.cfg, [other], [at])[0] == pytest.approx(target, rel=0.1)
     v = torch.tensor([1.0, 2.0])
     assert torch.allclose(apart(torch.tensor([2.0, 4.0]), v), torch.zeros(2), atol=1e-6)
 
@@ -154,3 +164,46 @@ def check_who_does_not_ask_is_read_by_what_there_is():
     assert measured(base, AXIS) == ["said", "contrast"]
     assert unasked(base, AXIS)["headline"] == "said" and "--no_u0" in unasked(base, AXIS)["why"]
     assert unasked([pl.DataFrame(), base[1].head(0), base[2].head(0)], AXIS)["headline"] == ""
+
+
+def check_shuffled_labels_are_blind(world):
+    """The embedded model knows what its vignettes break, by digits and by reasons; where labels
+    say nothing about them, neither readout sees."""
+    data = replace(world.data, contrast=world.data.contrast.head(0))
+    mixed = data.vignettes["label"].sample(fraction=1.0, shuffle=True, seed=1)
+    axis = [data.down, data.up]
+    for labels, able in ((data.vignettes["label"], True), (mixed, False)):
+        given = replace(data, vignettes=data.vignettes.with_columns(label=labels))
+        frames = [choices(world.model, given.vignettes, world.cfg, free=False),
+                  long(reasons(world.model, given, world.cfg)), pl.DataFrame()]
+        prompted = pl.concat(list(controls(world.model, given, world.cfg)))
+        found = sees(frames, prompted, axis)
+        assert list(found) == ["digits", "reasons"]
+        assert [fault == "" for fault in found.values()] == [able, able], found
+
+
+def check_random_weights_are_blind(small, tmp_path):
+    s = small(**data_files(tmp_path), steer_blocks=[2, 3])
+    data = read_data(s.cfg)
+    base = evaluate(s.model, data, s.cfg)
+    answers = look(s.model, data, s.cfg, s.vector(), 1.0, base)
+    found = verdict(judged(base, answers, [data.down, data.up]))
+    assert found["verdict"] == BLIND and {x["readout"] for x in found["readouts"]} == {
+        "digits", "reasons", "said", "contrast"}
+
+
+@pytest.mark.long
+def check_the_embedded_model_sees_its_vector_and_no_null(world):
+    """All four readouts answer to the vector of its personas as to no null vector; and a null in
+    the place of the vector is unspecific."""
+    model, data, cfg = world.model, world.data, world.cfg
+    axis, base = [data.down, data.up], evaluate(model, data, cfg)
+    vector = extract(model, data, cfg)
+    c_star, _ = dose(model, vector, data, cfg, "0")
+    answers = look(model, data, cfg, vector, c_star, base)
+    found = verdict(judged(base, answers, axis))
+    assert (found["verdict"], found["headline"]) == (PASS, "digits")
+    assert all(x["specific"] for x in found["readouts"]) and len(found["readouts"]) == 4
+    swapped = pl.col("direction").replace({"vector": "null 1", "null 1": "vector"})
+    turned = judged(base, answers.with_columns(swapped), axis)
+    assert verdict(turned)["verdict"] == UNSPECIFIC

@@ -78,7 +78,7 @@ def glance(model: Model, data: Data, cfg: Config, base: list[pl.DataFrame]) -> d
 
 def controls(model: Model, data: Data, cfg: Config) -> Iterator[pl.DataFrame]:
     """What shows whether readouts see: reasons in their other wording; contrast and said under
-    either pole of a persona pair, for each prompt one that does not read its answer."""
+    either pole of a persona pair, and what is said under one that does not read the answer."""
     yield pl.DataFrame(schema=COLUMNS)
     if len(data.reasons) > 1:
         for name, values in reasons(model, data, cfg, turn=1).items():

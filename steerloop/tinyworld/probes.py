@@ -7,12 +7,10 @@ per item.
 
 import polars as pl
 import torch
-from einops import rearrange
 
 from steerloop.config import Config
-from steerloop.kernels.batch import pad
-from steerloop.kernels.caches import arrange, empty_cache
 from steerloop.model import Model
+from steerloop.readouts.endings import endings
 from steerloop.sample import jobs, sample
 from steerloop.texts.data import FEWEST
 from steerloop.tinyworld import oracle
@@ -25,21 +23,13 @@ REPEATS = 3  # answers to each dilemma: one alone leaves a standard error of .02
 def opening_mass(model: Model, cfg: Config) -> dict[str, list[float]]:
     """Per dilemma: total probability of the twelve decisions the grammar can open with.
 
-    The prompts are read once; every opening continues a copy of its prompt's cache.
     """
     prompts = read_dilemmas(DATA, cfg.split)[: max(FEWEST, cfg.n_prompts)]
-    texts = [model.to_ids(text) for prompt in prompts for text in oracle.openings(prompt)]
-    copies = len(texts) // len(prompts)
-    ids, mask = model.pad([model.render(prompt) for prompt in prompts])
-    cache = empty_cache(model.hf)
-    first = model.trunk(ids, mask, cache)[:, -1:].repeat_interleave(copies, dim=0)
-    arrange(cache, torch.arange(len(texts)) // copies)
-    after, seen = pad(texts, model.stop_ids[0], model.device, left=False)
-    past = mask.repeat_interleave(copies, dim=0)
-    h = model.trunk(after, torch.cat([past, seen], dim=1), cache)
-    logp = model.head(torch.cat([first, h[:, :-1]], dim=1)).log_softmax(-1)
-    each = logp.gather(-1, after[..., None])[..., 0].masked_fill(~seen, 0.0).sum(-1)
-    return {"opening_mass": rearrange(each.exp(), "(p o) -> p o", o=copies).sum(-1).tolist()}
+    texts = [[model.to_ids(x) for x in oracle.openings(prompt)] for prompt in prompts]
+    asked = [model.render(prompt) for prompt in prompts]
+    means = endings(model, asked, texts, cfg.batch_rows, "openings")
+    sizes = torch.tensor([[len(ids) for ids in row] for row in texts])
+    return {"opening_mass": (means * sizes).exp().sum(1).tolist()}
 
 
 def answers(model: Model, cfg: Config) -> dict[str, list[float]]:

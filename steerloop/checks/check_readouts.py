@@ -1,0 +1,92 @@
+"""Readouts of text are what a slow reader finds, one row and one forward pass at a time, on the
+untouched base and on a student."""
+
+from dataclasses import replace
+from statistics import fmean
+
+import pytest
+import torch
+
+from steerloop.checks.small import data_files
+from steerloop.checks.twins import row_logits
+from steerloop.readouts.contrast import contrast
+from steerloop.readouts.endings import endings
+from steerloop.readouts.reasons import reasons
+from steerloop.readouts.said import POLES, said
+from steerloop.texts.data import read_data
+
+
+@pytest.fixture
+def case(small, tmp_path):
+    """A student of a small model, with data."""
+    s = small(**data_files(tmp_path), said_tokens=9, min_tokens=1)
+    s.stir(1)
+    return s, read_data(s.cfg)
+
+
+@torch.no_grad()
+def mean_logp(hf, prompt, ending):
+    """Mean log-probability per token of an ending after a prompt, nats."""
+    logp = row_logits(hf, prompt + ending).log_softmax(-1)
+    return fmean(logp[len(prompt) + i - 1, x].item() for i, x in enumerate(ending))
+
+
+def check_endings_are_those_of_single_forwards(case):
+    """Prompts of several lengths, endings of several lengths, cut into batches anyhow."""
+    s, _ = case
+    prompts = [s.model.render(x) for x in ("Why?", "Must I go to the old town hall?", "So?")]
+    texts = [[s.model.to_ids(x + y) for y in ("no", "yes, I would", "he said")]
+             for x in ("", "a ", "the long ")]
+    pairs = zip(prompts, texts, strict=True)
+    wanted = [[mean_logp(s.model.hf, p, x) for x in row] for p, row in pairs]
+    for size in (1, 2, 99):
+        found = endings(s.model, prompts, texts, size, "x").tolist()
+        for a, b in zip(found, wanted, strict=True):
+            assert a == pytest.approx(b, rel=1e-3, abs=1e-3)
+
+
+def check_contrast_is_the_two_sides_of_every_item(case):
+    s, data = case
+    found, hf = contrast(s.model, data, s.cfg), s.model.hf
+    for i, (prompt, up, down) in enumerate(
+            data.contrast.select("prompt", "positive", "negative").rows()):
+        ids = s.model.render(prompt)
+        sides = [[mean_logp(hf, ids, s.model.to_ids(x)) for x in side] for side in (up, down)]
+        assert found["contrast_positive"][i] == pytest.approx(fmean(sides[0]), abs=1e-3)
+        assert found["contrast_negative"][i] == pytest.approx(fmean(sides[1]), abs=1e-3)
+        for half, at in (("contrast_1", 0), ("contrast_2", -1)):
+            assert found[half][i] == pytest.approx(sides[0][at] - sides[1][at], abs=2e-3)
+    mixed = replace(data, contrast=data.contrast[[2, 0, 1]])
+    again = contrast(s.model, mixed, s.cfg)["contrast_positive"]
+    assert [again[1], again[2], again[0]] == pytest.approx(found["contrast_positive"], abs=1e-4)
+    trained_on = replace(data, contrast=data.contrast.with_columns(held=False))
+    assert contrast(s.model, trained_on, s.cfg) == {}
+
+
+def check_every_vignette_is_asked_in_either_wording(case):
+    s, data = case
+    found = [reasons(s.model, data, s.cfg, turn) for turn in (0, 1)]
+    for i, text in enumerate(data.vignettes["text"]):
+        for turn in (0, 1):
+            wording = data.reasons[(i + turn) % 2]
+            ids = s.model.render(wording.ask.replace("{vignette}", text))
+            for f, phrases in wording.reasons.items():
+                wanted = fmean(mean_logp(s.model.hf, ids, s.model.to_ids(x)) for x in phrases)
+                assert found[turn][f"reasons_{f}"][i] == pytest.approx(wanted, abs=1e-3)
+    assert reasons(s.model, replace(data, vignettes=data.vignettes.head(0)), s.cfg) == {}
+
+
+def check_what_is_said_is_read_by_the_untouched_base(case):
+    """The student speaks, steered, and the base reads: by hand for every answer and pair."""
+    s, data = case
+    table, base = said(s.model, data, s.cfg, s.vector(), 0.5), s.bare()
+    assert len(table) == len(data.contrast) and set(table["dose"]) == {0.5}
+    for i, prompt, ids, *scores in table.select(
+            "prompt_id", "prompt", "completion_ids", "said_1", "said_2").rows():
+        for turn, score in enumerate(scores):
+            pair = data.pairs[(POLES * i + turn) % len(data.pairs)]
+            up, down = (mean_logp(base, s.model.render(prompt, x), ids) for x in pair)
+            assert score == pytest.approx(up - down, abs=2e-3)
+    again = said(s.model, data, s.cfg, s.vector(), 0.5)
+    assert again.equals(table)
+    assert said(s.model, replace(data, contrast=data.contrast.head(0)), s.cfg, {}, 0.0).is_empty()
