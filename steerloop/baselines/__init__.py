@@ -67,7 +67,8 @@ class Headline(NamedTuple):
         with steered(model, vector, dose):
             if self.name == DIGITS:
                 return self.of([choices(model, data.vignettes, cfg, free=False), blank, blank])
-            values = {"reasons": reasons, "contrast": contrast}[self.name](model, data, cfg)
+            values = (contrast(model, data, cfg) if self.name == "contrast"
+                      else reasons(model, data, cfg, self.axis))
         return self.of([blank, long(values), blank])
 
 

@@ -65,7 +65,8 @@ def check_contrast_is_the_two_sides_of_every_item(case):
 
 def check_every_vignette_is_asked_in_either_wording(case):
     s, data = case
-    found = [reasons(s.model, data, s.cfg, turn) for turn in (0, 1)]
+    named = list(data.reasons[0].reasons)
+    found = [reasons(s.model, data, s.cfg, named, turn) for turn in (0, 1)]
     for i, text in enumerate(data.vignettes["text"]):
         for turn in (0, 1):
             wording = data.reasons[(i + turn) % 2]
@@ -73,7 +74,10 @@ def check_every_vignette_is_asked_in_either_wording(case):
             for f, phrases in wording.reasons.items():
                 wanted = fmean(mean_logp(s.model.hf, ids, s.model.to_ids(x)) for x in phrases)
                 assert found[turn][f"reasons_{f}"][i] == pytest.approx(wanted, abs=1e-3)
-    assert reasons(s.model, replace(data, vignettes=data.vignettes.head(0)), s.cfg) == {}
+    few = reasons(s.model, data, s.cfg, ["authority"])
+    assert few == {"reasons_authority": pytest.approx(found[0]["reasons_authority"], abs=1e-5)}
+    assert reasons(s.model, data, s.cfg, ["authority", "liberty"]) == {}
+    assert reasons(s.model, replace(data, vignettes=data.vignettes.head(0)), s.cfg, named) == {}
 
 
 def check_what_is_said_is_read_by_the_untouched_base(case):

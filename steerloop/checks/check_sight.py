@@ -175,7 +175,7 @@ def check_shuffled_labels_are_blind(world):
     for labels, able in ((data.vignettes["label"], True), (mixed, False)):
         given = replace(data, vignettes=data.vignettes.with_columns(label=labels))
         frames = [choices(world.model, given.vignettes, world.cfg, free=False),
-                  long(reasons(world.model, given, world.cfg)), pl.DataFrame()]
+                  long(reasons(world.model, given, world.cfg, axis)), pl.DataFrame()]
         prompted = pl.concat(list(controls(world.model, given, world.cfg)))
         found = sees(frames, prompted, axis)
         assert list(found) == ["digits", "reasons"]

@@ -14,4 +14,5 @@ from steerloop.texts.data import Data
 def items(model: Model, data: Data, cfg: Config) -> pl.DataFrame:
     """Reasons, contrasted answers and ordinary text (nats), and what the probes return."""
     found = probed(model, cfg) | {"mundane_nll": mundane(model, data, cfg)}
-    return long(found | contrast(model, data, cfg) | reasons(model, data, cfg))
+    axis = [data.up, data.down]
+    return long(found | contrast(model, data, cfg) | reasons(model, data, cfg, axis))

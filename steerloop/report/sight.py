@@ -71,8 +71,9 @@ def sees(
     found = {}
     if set(axis) <= set(FOUNDATIONS) and len(rows):
         found["digits"] = accurate(rows["top1"].to_numpy(), len(FOUNDATIONS))
-        if known := columns(items, "reasons_"):
-            found["reasons"] = reasoned(known, others(prompted), rows["foundation"].to_list(), axis)
+        if columns(items, "reasons_"):
+            turns = [of_turn(prompted, x) for x in (0, 1)]
+            found["reasons"] = reasoned(turns, rows["foundation"].to_list(), axis)
     if len(said):
         found["said"] = ordered("said", {x: said[x].to_numpy() for x in ("said_1", "said_2")},
                                 prompted, True)
@@ -92,25 +93,20 @@ def accurate(hits: np.ndarray, options: int) -> str:
             f"(chance {1 / options:.2f})")
 
 
-def others(prompted: pl.DataFrame) -> dict[str, list[float]]:
-    """What the same vignettes gave under the wording that `evaluate` did not take."""
-    mine = prompted.filter(pl.col("readout").str.starts_with("reasons_")).sort("item")
-    parts = mine.partition_by("readout", as_dict=True)
+def of_turn(prompted: pl.DataFrame, turn: int) -> dict[str, list[float]]:
+    """Reasons of all foundations, the wordings dealt to the vignettes from this `turn` on."""
+    mine = prompted.filter(pl.col("readout").str.starts_with("reasons_"), sign=turn).sort("item")
+    parts = mine.partition_by("readout", as_dict=True, maintain_order=True)
     return {str(name): part["value"].to_list() for (name,), part in parts.items()}
 
 
-def reasoned(
-    known: dict[str, list[float]], other: dict[str, list[float]], labels: list[str],
-    axis: list[str],
-) -> str:
+def reasoned(turns: list[dict[str, list[float]]], labels: list[str], axis: list[str]) -> str:
     """Why the likelihood of reasons does not see; '' if it does. The two wordings take turns over
-    the vignettes, so each has one half of `known` and the other half of `other`."""
-    foundations = [x.removeprefix("reasons_") for x in known]
-    if missing := set(axis) - set(foundations):
-        return f"there are no reasons for {min(missing)}"
-    if not other:
+    the vignettes, so each has one half of either of `turns`."""
+    if not all(turns):
         return "there is one wording alone, and nothing to hold it against"
-    one, two = (np.array([x[f"reasons_{f}"] for f in foundations]) for x in (known, other))
+    foundations = [x.removeprefix("reasons_") for x in turns[0]]
+    one, two = (np.array([x[f"reasons_{f}"] for f in foundations]) for x in turns)
     even = np.arange(one.shape[1]) % 2 == 0
     of_these = np.isin(labels, foundations)
     sides = []

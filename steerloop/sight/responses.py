@@ -31,7 +31,6 @@ from steerloop.sample import jobs
 from steerloop.sight.nulls import aimed, at_one_cost, noise, nulls, stacked
 from steerloop.steer import steered
 from steerloop.texts.data import Data
-from steerloop.texts.packs import Wording
 
 NULLS = 19  # so that the vector stands out of 20 by chance once in 20 times
 NOISE = 2  # isotropic vectors, reported beside them
@@ -77,12 +76,14 @@ def glance(model: Model, data: Data, cfg: Config, base: list[pl.DataFrame]) -> d
 
 
 def controls(model: Model, data: Data, cfg: Config) -> Iterator[pl.DataFrame]:
-    """What shows whether readouts see: reasons in their other wording; contrast and said under
-    either pole of a persona pair, and what is said under one that does not read the answer."""
+    """What shows whether readouts see: reasons of all foundations in either wording (whose turn is
+    `sign`); contrast and said under either pole of a persona pair, and what is said under one that
+    does not read the answer."""
     yield pl.DataFrame(schema=COLUMNS)
-    if len(data.reasons) > 1:
-        for name, values in reasons(model, data, cfg, turn=1).items():
-            yield rows(PROMPTED, 0, name, values)
+    named = list(data.reasons[0].reasons) if data.reasons else []
+    for turn in range(len(data.reasons)):
+        for name, values in reasons(model, data, cfg, named, turn).items():
+            yield rows(PROMPTED, turn, name, values)
     held = data.contrast.filter("held")
     opposed = replace(data, contrast=held.gather_every(cfg.every).head(cfg.said_prompts))
     held = held.head(cfg.said_prompts)
@@ -111,17 +112,14 @@ def some(data: Data, cfg: Config) -> Data:
     rng = random.Random(f"{cfg.seed}|u0")
 
     def part(table: pl.DataFrame, n: int) -> pl.DataFrame:
-        chosen = rng.sample(range(len(table)), min(len(table), max(FEWEST, n)))
+        chosen = rng.sample(range(len(table)), min(len(table), n))
         return table[sorted(chosen)]
 
     held = data.contrast.filter("held")
-    axis = (data.up, data.down)  # what other phrases cost is not asked
-    asked = [Wording(x.ask, {f: x.reasons[f] for f in axis if f in x.reasons})
-             for x in data.reasons]
     labels = data.vignettes.partition_by("label") if len(data.vignettes) else [data.vignettes]
     each = max(1, VIGNETTES * cfg.u0_items // len(labels))
     some = pl.concat([part(x, each) for x in labels])
-    return replace(data, contrast=part(held, cfg.u0_items), vignettes=some, reasons=asked)
+    return replace(data, contrast=part(held, max(FEWEST, cfg.u0_items)), vignettes=some)
 
 
 def lined_up(
@@ -149,7 +147,7 @@ def answered(
             if "digits" in able:
                 frames["digits"] = choices(model, data.vignettes, cfg, free=False)
             if "reasons" in able:
-                frames["reasons"] = reasons(model, data, cfg)
+                frames["reasons"] = reasons(model, data, cfg, [data.up, data.down])
             if "contrast" in able:
                 frames["contrast"] = contrast(model, data, cfg)
         for readout, frame in frames.items():
