@@ -198,6 +198,7 @@ def kept_rows(run):
                       for x in sorted(run.glob("rounds/*/completions.parquet"))])
 
 
+@pytest.mark.long
 def check_a_run_keeps_the_same_rows_dense_or_not(folders, tmp_path):
     kept = [kept_rows(short_run(tmp_path, small_config(folders(), quant="nf4", decode=x), x))
             for x in ("dense", "nf4")]

@@ -5,6 +5,7 @@ import json
 import math
 import re
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import polars as pl
@@ -57,8 +58,13 @@ def check_every_way_to_batch_a_family_is_the_same(saved, family):
             assert torch.allclose(row, alone, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("quant", ["none", "nf4"])
-@pytest.mark.parametrize("family", [*DENSE, "qwen3.5"])
+ROUNDS = list(product([*DENSE, "qwen3.5"], ["none", "nf4"]))
+# of each family one of the two is in the gate, the other among the long checks
+TURNS = [pytest.param(*x, marks=[pytest.mark.long] * ((i // 2 + i) % 2))
+         for i, x in enumerate(ROUNDS)]
+
+
+@pytest.mark.parametrize(("family", "quant"), TURNS)
 def check_two_rounds(saved, tmp_path, family, quant):
     cfg = small_config(saved[family], quant=quant, dtype="float32", think_tokens=2)
     wrapped = 3 * 7

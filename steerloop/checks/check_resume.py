@@ -86,7 +86,8 @@ def writes(whole):
     return 2 * len(checksums(whole))
 
 
-@pytest.mark.parametrize("share", [0.2, 0.55, 0.9])
+@pytest.mark.parametrize("share", [pytest.param(0.2, marks=pytest.mark.long), 0.55,
+                                   pytest.param(0.9, marks=pytest.mark.long)])
 def check_a_killed_run_ends_in_the_same_bits(cfg, whole, tmp_path, share):
     run, status, _ = cut_off(cfg, tmp_path, int(share * writes(whole)))
     assert status == -signal.SIGKILL and not (run / "summary.json").exists()
@@ -154,7 +155,8 @@ def check_what_is_done_is_not_done_again(cfg, tmp_path, monkeypatch):
                      "heal": 1, "drift": 1}
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGINT,
+                                 pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def check_an_interrupted_run_says_how_to_go_on(cfg, whole, tmp_path, how):
     run, status, said = cut_off(cfg, tmp_path, writes(whole) // 2, how)
     assert status == 3 and said.startswith("interrupted") and f"--resume {run}" in said
