@@ -52,17 +52,18 @@ def diary(
 
 def examples(model: Model, data: Data, cfg: Config, table: pl.DataFrame, round: int) -> None:
     """Log what the model reads and writes, in full: in round 0 an extraction prompt of either pole
-    and the forced choice, every round a sampled completion that was dropped, with the reason, and
+    and the forced choice (of a trait that has one), every round a sampled completion that was dropped, with the reason, and
     one that it is trained on. `table` has all judged rows."""
     if round == 0:
-        think = cfg.think_tokens > 0
         for name, persona in zip(("positive", "negative"), data.pairs[0], strict=True):
             shown(model, f"extract, {name} pole, read at the last token",
                   model.render(data.contexts[0], persona))
-        asked = model.render(question(data.vignettes["text"][0], reverse=False, think=think))
+        think = cfg.think_tokens > 0
         thought = " (after a free thought)" if think else ""
-        shown(model, f"evaluate, scaffold and first digit forced{thought}",
-              asked + answers(model.to_ids, think)[0])
+        for text in data.vignettes["text"].head(1):
+            asked = model.render(question(text, reverse=False, think=think))
+            shown(model, f"evaluate, scaffold and first digit forced{thought}",
+                  asked + answers(model.to_ids, think)[0])
     for what, rows in (("sample, dropped by the filter", table.filter(~pl.col("keep"))),
                        ("heal, a kept completion", table.filter("train"))):
         for one in rows.head(1).iter_rows(named=True):
