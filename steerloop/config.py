@@ -108,6 +108,7 @@ class Config:
     baselines: bool = knob(False, "measure a prompt, steering and plain distillation as well")
     think_tokens: int = knob(128, "tokens of thought before the forced choice; 0: none", 0)
     said_prompts: int = knob(24, "held-out prompts that every measured state answers")
+    said_pairs: int = knob(6, "persona pairs that read each of them; two are left out")
     said_tokens: int = knob(64, "length limit of those answers, tokens")
     u0: bool = knob(True, "ask first whether the instruments see, and see the vector")
     u0_items: int = knob(16, "items of a readout under every null vector")

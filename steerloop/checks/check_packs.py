@@ -2,13 +2,17 @@
 are, and what is wrong with one is said in a line."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from steerloop import UserError
+from steerloop.checks.small import save_small, short_config, small_config
 from steerloop.config import Config, parse
-from steerloop.texts.data import names, read, read_data
+from steerloop.export.bundle import verify, write_bundle
+from steerloop.texts.data import FILES, names, read, read_data
 from steerloop.texts.packs import contrast, folder_of, pack_files, wordings
+from steerloop.train import train
 from steerloop.traits.__main__ import main
 from steerloop.traits.faults import faults
 from steerloop.traits.skeleton import begin
@@ -99,3 +103,19 @@ def check_a_skeleton_is_filled_in_and_checked(tmp_path, monkeypatch):
         main(["new", "mine"])
     with pytest.raises(SystemExit, match="traits new NAME"):
         main(["other"])
+
+
+def check_a_run_of_a_trait_without_vignettes_is_measured_and_shown(tmp_path):
+    """Asked by U0 (random weights are blind), with rivals, pages, and a bundle that verifies."""
+    model = save_small(tmp_path / "model")
+    cfg = small_config(model, trait="register", quant="none", u0_items=4, said_prompts=4,
+                       max_contexts=8, every=9)
+    cfg = short_config(tmp_path, cfg, u0=True, baselines=True, rounds=1)
+    cfg = replace(cfg, **{x: "" for x in FILES if x != "mundane"})
+    run = train(cfg)
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["u0"]["verdict"] == "blind" and "persona text" in summary["u0"]["why"]
+    assert len(summary["healed"]) == 1 and "digits" not in str(summary["u0"])
+    for page in ("map.html", "report.html", "verdicts.md"):
+        assert "blind" in (run / page).read_text(), page
+    verify(write_bundle(run, tmp_path / "one.tar.gz"), "cpu", str(model))

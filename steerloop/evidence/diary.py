@@ -52,8 +52,8 @@ def diary(
 
 def examples(model: Model, data: Data, cfg: Config, table: pl.DataFrame, round: int) -> None:
     """Log what the model reads and writes, in full: in round 0 an extraction prompt of either pole
-    and the forced choice (of a trait that has one), every round a sampled completion that was dropped, with the reason, and
-    one that it is trained on. `table` has all judged rows."""
+    and the forced choice (of a trait that has one), every round a sampled completion that was
+    dropped, with the reason, and one that it is trained on. `table` has all judged rows."""
     if round == 0:
         for name, persona in zip(("positive", "negative"), data.pairs[0], strict=True):
             shown(model, f"extract, {name} pole, read at the last token",

@@ -22,8 +22,11 @@ from steerloop.evidence.bounds import floor_of
 from steerloop.export.student import Student, config_of, finished_rounds, read_vector, records
 from steerloop.export.unpack import said
 from steerloop.kernels.spectral import cosine
+from steerloop.readouts.contrast import contrast
 from steerloop.readouts.forced_choice import choices
 from steerloop.readouts.mundane import mundane
+from steerloop.readouts.probes import long
+from steerloop.readouts.reasons import reasons
 from steerloop.report.diary import write_diary
 from steerloop.report.run import axis_of, frames_of, states
 from steerloop.report.sight import judged, verdict
@@ -43,6 +46,7 @@ from steerloop.runfolder.files import (
 from steerloop.steer import extract
 from steerloop.texts.data import Data
 from steerloop.texts.foundations import FOUNDATIONS
+from steerloop.texts.packs import SIDES
 
 NEAR = {"float32": 1e-3, "bfloat16": 5e-2}  # probability, nats a token, 1 - cosine of a vector
 EQUAL = 1e-6  # relative, of numbers that follow from tables: other versions sum in another order
@@ -264,32 +268,37 @@ def check_words(name: str, folder: Path, alike: bool) -> Compared:
 def check_texts(data: Data) -> None:
     """Raise UserError for a text that no bundle of ours holds."""
     texts = [*data.contexts, *(x for pair in data.pairs for x in pair), *data.vignettes["text"],
-             *data.mundane["prompt"], *data.mundane["text"]]
+             *data.mundane["prompt"], *data.mundane["text"], *data.contrast["prompt"],
+             *(x for side in SIDES for answers in data.contrast[side] for x in answers),
+             *(x for one in data.reasons for some in one.reasons.values() for x in some)]
     if long := [x for x in texts if len(x) > TEXT]:
         raise UserError(f"a text of {len(long[0])} letters is in its data, {TEXT} are the most")
 
 
 @torch.no_grad()
 def check_answers(name: str, student: Student, data: Data, round: int, state: str) -> Compared:
-    """Forced choice and ordinary text of the base (0 rounds heard) or of the student after a round,
-    computed anew, against the saved rows."""
+    """Forced choice, ordinary text, reasons and contrasted answers of the base (0 rounds heard) or
+    of the student after a round, computed anew, against the saved rows."""
     model, cfg = student.model, student.cfg
     heard = 0 if state == layout.BASE else round + 1
     saved = read_table(layout.rows(student.run, round, state)).sort("vignette")
-    items = read_table(layout.items(student.run, round, state)).filter(measure="mundane_nll")
     with model.gates(model.gates.before(heard)):
         now = choices(model, data.vignettes, cfg, free=False).sort("vignette")
-        nlls = mundane(model, data, cfg)
-    if not saved.select("vignette", "foundation").equals(now.select("vignette", "foundation")):
-        return Compared(name, False, "other vignettes")
-    if len(items) != len(nlls):
-        return Compared(name, False, "other ordinary texts")
-    columns = [*(f"p_{f}" for f in FOUNDATIONS), "p_ans_any", "scaffold_nll"]
-    gaps = abs(saved.select(columns).to_numpy() - now.select(columns).to_numpy()).max(), abs(
-        items.sort("item")["value"] - pl.Series(nlls)).max()
-    return Compared(name, all(x < NEAR[cfg.dtype] for x in gaps),
-                    f"{len(now)} vignettes, largest difference {gaps[0]:.1e}; {len(nlls)} ordinary "
-                    f"texts, {gaps[1]:.1e} nats a token")
+        again = long({"mundane_nll": mundane(model, data, cfg)} | contrast(model, data, cfg)
+                     | reasons(model, data, cfg, [data.up, data.down]))
+    items = read_table(layout.items(student.run, round, state)).filter(
+        pl.col("measure").is_in(again["measure"].unique().implode()))
+    key, label = ["measure", "item"], ["vignette", "foundation"]
+    items, again = items.sort(key), again.sort(key)
+    pairs = (items.select(key), again.select(key)), (saved.select(label), now.select(label))
+    if not all(a.equals(b) for a, b in pairs):
+        return Compared(name, False, "other vignettes or texts")
+    chosen = [*(f"p_{f}" for f in FOUNDATIONS), "p_ans_any", "scaffold_nll"] * (len(now) > 0)
+    gaps = [abs(a.to_numpy() - b.to_numpy()).max(initial=0) for a, b in (
+        (items.select("value"), again.select("value")), (saved.select(chosen), now.select(chosen)))]
+    return Compared(name, bool(max(gaps) < NEAR[cfg.dtype]),
+                    f"{len(now)} vignettes and {len(again)} values of texts, largest difference "
+                    f"{max(gaps):.1e}")
 
 
 @torch.no_grad()

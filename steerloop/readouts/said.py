@@ -9,6 +9,7 @@ Chen et al. 2025, have a model judge such answers.)
 
 from dataclasses import replace
 
+import numpy as np
 import polars as pl
 import torch
 
@@ -27,7 +28,8 @@ ANSWERS = {  # what is kept of them
     "ppl": pl.Float64, "repeat": pl.Float64, "echo": pl.Float64, "loop": pl.Float64,
     "zip": pl.Float64, "drop_reason": pl.String,
 }  # fmt: skip
-POLES = 2  # persona pairs that read an answer, dealt in turn
+SPARE = 2  # persona pairs that read no answer, where there are four or more: U0 speaks under them
+Pairs = list[tuple[str, str]]
 ANYTHING = float("inf")  # as a limit of perplexity: what is improbable is told by the base's own
 
 
@@ -46,13 +48,18 @@ def read(
     model: Model, asked: pl.DataFrame, vector: Vector, data: Data, cfg: Config
 ) -> pl.DataFrame:
     """Answers to a table of `jobs`, a prompt once each: beside them `said_1` and `said_2` (nats per
-    token, by two persona pairs), and what the filter says of them but for perplexity, which is
-    kept (`ppl`)."""
+    token, by every other persona pair that reads), and what the filter says of them but for
+    perplexity, which is kept (`ppl`)."""
     if not len(asked):
         return pl.DataFrame(schema=ANSWERS)
     answers = spoken(model, asked, vector, cfg)
     judged = filter(model, answers, data, replace(cfg, filter=True), ANYTHING)
-    scores = [pl.Series(f"said_{i + 1}", poles(model, answers, data, cfg, i)) for i in range(POLES)]
+    readers, _ = cast(data, cfg)
+    scores = []
+    for half in (1, 2):
+        some = readers[half - 1 :: 2] or readers
+        values = [margins(model, answers, [pair], cfg) for pair in some]
+        scores.append(pl.Series(f"said_{half}", np.mean(values, 0)))
     return judged.with_columns(scores).select(list(ANSWERS)).cast(ANSWERS)
 
 
@@ -62,10 +69,18 @@ def spoken(model: Model, asked: pl.DataFrame, vector: Vector, cfg: Config) -> pl
     return sample(model, asked, vector, rollout, "said")
 
 
-def poles(model: Model, answers: pl.DataFrame, data: Data, cfg: Config, turn: int) -> list[float]:
-    """Per answer, by the pair whose turn it is: mean log-probability per token under its positive
-    text less that under its negative one, for the untouched base. A prompt has as many answers as
-    any other."""
+def cast(data: Data, cfg: Config) -> tuple[Pairs, Pairs]:
+    """The persona pairs that read answers, and others, under which U0 has the base speak: a pair
+    that spoke would find its own words. Of a single pair that cannot be helped."""
+    spare = SPARE if len(data.pairs) >= 2 * SPARE else len(data.pairs) > 1
+    reading = len(data.pairs) - spare
+    return data.pairs[: min(reading, cfg.said_pairs)], data.pairs[reading:] or data.pairs
+
+
+def margins(model: Model, answers: pl.DataFrame, pairs: Pairs, cfg: Config) -> list[float]:
+    """Per answer: mean log-probability per token under the positive text less that under the
+    negative one, for the untouched base; `pairs` take turns over the prompts. A prompt has as many
+    answers as any other."""
     rows = answers.with_row_index("row")
     groups = rows.group_by("prompt_id", maintain_order=True).agg(
         pl.first("prompt"), "completion_ids", "row")
@@ -74,8 +89,7 @@ def poles(model: Model, answers: pl.DataFrame, data: Data, cfg: Config, turn: in
     for pole in (0, 1):
         prompts = []
         for i, prompt in groups.select("prompt_id", "prompt").rows():
-            pair = data.pairs[(POLES * i + turn) % len(data.pairs)]
-            prompts.append(model.render(prompt, pair[pole]))
+            prompts.append(model.render(prompt, pairs[i % len(pairs)][pole]))
         with model.gates(model.gates.before(0)):
             sides.append(endings(model, prompts, after, cfg.batch_rows, "said"))
     found = (sides[0] - sides[1]).flatten().tolist()

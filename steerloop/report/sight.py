@@ -141,6 +141,8 @@ def ordered(
         found = difference(steps, SEED, RESAMPLES)
         if found[1] <= 0:
             return f"{what}: {interval(found, '+.3f')}"
+    if np.array_equal(*halves):
+        return "there is one wording alone, and nothing to hold it against"
     moved = [np.concatenate([x[0] - x[2], x[1] - x[2]]) for x in halves]
     return agreeing(*moved)
 

@@ -15,7 +15,7 @@ from steerloop.model import Model
 from steerloop.readouts.contrast import contrast
 from steerloop.readouts.forced_choice import choices
 from steerloop.readouts.reasons import reasons
-from steerloop.readouts.said import POLES, poles, read, spoken
+from steerloop.readouts.said import cast, margins, read, spoken
 from steerloop.readouts.states import Vector
 from steerloop.report.sight import (
     NULL,
@@ -87,17 +87,29 @@ def controls(model: Model, data: Data, cfg: Config) -> Iterator[pl.DataFrame]:
     held = data.contrast.filter("held")
     opposed = replace(data, contrast=held.gather_every(cfg.every).head(cfg.said_prompts))
     held = held.head(cfg.said_prompts)
+    _, speakers = cast(data, cfg)
     for pole, sign in ((0, 1), (1, -1)) if len(held) else ():
-        speaker = replace(model, persona=data.pairs[POLES % len(data.pairs)][pole])
-        values = contrast(speaker, opposed, replace(cfg, every=1))
+        values = told(model, opposed, cfg, pole)
         for half in (1, 2):
             yield rows(PROMPTED, sign, f"contrast_{half}", values[f"contrast_{half}"])
         asked = jobs(model, held["prompt"].to_list(), [0.0])
-        spoke = [data.pairs[(POLES * i + POLES) % len(data.pairs)][pole] for i in range(len(held))]
-        ids = [model.render(x, s) for x, s in zip(held["prompt"], spoke, strict=True)]
+        ids = [model.render(x, speakers[i % len(speakers)][pole])
+               for i, x in enumerate(held["prompt"])]
         answers = read(model, asked.with_columns(prompt_ids=pl.Series(ids)), {}, data, cfg)
         for half in (1, 2):
             yield rows(PROMPTED, sign, f"said_{half}", answers[f"said_{half}"].to_list())
+
+
+def told(model: Model, data: Data, cfg: Config, pole: int) -> dict[str, list[float]]:
+    """Contrasted answers where a system prompt is that pole of the persona pairs, which take turns
+    over the items."""
+    n, items, found = len(data.pairs), data.contrast, {}
+    for number, pair in enumerate(data.pairs[: len(items)]):
+        mine = replace(data, contrast=items.gather_every(n, number))
+        values = contrast(replace(model, persona=pair[pole]), mine, replace(cfg, every=1))
+        for name, some in values.items():
+            found.setdefault(name, [0.0] * len(items))[number::n] = some
+    return found
 
 
 def rows(direction: str, sign: int, readout: str, values: list[float]) -> pl.DataFrame:
@@ -160,10 +172,11 @@ def uttered(
 ) -> pl.DataFrame:
     """The same of what is said, all directions in the rows of a batch."""
     asked = jobs(model, data.contrast["prompt"].to_list(), [0.0])
+    readers, _ = cast(data, cfg)
     every, tables = stacked([x.vector for x in directions]), []
     both = {sign: aimed(asked, [sign * x.dose for x in directions]) for sign in (1, -1)}
     answers = spoken(model, pl.concat(list(both.values())), every, cfg)
-    answers = answers.with_columns(value=pl.Series(poles(model, answers, data, cfg, 0)))
+    answers = answers.with_columns(value=pl.Series(margins(model, answers, readers, cfg)))
     for sign, part in zip(both, answers.iter_slices(len(answers) // 2), strict=True):
         for direction, mine in zip(directions, part.iter_slices(len(asked)), strict=True):
             tables.append(rows(direction.name, sign, "said", mine["value"].to_list()))
