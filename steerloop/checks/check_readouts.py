@@ -12,7 +12,7 @@ from steerloop.checks.twins import row_logits
 from steerloop.readouts.contrast import contrast
 from steerloop.readouts.endings import endings
 from steerloop.readouts.reasons import reasons
-from steerloop.readouts.said import cast, said
+from steerloop.readouts.said import said
 from steerloop.texts.data import read_data
 
 
@@ -90,13 +90,9 @@ def check_what_is_said_is_read_by_the_untouched_base(case):
             "prompt", "completion_ids", "said_1", "said_2").rows():
         for half, score in enumerate(scores):
             sides = [[mean_logp(base, s.model.render(prompt, x), ids) for x in pair]
-                     for pair in data.pairs[half:3:2]]
+                     for pair in data.pairs[half:5:2]]
             wanted = fmean(up - down for up, down in sides)
             assert score == pytest.approx(wanted, abs=2e-3)
-    for n in range(1, 9):
-        some = replace(data, pairs=[(f"{x}", f"not {x}") for x in range(n)])
-        readers, speakers = cast(some, s.cfg)
-        assert readers and speakers and (n == 1 or not set(readers) & set(speakers))
     again = said(s.model, data, s.cfg, s.vector(), 0.5)
     assert again.equals(table)
     assert said(s.model, replace(data, contrast=data.contrast.head(0)), s.cfg, {}, 0.0).is_empty()

@@ -34,6 +34,7 @@ SHARED = ("*.json", "*.jsonl", "*.md", "*.txt", "*.parquet", "rounds/*/*")
 LIMIT = "limit"
 PLANTED = "planted"
 U0 = "u0"  # what the readouts answer to the vector and to null vectors
+BANDS = "bands"  # what is said under candidate bands of steered blocks
 # Of a round, each after the stage that makes it:
 VECTOR, DOSE, CURVE, COMPLETIONS, KAPPA = "vector", "dose", "curve", "completions", "kappa"
 HEAL, ADAPTER, STEPS = "heal", "adapter", "steps"

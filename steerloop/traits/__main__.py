@@ -21,8 +21,8 @@ from steerloop.evidence.lengths import check_lengths
 from steerloop.model import load
 from steerloop.report.sight import PASS, judged, verdict
 from steerloop.report.text import markdown
-from steerloop.report.verdicts import sight_lines
-from steerloop.sight import look
+from steerloop.report.verdicts import band_lines, sight_lines
+from steerloop.sight import bands, look, settled
 from steerloop.steer import extract
 from steerloop.texts.data import read_data
 from steerloop.texts.packs import folder_of
@@ -36,6 +36,10 @@ def sight(cfg: Config) -> bool:
     data, model = read_data(cfg), load(cfg)
     check_lengths(model, data, cfg)
     base = evaluate(model, data, cfg)
+    if not cfg.steer_blocks and not cfg.steer_band:
+        table = bands(model, data, cfg)
+        logger.info(markdown(band_lines(table)))
+        cfg = settled(cfg, table)
     vector = extract(model, data, cfg)
     c_star, _ = dose(model, vector, data, cfg, "0")
     responses = look(model, data, cfg, vector, c_star, base)
