@@ -1,12 +1,20 @@
 """python -m steerloop.traits new my_trait                              a commented skeleton
 python -m steerloop.traits check my_trait --model smollm2-135m        its texts, and U0 on a model
 python -m steerloop.traits check register --model embedded            one of ours, by name
+python -m steerloop.traits sheet RUN [RUN ...] --out sheet.jsonl      answers to label, blind
+python -m steerloop.traits join sheet.jsonl --out my_trait/labels.jsonl
 
 `check` ends with 1 where a text is at fault, or the model's readouts do not see the trait. What
 else a run takes (--quant none, --steer_band .4 .6, …) may follow.
+
+`sheet` writes what all states of the runs answered, shuffled, each answer once, and beside it
+sheet.key.jsonl, which a reader should not open. Fill in `trait` (does the answer show the pole
+`up`?) and `sensible` (does it make sense? the end may be cut off) with true or false; `join` puts
+the two together.
 """
 
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import torch
@@ -14,6 +22,7 @@ from loguru import logger
 
 from steerloop import UserError
 from steerloop.cli.entry import command
+from steerloop.cli.options import Parser, number, path
 from steerloop.config import Config, parse
 from steerloop.dose import dose
 from steerloop.evaluate import evaluate
@@ -27,6 +36,7 @@ from steerloop.steer import extract
 from steerloop.texts.data import read_data
 from steerloop.texts.packs import folder_of
 from steerloop.traits.faults import faults
+from steerloop.traits.labels import write_labels, write_sheet
 from steerloop.traits.skeleton import begin
 
 
@@ -58,6 +68,23 @@ def check(cfg: Config) -> None:
         sys.exit(1)
 
 
+def sheet_options(argv: list[str]) -> Namespace:
+    """Of `sheet`."""
+    parser = Parser(prog="python -m steerloop.traits sheet")
+    parser.add_argument("runs", nargs="+", type=path, metavar="RUN", help="run folders of a trait")
+    parser.add_argument("--out", required=True, type=path, help="the sheet, JSON lines")
+    parser.add_argument("--seed", type=number(int, 0, 2**31), default=0, help="of the order")
+    return parser.parse_args(argv)
+
+
+def join_options(argv: list[str]) -> Namespace:
+    """Of `join`."""
+    parser = Parser(prog="python -m steerloop.traits join")
+    parser.add_argument("sheets", nargs="+", type=path, metavar="SHEET", help="filled in")
+    parser.add_argument("--out", required=True, type=path, help="labels.jsonl of a pack")
+    return parser.parse_args(argv)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Command line entry: one clear line and a non-zero exit status on bad input."""
     argv = sys.argv[1:] if argv is None else argv
@@ -67,6 +94,10 @@ def main(argv: list[str] | None = None) -> None:
                     argv)
         case ["check", trait, *rest]:
             command(lambda _: parse(["--trait", trait, *rest]), check, argv)
+        case ["sheet", *rest]:
+            command(sheet_options, lambda x: write_sheet(x.runs, x.out, x.seed), rest)
+        case ["join", *rest]:
+            command(join_options, lambda x: write_labels(x.sheets, x.out), rest)
         case ["-h" | "--help", *_]:
             print(__doc__)
         case _:
@@ -75,7 +106,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def usage(argv: list[str]) -> Config:
     """Raises UserError with what there is."""
-    raise UserError("python -m steerloop.traits new NAME, or check FOLDER --model MODEL")
+    raise UserError("python -m steerloop.traits new NAME, or check FOLDER --model MODEL; --help "
+                    "says what else")
 
 
 if __name__ == "__main__":
