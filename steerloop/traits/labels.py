@@ -72,11 +72,11 @@ def answers_of(run: Path) -> pl.DataFrame:
 def sheet(runs: list[Path], seed: int) -> tuple[pl.DataFrame, pl.DataFrame]:
     """SHEET, in an order that hangs on the seed and the words alone, and its KEY. Raises UserError
     where the runs are of two traits."""
+    every = pl.concat([answers_of(x) for x in runs])
     axes = {run: axis_of(run) for run in runs}
     if other := [x for x in runs if axes[x] != axes[runs[0]]]:
         raise UserError(f"{runs[0]} moves {' to '.join(axes[runs[0]])}, {other[0]} "
                         f"{' to '.join(axes[other[0]])}: one sheet is about one trait")
-    every = pl.concat([answers_of(x) for x in runs])
     rows = every.select("id", "prompt", "text").unique().sort("id").rows()
     random.Random(seed).shuffle(rows)
     blind = pl.DataFrame(rows, dict(list(SHEET.items())[:3]), orient="row")
