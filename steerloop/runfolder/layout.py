@@ -113,6 +113,12 @@ def said(run: Path, round: int, state: str) -> Path:
     return run / f"{of_state(round, state)[2]}.parquet"
 
 
+def answers(run: Path) -> list[tuple[int, str, Path]]:
+    """Round (from 0), state and table of all answers that were kept, in order."""
+    there = [x for x in run.glob("rounds/*/*.said.parquet") if x.parent.name.isdecimal()]
+    return sorted((int(x.parent.name), x.name.removesuffix(".said.parquet"), x) for x in there)
+
+
 def planted(run: Path) -> Path:
     """Completions that are known to be coherent or broken, as the filter judged them."""
     return run / f"{PLANTED}.parquet"
