@@ -59,7 +59,8 @@ class Config:
     target_kl: float = knob(1.0, "iso-KL: p95 per-token KL(steered || unsteered), nats")
     dose_prompts: int = knob(8, "prompts rolled out per candidate dose")
     dose_tokens: int = knob(128, "length limit of those rollouts, tokens")
-    multiples: list[float] = knob([0.5, 0.75, 1.0], "doses sampled, multiples of kappa * c*")
+    multiples: list[float] = knob([0.5, 0.75, 1.0], "doses sampled, as multiples of kappa * c*; 0 "
+                                  "alone: a control", 0)
     kappa_min: float = knob(0.2, "least shrink factor kappa of the survival walk", high=1)
     survival: float = knob(0.75, "share of completions that must survive the filter", high=1)
     walk_rows: int = knob(8, "completions sampled in one step of the walk")

@@ -31,6 +31,8 @@ PLANTED, OWN, LABELLED = 0.9, 0.9, 0.8  # U1: least shares: of each planted kind
 NAMES = {
     "no trait": "the trait did not move",
     "reversed": "the trait moved the wrong way",
+    "one-sided": "its opposite became less likely, and the trait no more (against a control, "
+                 "--multiples 0, compare tells what healing alone does)",
     "unsaid": "the trait is not in what the student says",
     "undone": "the trait is there under steering and gone without it",
     "undoing": "a later round took back what an earlier one had built",

@@ -86,34 +86,18 @@ def controls(model: Model, data: Data, cfg: Config) -> Iterator[pl.DataFrame]:
     for turn in range(len(data.reasons)):
         for name, values in reasons(model, data, cfg, named, turn).items():
             yield rows(PROMPTED, turn, name, values)
-    held = replace(data, contrast=data.contrast.filter("held").gather_every(cfg.every))
-    if not len(held.contrast):
-        return
-    by_pair, by_answer = [], []
-    for turn in (0, 1):
-        up, down = (told(model, held, cfg, pole, turn) for pole in (0, 1))
-        moved = {x: np.subtract(up[x], down[x]) for x in up}
-        by_pair.append(moved["contrast_positive"] - moved["contrast_negative"])
-        by_answer.append([moved["contrast_1"], moved["contrast_2"]])
-    for name, halves in (("said", by_pair), ("contrast", np.mean(by_answer, 0))):
-        for number, values in enumerate(halves, 1):
-            yield rows(PROMPTED, 0, f"{name}_{number}", values.tolist())
-
-
-def told(model: Model, data: Data, cfg: Config, pole: int, turn: int) -> dict[str, list[float]]:
-    """Contrasted answers where a system prompt is that pole of a persona pair; every other pair, or
-    in the next turn the rest, are dealt to the items."""
-    found: dict[str, list[float]] = {}
-    n, items = len(data.pairs), data.contrast.with_row_index("row")
-    for number, pair in enumerate(data.pairs):
-        mine = items.filter((2 * pl.col("row") + turn) % n == number)
-        some = replace(data, contrast=mine)
-        values = contrast(replace(model, persona=pair[pole]), some, replace(cfg, every=1))
-        for name, part in values.items():
-            column = found.setdefault(name, [0.0] * len(items))
-            for i, x in zip(mine["row"], part, strict=True):
-                column[i] = x
-    return found
+    held = data.contrast.filter("held").gather_every(cfg.every).head(cfg.said_prompts)
+    asked, plain = replace(data, contrast=held), replace(cfg, every=1)
+    moved = []  # by persona pair
+    for pair in data.pairs[: cfg.said_pairs] if len(held) else []:
+        up, down = (contrast(replace(model, persona=x), asked, plain) for x in pair)
+        moved.append({x: np.subtract(up[x], down[x]) for x in up})
+    by_pair = [x["contrast_positive"] - x["contrast_negative"] for x in moved]
+    for half in (1, 2) if moved else ():
+        said = np.mean(by_pair[half - 1 :: 2] or by_pair, 0)
+        yield rows(PROMPTED, 0, f"said_{half}", said.tolist())
+        answers = np.mean([x[f"contrast_{half}"] for x in moved], 0)
+        yield rows(PROMPTED, 0, f"contrast_{half}", answers.tolist())
 
 
 def rows(direction: str, sign: int, readout: str, values: list[float]) -> pl.DataFrame:
