@@ -1,6 +1,7 @@
 """python -m steerloop.traits new my_trait                              a commented skeleton
 python -m steerloop.traits check my_trait --model smollm2-135m        its texts, and U0 on a model
 python -m steerloop.traits check register --model embedded            one of ours, by name
+python -m steerloop.traits matrix register mood --model smollm2-135m  vectors × readouts
 python -m steerloop.traits sheet RUN [RUN ...] --out sheet.jsonl      answers to label, blind
 python -m steerloop.traits join sheet.jsonl --out my_trait/labels.jsonl
 python -m steerloop.traits audit my_trait                             readouts against labels
@@ -8,6 +9,9 @@ python -m steerloop.traits audit my_trait --judge http://localhost:8000/v1 --jud
 
 `check` ends with 1 where a text is at fault, or the model's readouts do not see the trait. What
 else a run takes (--quant none, --steer_band .4 .6, …) may follow.
+
+`matrix` steers with the vector of every pack at its c*, reads said and contrast of every pack, and
+prints the responses in units of what null vectors do there: a pack's own should lead.
 
 `sheet` writes what all states of the runs answered, shuffled, each answer once, and beside it
 sheet.key.jsonl, which a reader should not open. Fill in `trait` (does the answer show the pole
@@ -21,6 +25,7 @@ fooled by it.
 
 import sys
 from argparse import Namespace
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -45,6 +50,7 @@ from steerloop.traits.audit import audit
 from steerloop.traits.faults import faults
 from steerloop.traits.judge import address, opinions, question
 from steerloop.traits.labels import read_labels, write_labels, write_sheet
+from steerloop.traits.matrix import matrix, shown
 from steerloop.traits.skeleton import begin
 
 
@@ -78,6 +84,14 @@ def check(cfg: Config) -> None:
     logger.info(f"{cfg.trait}: {len(wrong) or 'no'} faults in its texts")
     if not sight(cfg) or wrong:
         sys.exit(1)
+
+
+def matrix_options(argv: list[str]) -> tuple[list[str], Config]:
+    """Of `matrix`: packs, then the options of a run."""
+    names = list(takewhile(lambda x: not x.startswith("--"), argv))
+    if len(set(names)) < max(2, len(names)):
+        raise UserError("matrix takes two packs or more, each once, then --model and the like")
+    return names, parse(["--trait", names[0], *argv[len(names) :]])
 
 
 def sheet_options(argv: list[str]) -> Namespace:
@@ -127,6 +141,8 @@ def main(argv: list[str] | None = None) -> None:
                     argv)
         case ["check", trait, *rest]:
             command(lambda _: parse(["--trait", trait, *rest]), check, argv)
+        case ["matrix", *rest]:
+            command(matrix_options, lambda x: print(shown(x[0], matrix(*x))), rest)
         case ["sheet", *rest]:
             command(sheet_options, lambda x: write_sheet(x.runs, x.out, x.seed), rest)
         case ["join", *rest]:
