@@ -138,7 +138,8 @@ def check_the_matrix_is_what_u0_measures_of_each_pack(folders, tmp_path, monkeyp
     for up in ("kind", "brief"):
         (folder := tmp_path / up).mkdir()
         data_files(folder)
-        text = (folder / "persona.toml").read_text().replace("care", up).replace("authority", f"un{up}")
+        text = (folder / "persona.toml").read_text().replace("care", up)
+        text = text.replace("authority", f"un{up}")
         (folder / "trait.toml").write_text(text)
         names.append(str(folder))
     cfg = small_config(folders(), trait=names[0], quant="none", said_tokens=6, u0_items=4,
