@@ -84,6 +84,13 @@ def check_an_effect_is_found_and_blindness_and_nulls_are_called():
     found = verdict(judged(base, responses, AXIS))
     assert (found["verdict"], found["headline"], found["why"]) == (PASS, "said", "")
     assert {x["readout"] for x in found["readouts"] if x["specific"]} == {"said", "contrast"}
+    alike = verdict(judged(*made_up(rng, effect=0.6, shared=0.0), AXIS))
+    assert alike["verdict"] == PASS, "items that all move alike agree, too"
+    base, responses = made_up(rng, effect=0.6)
+    one = responses.with_columns(value=pl.when(pl.col("readout").str.ends_with("_2"))
+                                 .then(rng.normal(0, 0.02, len(responses)))
+                                 .otherwise("value"))
+    assert verdict(judged(base, one, AXIS))["verdict"] == BLIND, "one wording alone moves"
     turned = verdict(judged(*made_up(rng, effect=-0.6), AXIS))
     assert turned["verdict"] == UNSPECIFIC, "it has to move the trait the right way"
     nothing = verdict(judged(*made_up(rng), AXIS))

@@ -129,12 +129,12 @@ def told_apart(readout: str, prompted: pl.DataFrame) -> str:
                 f"them: {interval(found, '+.3f')}")
     if np.array_equal(*halves):
         return "there is one wording alone, and nothing to hold it against"
-    return agreeing(*halves)
+    return agreeing(*(np.concatenate([x, -x]) for x in halves), len(halves[0]))  # zero counts
 
 
-def agreeing(a: np.ndarray, b: np.ndarray) -> str:
-    """Why two wordings do not agree over items; '' if they do."""
-    r, low, high = spearman(a, b)
+def agreeing(a: np.ndarray, b: np.ndarray, n: int = 0) -> str:
+    """Why two wordings do not agree over items (n of them, if not all are); '' if they do."""
+    r, low, high = spearman(a, b, n)
     if r >= AGREE and low > 0:
         return ""
     return f"its two wordings agree {interval([r, low, high], '.2f')} over items, {AGREE} is wanted"
@@ -147,13 +147,13 @@ def ranks(x: np.ndarray) -> np.ndarray:
     return (ends - (counts + 1) / 2)[place]
 
 
-def spearman(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
+def spearman(a: np.ndarray, b: np.ndarray, n: int = 0) -> tuple[float, float, float]:
     """Rank correlation with its 95 % interval (Fisher's z, with the variance of Fieller, Hartley &
-    Pearson 1957). Of constants it is 0."""
+    Pearson 1957), from n independent pairs if not all are. Of constants it is 0."""
     x, y = (ranks(v) - (len(v) - 1) / 2 for v in (a, b))
     scale = np.sqrt((x @ x) * (y @ y))
     r = float(x @ y / scale) if scale else 0.0
-    half = Z * np.sqrt(1.06 / max(len(a) - 3, 1))
+    half = Z * np.sqrt(1.06 / max((n or len(a)) - 3, 1))
     middle = np.arctanh(np.clip(r, -0.999999, 0.999999))
     return r, float(np.tanh(middle - half)), float(np.tanh(middle + half))
 
