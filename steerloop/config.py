@@ -54,11 +54,13 @@ class Config:
     # extract and dose
     max_contexts: int = knob(256, "contexts read by extraction")
     steer_blocks: list[int] = knob([], "steered blocks by index; empty: use steer_band", 0)
-    steer_band: list[float] = knob([0.45, 0.55], "steered band: low high, fractions of depth", 0, 1)
+    steer_band: list[float] = knob([0.45, 0.55], "low high, fractions of depth; auto: by what is "
+                                   "said under it", 0, 1, word="auto")
     target_kl: float = knob(1.0, "iso-KL: p95 per-token KL(steered || unsteered), nats")
     dose_prompts: int = knob(8, "prompts rolled out per candidate dose")
     dose_tokens: int = knob(128, "length limit of those rollouts, tokens")
-    multiples: list[float] = knob([0.5, 0.75, 1.0], "doses sampled, multiples of kappa * c*")
+    multiples: list[float] = knob([0.5, 0.75, 1.0], "doses sampled, as multiples of kappa * c*; 0 "
+                                  "alone: a control", 0)
     kappa_min: float = knob(0.2, "least shrink factor kappa of the survival walk", high=1)
     survival: float = knob(0.75, "share of completions that must survive the filter", high=1)
     walk_rows: int = knob(8, "completions sampled in one step of the walk")
@@ -108,7 +110,7 @@ class Config:
     baselines: bool = knob(False, "measure a prompt, steering and plain distillation as well")
     think_tokens: int = knob(128, "tokens of thought before the forced choice; 0: none", 0)
     said_prompts: int = knob(24, "held-out prompts that every measured state answers")
-    said_pairs: int = knob(6, "persona pairs that read each of them; two are left out")
+    said_pairs: int = knob(6, "persona pairs that read each of them")
     said_tokens: int = knob(64, "length limit of those answers, tokens")
     u0: bool = knob(True, "ask first whether the instruments see, and see the vector")
     u0_items: int = knob(16, "items of a readout under every null vector")
@@ -123,7 +125,7 @@ class Config:
         for name in PATHS:
             setattr(self, name, expanded(getattr(self, name)))
         for name in ("steer_band", "lora_band", "betas"):
-            if len(pair := getattr(self, name)) != 2:
+            if len(pair := getattr(self, name)) not in (0, 2):
                 raise UserError(f"--{name} takes two numbers, not {pair}")
         for name in ("steer_band", "lora_band"):
             if getattr(self, name) != sorted(getattr(self, name)):
@@ -142,7 +144,7 @@ def refuse(cfg: Config, said: dict[str, Any]) -> None:
             raise UserError(f"--{name} has no effect under --barrier {cfg.barrier}: leave one of "
                             "them out")
     for one, other in TWICE:
-        if one in said and said.get(other):
+        if {one, other} <= said.keys():
             raise UserError(f"--{one} and --{other} say the same thing in two ways: give one")
     if "tau_share" in said and cfg.tau:
         raise UserError(f"--tau_share has no effect beside --tau {cfg.tau:g}: leave one of them "

@@ -20,7 +20,7 @@ from steerloop.model import Model
 from steerloop.readouts.contrast import contrast
 from steerloop.readouts.forced_choice import choices
 from steerloop.readouts.reasons import reasons
-from steerloop.readouts.said import cast, margins, spoken
+from steerloop.readouts.said import margins, spoken
 from steerloop.report.sight import axis_values
 from steerloop.report.stats import difference
 from steerloop.sample import jobs
@@ -146,7 +146,7 @@ def check_what_is_said_is_scored_as_the_grammar_does(world):
     hundredths of a nat a token of their own likelihoods; so they are ranked, too."""
     rng, model = Random(0), world.model
     prompts = world.data.contrast.filter("held")["prompt"].to_list()[:24]
-    readers, _ = cast(world.data, world.cfg)
+    readers = world.data.pairs[: world.cfg.said_pairs]
     read, known = [], []
     for z in DISPOSITIONS:
         texts = [grammar.dilemma_answer(rng, oracle.parse_dilemma(x), z) for x in prompts]
@@ -169,7 +169,7 @@ def check_what_is_said_is_scored_as_the_grammar_does(world):
 def uttered(world, speakers, copies, vector, doses):
     """What is said: the value of every answer (states, answers), the draws of all states alike."""
     prompts = world.data.contrast.filter("held")["prompt"].to_list()
-    readers, _ = cast(world.data, world.cfg)
+    readers = world.data.pairs[: world.cfg.said_pairs]
     tables = [jobs(x, prompts, [d], copy) for x, d in zip(speakers, doses, strict=True)
               for copy in range(copies)]
     answers = spoken(world.model, pl.concat(tables), vector, world.cfg)

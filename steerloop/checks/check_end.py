@@ -68,9 +68,9 @@ def fine(cfg):
                 low, high = field.metadata[RANGE]
                 if not ((x > 0 if low is None else x >= low) and x <= high < float("inf")):
                     return False
-    pairs = cfg.steer_band, cfg.lora_band, cfg.betas
+    pairs = cfg.steer_band or [0, 1], cfg.lora_band, cfg.betas
     return bool(all(len(x) == 2 for x in pairs) and cfg.runs.strip() and max(cfg.betas) < 1
-                and cfg.steer_band[0] <= cfg.steer_band[1] and cfg.val_share < 1
+                and cfg.steer_band == sorted(cfg.steer_band) and cfg.val_share < 1
                 and all(x.count(":") == 1 for x in cfg.probes) and cfg.device != "meta")
 
 

@@ -4,17 +4,26 @@ are, and what is wrong with one is said in a line."""
 import json
 from dataclasses import replace
 
+import numpy as np
+import polars as pl
 import pytest
+import torch
 
 from steerloop import UserError
-from steerloop.checks.small import save_small, short_config, small_config
+from steerloop.checks.small import data_files, save_small, short_config, small_config
 from steerloop.config import Config, parse
+from steerloop.dose import dose
 from steerloop.export.bundle import verify, write_bundle
+from steerloop.model import load
+from steerloop.report.sight import odd
+from steerloop.sight.responses import answered, lined_up, some
+from steerloop.steer import extract
 from steerloop.texts.data import FILES, names, read, read_data
 from steerloop.texts.packs import contrast, folder_of, pack_files, wordings
 from steerloop.train import train
 from steerloop.traits.__main__ import main
 from steerloop.traits.faults import faults
+from steerloop.traits.matrix import leads, matrix, shown
 from steerloop.traits.skeleton import begin
 
 QUESTIONS = [  # as published: letters, or full statements
@@ -119,3 +128,38 @@ def check_a_run_of_a_trait_without_vignettes_is_measured_and_shown(tmp_path):
     for page in ("map.html", "report.html", "verdicts.md"):
         assert "blind" in (run / page).read_text(), page
     verify(write_bundle(run, tmp_path / "one.tar.gz"), "cpu", str(model))
+
+
+def check_the_matrix_is_what_u0_measures_of_each_pack(folders, tmp_path, monkeypatch):
+    """Its diagonal is a pack's own response in units of its nulls; vectors of others stand beside
+    it; and leading means to be first in the row and in the column."""
+    monkeypatch.setattr("steerloop.sight.responses.NULLS", 4)
+    names = []
+    for up in ("kind", "brief"):
+        (folder := tmp_path / up).mkdir()
+        data_files(folder)
+        text = (folder / "persona.toml").read_text().replace("care", up)
+        text = text.replace("authority", f"un{up}")
+        (folder / "trait.toml").write_text(text)
+        names.append(str(folder))
+    cfg = small_config(folders(), trait=names[0], quant="none", said_tokens=6, u0_items=4,
+                       dose_tokens=8, dose_prompts=2, target_kl=0.3, steer_blocks=[2, 3])
+    cells = matrix(names, cfg)
+    for j, name in enumerate(names):
+        one = replace(cfg, trait=name)
+        data, model = read_data(one), load(one)
+        with torch.no_grad():
+            vector = extract(model, data, one)
+            c_star, _ = dose(model, vector, data, one, "0")
+            few, found = some(data, one), lined_up(model, data, one, vector, c_star)
+            steps = odd(pl.concat([x for d in found
+                                   for x in answered(model, few, one, d, ["contrast"])]))
+        size = np.sqrt(np.mean([x.mean() ** 2 for (d, _), x in steps.items() if "null" in d]))
+        wanted = steps["vector", "contrast"].mean() / size
+        assert cells["contrast"][j, j] == pytest.approx(wanted, rel=1e-2, abs=1e-2)
+    assert leads(np.array([[2.0, 0.1], [0.3, 1.0]])) == [True, True]
+    assert leads(np.array([[2.0, -3.0], [0.3, 1.0]])) == [False, False]
+    assert leads(np.array([[-2.0, 0.1], [0.3, 1.0]])) == [False, True]
+    assert "| leads |" in shown(names, cells)
+    with pytest.raises(SystemExit, match="two packs"):
+        main(["matrix", "register", "--model", "x"])

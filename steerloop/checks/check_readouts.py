@@ -14,7 +14,7 @@ from steerloop.checks.twins import row_logits
 from steerloop.readouts.contrast import contrast
 from steerloop.readouts.endings import endings
 from steerloop.readouts.reasons import reasons
-from steerloop.readouts.said import cast, read, said
+from steerloop.readouts.said import read, said
 from steerloop.sample import jobs
 from steerloop.texts.data import read_data
 
@@ -91,13 +91,9 @@ def check_what_is_said_is_read_by_the_untouched_base(case):
             "prompt", "completion_ids", "said_1", "said_2").rows():
         for half, score in enumerate(scores):
             sides = [[mean_logp(base, s.model.render(prompt, x), ids) for x in pair]
-                     for pair in data.pairs[half:3:2]]
+                     for pair in data.pairs[half:5:2]]
             wanted = fmean(up - down for up, down in sides)
             assert score == pytest.approx(wanted, abs=2e-3)
-    for n in range(1, 9):
-        some = replace(data, pairs=[(f"{x}", f"not {x}") for x in range(n)])
-        readers, speakers = cast(some, s.cfg)
-        assert readers and speakers and (n == 1 or not set(readers) & set(speakers))
     again = said(s.model, data, s.cfg, s.vector(), 0.5)
     assert again.equals(table)
     assert said(s.model, replace(data, contrast=data.contrast.head(0)), s.cfg, {}, 0.0).is_empty()
@@ -155,7 +151,7 @@ def check_neither_the_order_of_prompts_nor_of_readers_counts(case):
     asked = jobs(s.model, data.contrast["prompt"].to_list(), [0.3])
     keep, scores = ["prompt_id", "prompt", "completion_ids", "text"], ["said_1", "said_2", "ppl"]
     wanted = read(s.model, asked, s.vector(), data, s.cfg)
-    order = [2, 3, 0, 1, 4, 5]  # the first four read; every other one is a half
+    order = [2, 3, 0, 1, 4, 5]  # every other one is a half
     for size, mixed, pairs in ((16, [2, 0, 1], order), (1, [1, 2, 0], order), (2, [0, 1, 2], None)):
         some = replace(data, pairs=[data.pairs[i] for i in pairs] if pairs else data.pairs)
         found = read(s.model, asked[mixed], s.vector(), some, replace(s.cfg, batch_rows=size))

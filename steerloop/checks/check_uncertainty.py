@@ -162,6 +162,30 @@ def check_what_is_not_said_is_no_success(tmp_path):
     assert not found[1].moved and "PASS" not in [x["verdict"] for x in found[1].lines[1:]]
 
 
+@pytest.mark.parametrize(("up", "down", "word"), [(0.2, -0.3, []), (-0.1, -0.6, ["one-sided"]),
+                                                  (0.5, 0.0, [])])
+def check_a_shift_by_the_fall_of_the_other_side_is_called_that(tmp_path, up, down, word):
+    """Read by contrast: both sides are reported, and a difference alone is not the trait."""
+    run = write_run(tmp_path / "run", GOOD, STEERED)
+    events = (run / "events.jsonl").read_text()
+    (run / "events.jsonl").write_text(events.replace('"headline": "digits"',
+                                                     '"headline": "contrast"'))
+    rng = np.random.default_rng(0)
+    for path in run.glob("rounds/*/*.items.parquet"):
+        size = {"base": 0.0, "steered": 1.2, "healed": 1.0}[path.name.partition(".")[0]]
+        sides = {"contrast_positive": size * up, "contrast_negative": size * down}
+        rows = [(x, i, -2 + mean + rng.normal(0, 0.02)) for x, mean in sides.items()
+                for i in range(24)]
+        more = pl.DataFrame(rows, ["measure", "item", "value"], orient="row")
+        pl.concat([pl.read_parquet(path), more]).write_parquet(path)
+    found = questions(run)[1]
+    assert found.moved and found.named == word
+    said = {x["number"]: x["value"] for x in found.lines}
+    assert f"{up:+.1f}" in said["contrast: care answers alone (nats per token)"]
+    assert f"{down:+.1f}" in said["contrast: authority answers alone (nats per token)"].replace(
+        "-0.0", "+0.0")
+
+
 def check_the_filter_is_judged_by_what_is_known(tmp_path):
     for name, fields, at in (("missed", {"planted": judged(miss=0.3)}, 0),
                              ("false", {"planted": judged(false=0.3)}, 0),

@@ -13,7 +13,7 @@ COMMANDS = {
     "score": "our evaluation of any model or adapter",
     "report": "pages and tables of runs, alone or compared",
     "sweep": "arms by seeds, resumable, and the tables of docs/results.md",
-    "traits": "a pack of texts of one's own: begun, and checked on a model",
+    "traits": "packs of texts: begun, checked on a model, answers labelled",
     "models": "which models have a short name, and whether they are here; fetch one",
     "bench": "each stage raced against a straightforward twin",
 }

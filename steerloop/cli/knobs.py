@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 from steerloop import UserError
 
 RANGE = "range"  # where the metadata of a field has it
+WORD = "word"  # and what stands for an empty list on the command line
 MANY = 10**9  # the end of a range that has none of its own: no knob means anything beyond
 SEEDS = 2**53  # largest seed: a whole number that every file format holds
 KINDS = {str: "text", bool: "true or false", int: "whole numbers", float: "numbers"}
@@ -34,11 +35,13 @@ DIAL = Range(-100, 100)  # gates and doses; what is below 0 pushes the other way
 
 
 def knob(
-    default: Any, help: str, low: float | int | None = None, high: float | int = MANY
+    default: Any, help: str, low: float | int | None = None, high: float | int = MANY,
+    word: str = "",
 ) -> Any:
-    """A dataclass field with help text (the library expands %, so it is doubled) and a range."""
+    """A dataclass field with help text (the library expands %, so it is doubled) and a range; of a
+    list, a `word` may stand for an empty one."""
     start = {"default_factory": default.copy} if isinstance(default, list) else {"default": default}
-    metadata = {"help": help.replace("%", "%%"), RANGE: Range(low, high)}
+    metadata = {"help": help.replace("%", "%%"), RANGE: Range(low, high), WORD: word}
     return field(**start, metadata=metadata)
 
 
@@ -71,6 +74,8 @@ def check_knobs(options: Any) -> None:
             raise UserError(f"--{knob.name} takes {kind_of(knob)}, not {value!r}")
         start = knob.default if knob.default_factory is MISSING else knob.default_factory()
         blank = value == [] or (isinstance(value, str) and not value.strip())
+        if knob.metadata[WORD] and value == []:
+            continue
         if blank and (value or start not in ("", [])):  # white space is no name of a file
             raise UserError(f"--{knob.name} is empty: give a value, or leave it out")
         for x in value if isinstance(value, list) else [value]:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from transformers import HfArgumentParser
 
 from steerloop import UserError
-from steerloop.cli.knobs import RANGE, expanded
+from steerloop.cli.knobs import RANGE, WORD, expanded
 from steerloop.cli.options import Parser
 from steerloop.runfolder.layout import CONFIG, EVENTS, located, upgraded
 
@@ -35,6 +35,12 @@ class Knobs(Parser, HfArgumentParser):
     def add_argument(self, *names: str, **options: Any) -> Action:
         """As argparse has it."""
         options.pop(RANGE, None)
+        if word := options.pop(WORD, ""):
+
+            def number(text: str) -> float | None:
+                return None if text == word else float(text)
+
+            options["type"] = number
         return super().add_argument(*names, **options)
 
 
@@ -45,9 +51,14 @@ def some(options: type, names: list[str]) -> type:
 
 
 def given(parser: ArgumentParser, argv: list[str]) -> dict[str, Any]:
-    """What the command line says, by option: none that it leaves to a default."""
+    """What the command line says, by option: none that it leaves to a default. A word alone is an
+    empty list."""
     nothing = Namespace(**{x.dest: None for x in parser._actions})
-    return {k: x for k, x in vars(parser.parse_args(argv, nothing)).items() if x is not None}
+    said = {k: x for k, x in vars(parser.parse_args(argv, nothing)).items() if x is not None}
+    for k, x in said.items():
+        if isinstance(x, list) and None in x and len(x) > 1:
+            parser.error(f"--{k} takes its word alone, or numbers")
+    return {k: [] if x == [None] else x for k, x in said.items()}
 
 
 def stored(run: Path) -> dict[str, Any]:

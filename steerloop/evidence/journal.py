@@ -26,14 +26,16 @@ from steerloop.kernels.spectral import cosine
 from steerloop.loading.hub import locate, public_name
 from steerloop.model import Model
 from steerloop.readouts.states import Vector
-from steerloop.report.sight import PASS, judged, verdict
+from steerloop.report.sight import PASS, UNSPECIFIC, judged, verdict
+from steerloop.report.text import markdown
 from steerloop.report.trait import unasked
+from steerloop.report.verdicts import band_lines
 from steerloop.runfolder import layout
 from steerloop.runfolder.layout import batch, of_round, of_state, work
 from steerloop.runfolder.opening import note_end, open_run
 from steerloop.runfolder.progress import Rounds
 from steerloop.runfolder.recorder import Recorder
-from steerloop.sight import look
+from steerloop.sight import bands, look, settled
 from steerloop.texts.data import Data
 
 CHOSEN = [layout.COMPLETIONS, layout.KAPPA]
@@ -132,8 +134,10 @@ class Journal(Recorder):
             logger.warning(faults)
         return limit
 
-    def on_extract(self, stage: Callable[..., Any], *args: Any) -> Any:
-        self.vectors.append(self.keep(layout.VECTOR, stage, *args, round=self.round))
+    def on_extract(self, stage: Callable[..., Any], model: Model, data: Data, cfg: Config) -> Any:
+        if not cfg.steer_blocks and not cfg.steer_band:
+            cfg = settled(cfg, self.bands())
+        self.vectors.append(self.keep(layout.VECTOR, stage, model, data, cfg, round=self.round))
         return self.vectors[-1]
 
     def on_dose(self, stage: Callable[..., Any], *args: Any) -> Any:
@@ -155,7 +159,18 @@ class Journal(Recorder):
         if sight["verdict"] != PASS:
             logger.warning(f"U0 {sight['verdict']}, so this run is trained, not measured: "
                            f"{sight['why']}")
+        if sight["verdict"] == UNSPECIFIC:  # would another band have done?
+            self.bands()
         return sight
+
+    def bands(self) -> pl.DataFrame:
+        """What is said under candidate bands, on the untouched base; kept, and shown once."""
+        name = of_round(0, layout.BANDS)
+        new = not self.folder.has([name])
+        table = self.folder.once(name, bands, self.model, self.data, self.cfg)
+        if new:
+            logger.info(f"candidate bands at one KL:\n{markdown(band_lines(table))}")
+        return table
 
     def on_short(self, stage: Callable[..., Any], *args: Any) -> bool:
         """A round whose rows were chosen is not short of any."""

@@ -12,6 +12,8 @@ def band(blocks: list[int], share: list[float], depth: int, name: str) -> list[i
 
     Raises UserError when that is none, or one that the model does not have.
     """
+    if not blocks and not share:
+        raise UserError(f"--{name}_band auto is settled by a run: name blocks or a band here")
     chosen = blocks or [i for i in range(depth) if share[0] <= i / depth <= share[-1]]
     if not chosen or not set(chosen) <= set(range(depth)):
         raise UserError(f"--{name}_blocks {blocks}, --{name}_band {share}: selects no block, or one"
@@ -25,7 +27,8 @@ def trained(cfg: Any, depth: int) -> list[int]:
     Raises UserError where it selects none, or none to steer, or trains only what comes after all
     that it steers: the steered states would be those of the base for ever.
     """
-    steered = band(cfg.steer_blocks, cfg.steer_band, depth, "steer")
+    auto = not cfg.steer_blocks and not cfg.steer_band
+    steered = band(cfg.steer_blocks, [0.0, 1.0] if auto else cfg.steer_band, depth, "steer")
     blocks = band(cfg.lora_blocks, cfg.lora_band, depth, "lora")
     if min(blocks) > max(steered):
         raise UserError(f"--lora_blocks {blocks} all come after the steered blocks {steered}: "

@@ -28,7 +28,6 @@ ANSWERS = {  # what is kept of them
     "ppl": pl.Float64, "repeat": pl.Float64, "echo": pl.Float64, "loop": pl.Float64,
     "zip": pl.Float64, "drop_reason": pl.String,
 }  # fmt: skip
-SPARE = 2  # persona pairs that read no answer, where there are four or more: U0 speaks under them
 Pairs = list[tuple[str, str]]
 ANYTHING = float("inf")  # as a limit of perplexity: what is improbable is told by the base's own
 
@@ -54,8 +53,7 @@ def read(
         return pl.DataFrame(schema=ANSWERS)
     answers = spoken(model, asked, vector, cfg)
     judged = filter(model, answers, data, replace(cfg, filter=True), ANYTHING)
-    readers, _ = cast(data, cfg)
-    scores = []
+    readers, scores = data.pairs[: cfg.said_pairs], []
     for half in (1, 2):
         some = readers[half - 1 :: 2] or readers
         values = [margins(model, answers, [pair], cfg) for pair in some]
@@ -67,14 +65,6 @@ def spoken(model: Model, asked: pl.DataFrame, vector: Vector, cfg: Config) -> pl
     """Answers to a table of `jobs`; the same draws in whatever state."""
     rollout = replace(cfg, max_new_tokens=min(cfg.said_tokens, cfg.max_new_tokens))
     return sample(model, asked, vector, rollout, "said")
-
-
-def cast(data: Data, cfg: Config) -> tuple[Pairs, Pairs]:
-    """The persona pairs that read answers, and others, under which U0 has the base speak: a pair
-    that spoke would find its own words. Of a single pair that cannot be helped."""
-    spare = SPARE if len(data.pairs) >= 2 * SPARE else len(data.pairs) > 1
-    reading = len(data.pairs) - spare
-    return data.pairs[: min(reading, cfg.said_pairs)], data.pairs[reading:] or data.pairs
 
 
 def margins(model: Model, answers: pl.DataFrame, pairs: Pairs, cfg: Config) -> list[float]:

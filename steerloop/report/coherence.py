@@ -26,10 +26,15 @@ FEWEST = 6  # items: of fewer, all may well be alike by chance
 Terms = Callable[[Frames], np.ndarray]
 
 
+def limit_of(said: pl.DataFrame, factor: float) -> float:
+    """The filter's limit of perplexity: `factor` times the 99th percentile of the base's own
+    answers."""
+    return factor * float(said["ppl"].quantile(0.99, "linear") or math.inf)
+
+
 def kept(base: Frames, factor: float) -> Terms:
-    """Whether answers pass the filter, whose limit of perplexity is `factor` times the 99th
-    percentile of the base's own answers."""
-    limit = factor * float(base[2]["ppl"].quantile(0.99, "linear") or math.inf)
+    """Whether answers pass the filter, by the limit that the base's own set."""
+    limit = limit_of(base[2], factor)
 
     def terms(frames: Frames) -> np.ndarray:
         answers = frames[2].sort("prompt_id")

@@ -19,7 +19,7 @@ from steerloop.report.rivals import MARGIN, PPL, WIDER
 from steerloop.report.run import axis_of, frames_of, headline_of, last_healed, states, word_of
 from steerloop.report.stats import difference, estimate, profile
 from steerloop.report.text import interval, markdown
-from steerloop.report.trait import DIGITS, Frames, values
+from steerloop.report.trait import DIGITS, Frames, sides, values
 from steerloop.runfolder.files import read_config
 from steerloop.texts.foundations import FOUNDATIONS
 
@@ -93,7 +93,13 @@ def shifts_apart(
         return {f"Δ{f}": apart(ours, theirs, f, seed, resamples) for f in axis}
     if not readout:
         return {}
-    return {f"Δ{axis[1]}": apart_by(readout, ours, theirs, axis, seed, resamples)}
+    found = {f"Δ{axis[1]}": apart_by(readout, ours, theirs, axis, seed, resamples)}
+    each = [sides(of_state(t, "now"), of_state(t, "base")) for t in (ours, theirs)]
+    for side, pole in (("positive", axis[1]), ("negative", axis[0])):
+        if all(side in x and len(x[side]) == len(each[0][side]) for x in each):
+            found[f"{pole} answers alone"] = difference(each[0][side] - each[1][side], seed,
+                                                        resamples)
+    return found
 
 
 def moved(p: list[np.ndarray], signs: tuple[int, ...], seed: int, resamples: int) -> list[float]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from steerloop.report.against import LEAST
 from steerloop.report.coherence import coherent
-from steerloop.report.estimates import Estimate, mean, ratio, shifts
+from steerloop.report.estimates import Estimate, Weighed, mean, ratio, shifts
 from steerloop.report.rivals import PPL, decisive, margin, shown
 from steerloop.report.rule import EFFECT, Bound, Verdict, judge
 from steerloop.report.run import (
@@ -21,7 +21,7 @@ from steerloop.report.run import (
     word_of,
 )
 from steerloop.report.text import interval, markdown
-from steerloop.report.trait import DIGITS, Frames, shift, weights
+from steerloop.report.trait import DIGITS, Frames, shift, sides, weights
 from steerloop.report.trait import measured as measured_of
 from steerloop.runfolder import layout
 from steerloop.runfolder.files import read_table
@@ -79,6 +79,7 @@ def trait_lines(
                         Bound(least), EFFECT, name)
     verdict.moved = said == "PASS"
     spoken_line(verdict, cfg, axis, headline, healed, base)
+    side_lines(verdict, cfg, axis, headline, healed, base)
     verdict.line(f"retain: shift healed / shift steered ({under.within(w).brief})", kept,
                  Bound(RETAIN, best=1.0), EFFECT, "" if turned else "undone")
     if headline == DIGITS:
@@ -100,6 +101,22 @@ def spoken_line(
     agreed = verdict.line("said: its own answers, read by the base (nats per token)", spoke,
                           Bound(PER_TOKEN), EFFECT, "unsaid")
     verdict.moved = verdict.moved and agreed == "PASS"
+
+
+def side_lines(
+    verdict: Verdict, cfg: dict[str, Any], axis: list[str], headline: str, healed: Frames,
+    base: Frames,
+) -> None:
+    """Of contrasted answers both sides, apart: a difference flatters what makes one improbable."""
+    found = {}
+    for side, steps in sides(healed, base).items():
+        w = weights("contrast", base, cfg)
+        means = w @ steps
+        found[side] = Weighed(means, steps - means[:, None]).within(w, "+.3f")
+        pole = axis[1] if side == "positive" else axis[0]
+        verdict.add(f"contrast: {pole} answers alone (nats per token)", value=found[side].text)
+    if headline == "contrast" and verdict.moved and found["positive"].high < 0:
+        verdict.named.append("one-sided")
 
 
 def surgical_lines(

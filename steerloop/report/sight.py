@@ -10,7 +10,6 @@ the vector and its nulls, the largest over readouts is ranked among the largest 
 single readouts are held against those maxima (Westfall & Young 1993).
 """
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -75,11 +74,9 @@ def sees(
             turns = [of_turn(prompted, x) for x in (0, 1)]
             found["reasons"] = reasoned(turns, rows, axis)
     if len(said):
-        found["said"] = ordered("said", {x: said[x].to_numpy() for x in ("said_1", "said_2")},
-                                prompted, True)
-    if known := columns(items, "contrast_"):
-        halves = {x: np.array(known[x]) for x in ("contrast_1", "contrast_2")}
-        found["contrast"] = ordered("contrast", halves, prompted, False)
+        found["said"] = told_apart("said", prompted)
+    if columns(items, "contrast_"):
+        found["contrast"] = told_apart("contrast", prompted)
     return {x: found[x] for x in READOUTS if x in found}
 
 
@@ -123,30 +120,18 @@ def reasoned(turns: list[dict[str, list[float]]], rows: pl.DataFrame, axis: list
     return agreeing(*sides)
 
 
-def ordered(
-    readout: str, base: Mapping[str, np.ndarray], prompted: pl.DataFrame, between: bool
-) -> str:
-    """Why persona texts do not move a readout as they should; '' if they do: positive over
-    negative, and the base `between` them where that is asked; and its two halves alike."""
-    halves = []
-    for half in (1, 2):
-        name = f"{readout}_{half}"
-        mine = prompted.filter(pl.col("readout") == name)
-        sides = [mine.filter(sign=x).sort("item")["value"].to_numpy() for x in (1, -1)]
-        halves.append([*sides, base[name][: len(sides[0])]])
-    positive, negative, own = np.mean(halves, 0)
-    wanted = {"positive persona text over negative": positive - negative}
-    if between:
-        wanted = {"positive persona text over base": positive - own,
-                  "base over negative persona text": own - negative}
-    for what, steps in wanted.items():
-        found = difference(steps, SEED, RESAMPLES)
-        if found[1] <= 0:
-            return f"{what}: {interval(found, '+.3f')}"
+def told_apart(readout: str, prompted: pl.DataFrame) -> str:
+    """Why a readout does not know what shows the trait from its opposite; '' if it does: over
+    items, the poles of persona texts make either more likely, and its two wordings say so alike."""
+    halves = [prompted.filter(readout=f"{readout}_{x}").sort("item")["value"].to_numpy()
+              for x in (1, 2)]
+    found = difference(np.mean(halves, 0), SEED, RESAMPLES)
+    if found[1] <= 0:
+        return ("answers that show the trait over their opposites, by what persona texts make of "
+                f"them: {interval(found, '+.3f')}")
     if np.array_equal(*halves):
         return "there is one wording alone, and nothing to hold it against"
-    moved = [np.concatenate([x[0] - x[2], x[1] - x[2]]) for x in halves]
-    return agreeing(*moved)
+    return agreeing(*halves)
 
 
 def agreeing(a: np.ndarray, b: np.ndarray) -> str:

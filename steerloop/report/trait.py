@@ -72,6 +72,18 @@ def shift(readout: str, now: Frames, base: Frames, axis: list[str], w: np.ndarra
     return Weighed(means, steps - means[:, None])
 
 
+def sides(now: Frames, base: Frames) -> dict[str, np.ndarray]:
+    """Per contrasted item, how much more likely a state finds answers that show the trait
+    (`positive`), and their opposites (`negative`), than another did: nats per token. {} where there
+    are none."""
+    found = {}
+    for side in ("positive", "negative"):
+        ours, theirs = (columns(x[1], f"contrast_{side}") for x in (now, base))
+        if ours and theirs:
+            found[side] = np.subtract(*(next(iter(x.values())) for x in (ours, theirs)))
+    return found
+
+
 def moved(
     readout: str, now: Frames, base: Frames, axis: list[str], cfg: dict[str, Any]
 ) -> list[float]:

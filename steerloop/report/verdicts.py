@@ -31,6 +31,8 @@ PLANTED, OWN, LABELLED = 0.9, 0.9, 0.8  # U1: least shares: of each planted kind
 NAMES = {
     "no trait": "the trait did not move",
     "reversed": "the trait moved the wrong way",
+    "one-sided": "its opposite became less likely, and the trait no more (against a control, "
+                 "--multiples 0, compare tells what healing alone does)",
     "unsaid": "the trait is not in what the student says",
     "undone": "the trait is there under steering and gone without it",
     "undoing": "a later round took back what an earlier one had built",
@@ -151,7 +153,19 @@ def sight_verdict(run: Path) -> Verdict:
     verdict.lines = sight_lines(sight)
     if sight.get("headline"):
         verdict.reading = [f"The run is read by {sight['headline']}."]
+    path = run / f"{layout.of_round(0, layout.BANDS)}.parquet"
+    if path.is_file():
+        verdict.reading.append("Candidate bands at one KL, by what the steered base says to "
+                               "training prompts:\n\n" + markdown(band_lines(read_table(path))))
     return verdict
+
+
+def band_lines(table: pl.DataFrame) -> list[dict[str, str]]:
+    """Candidate bands for reading, best first."""
+    return [{"blocks": ", ".join(map(str, x["blocks"])), "dose": f"{x['dose']:.3g}",
+             "KL p95 (nats)": f"{x['kl']:.2f}",
+             "said (nats a token)": interval([x["response"], x["low"], x["high"]], "+.3f")}
+            for x in table.iter_rows(named=True)]
 
 
 def sight_lines(sight: dict[str, Any]) -> list[dict[str, str]]:

@@ -34,6 +34,7 @@ SHARED = ("*.json", "*.jsonl", "*.md", "*.txt", "*.parquet", "rounds/*/*")
 LIMIT = "limit"
 PLANTED = "planted"
 U0 = "u0"  # what the readouts answer to the vector and to null vectors
+BANDS = "bands"  # what is said under candidate bands of steered blocks
 # Of a round, each after the stage that makes it:
 VECTOR, DOSE, CURVE, COMPLETIONS, KAPPA = "vector", "dose", "curve", "completions", "kappa"
 HEAL, ADAPTER, STEPS = "heal", "adapter", "steps"
@@ -110,6 +111,12 @@ def items(run: Path, round: int, state: str) -> Path:
 def said(run: Path, round: int, state: str) -> Path:
     """The answers of a measured state."""
     return run / f"{of_state(round, state)[2]}.parquet"
+
+
+def answers(run: Path) -> list[tuple[int, str, Path]]:
+    """Round (from 0), state and table of all answers that were kept, in order."""
+    there = [x for x in run.glob("rounds/*/*.said.parquet") if x.parent.name.isdecimal()]
+    return sorted((int(x.parent.name), x.name.removesuffix(".said.parquet"), x) for x in there)
 
 
 def planted(run: Path) -> Path:

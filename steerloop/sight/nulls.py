@@ -107,12 +107,20 @@ def at_one_cost(
     model: Model, asked: pl.DataFrame, cfg: Config, vector: Vector, c_star: float,
     others: list[Vector],
 ) -> list[float]:
-    """The doses at which rollouts of the others cost what those of `vector` at c* do, all of them
-    in one batch, by the square root of how far they miss it."""
+    """The doses at which rollouts of the others cost what those of `vector` at c* do."""
     (target,) = top_kls(model, asked, cfg, [vector], [c_star])
     doses = [c_star * size(vector) / max(size(x), 1e-12) for x in others]
+    return at_cost(model, asked, cfg, target, others, doses)
+
+
+def at_cost(
+    model: Model, asked: pl.DataFrame, cfg: Config, target: float, vectors: list[Vector],
+    doses: list[float],
+) -> list[float]:
+    """The doses at which rollouts of the vectors have a p95 of `target` nats, all of them in one
+    batch, from `doses` on by the square root of how far they miss it."""
     for _ in range(STEPS):
-        reached = top_kls(model, asked, cfg, others, doses)
+        reached = top_kls(model, asked, cfg, vectors, doses)
         factors = [math.sqrt(target / max(x, 1e-12)) for x in reached]
         doses = [x * min(max(f, 1 / FAR), FAR) for x, f in zip(doses, factors, strict=True)]
     return doses

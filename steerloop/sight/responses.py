@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import polars as pl
 import torch
 
@@ -15,7 +16,7 @@ from steerloop.model import Model
 from steerloop.readouts.contrast import contrast
 from steerloop.readouts.forced_choice import choices
 from steerloop.readouts.reasons import reasons
-from steerloop.readouts.said import cast, margins, read, spoken
+from steerloop.readouts.said import margins, spoken
 from steerloop.readouts.states import Vector
 from steerloop.report.sight import (
     NULL,
@@ -77,39 +78,26 @@ def glance(model: Model, data: Data, cfg: Config, base: list[pl.DataFrame]) -> d
 
 def controls(model: Model, data: Data, cfg: Config) -> Iterator[pl.DataFrame]:
     """What shows whether readouts see: reasons of all foundations in either wording (whose turn is
-    `sign`); contrast and said under either pole of a persona pair, and what is said under one that
-    does not read the answer."""
+    `sign`); and, of held-out answers that show the trait against their opposites, how much more
+    likely the positive pole of a persona pair makes them than the negative one: `said` by either
+    half of the pairs, `contrast` by first and by last answers."""
     yield pl.DataFrame(schema=COLUMNS)
     named = list(data.reasons[0].reasons) if data.reasons else []
     for turn in range(len(data.reasons)):
         for name, values in reasons(model, data, cfg, named, turn).items():
             yield rows(PROMPTED, turn, name, values)
-    held = data.contrast.filter("held")
-    opposed = replace(data, contrast=held.gather_every(cfg.every).head(cfg.said_prompts))
-    held = held.head(cfg.said_prompts)
-    _, speakers = cast(data, cfg)
-    for pole, sign in ((0, 1), (1, -1)) if len(held) else ():
-        values = told(model, opposed, cfg, pole)
-        for half in (1, 2):
-            yield rows(PROMPTED, sign, f"contrast_{half}", values[f"contrast_{half}"])
-        asked = jobs(model, held["prompt"].to_list(), [0.0])
-        ids = [model.render(x, speakers[i % len(speakers)][pole])
-               for i, x in enumerate(held["prompt"])]
-        answers = read(model, asked.with_columns(prompt_ids=pl.Series(ids)), {}, data, cfg)
-        for half in (1, 2):
-            yield rows(PROMPTED, sign, f"said_{half}", answers[f"said_{half}"].to_list())
-
-
-def told(model: Model, data: Data, cfg: Config, pole: int) -> dict[str, list[float]]:
-    """Contrasted answers where a system prompt is that pole of the persona pairs, which take turns
-    over the items."""
-    n, items, found = len(data.pairs), data.contrast, {}
-    for number, pair in enumerate(data.pairs[: len(items)]):
-        mine = replace(data, contrast=items.gather_every(n, number))
-        values = contrast(replace(model, persona=pair[pole]), mine, replace(cfg, every=1))
-        for name, some in values.items():
-            found.setdefault(name, [0.0] * len(items))[number::n] = some
-    return found
+    held = data.contrast.filter("held").gather_every(cfg.every).head(cfg.said_prompts)
+    asked, plain = replace(data, contrast=held), replace(cfg, every=1)
+    moved = []  # by persona pair
+    for pair in data.pairs[: cfg.said_pairs] if len(held) else []:
+        up, down = (contrast(replace(model, persona=x), asked, plain) for x in pair)
+        moved.append({x: np.subtract(up[x], down[x]) for x in up})
+    by_pair = [x["contrast_positive"] - x["contrast_negative"] for x in moved]
+    for half in (1, 2) if moved else ():
+        said = np.mean(by_pair[half - 1 :: 2] or by_pair, 0)
+        yield rows(PROMPTED, 0, f"said_{half}", said.tolist())
+        answers = np.mean([x[f"contrast_{half}"] for x in moved], 0)
+        yield rows(PROMPTED, 0, f"contrast_{half}", answers.tolist())
 
 
 def rows(direction: str, sign: int, readout: str, values: list[float]) -> pl.DataFrame:
@@ -172,11 +160,10 @@ def uttered(
 ) -> pl.DataFrame:
     """The same of what is said, all directions in the rows of a batch."""
     asked = jobs(model, data.contrast["prompt"].to_list(), [0.0])
-    readers, _ = cast(data, cfg)
     every, tables = stacked([x.vector for x in directions]), []
     both = {sign: aimed(asked, [sign * x.dose for x in directions]) for sign in (1, -1)}
     answers = spoken(model, pl.concat(list(both.values())), every, cfg)
-    answers = answers.with_columns(value=pl.Series(margins(model, answers, readers, cfg)))
+    answers = answers.with_columns(value=pl.Series(margins(model, answers, data.pairs, cfg)))
     for sign, part in zip(both, answers.iter_slices(len(answers) // 2), strict=True):
         for direction, mine in zip(directions, part.iter_slices(len(asked)), strict=True):
             tables.append(rows(direction.name, sign, "said", mine["value"].to_list()))

@@ -9,6 +9,8 @@
     reasons.toml     and phrases that say why an act is wrong
     mundane.jsonl    ordinary text; without it data/mundane.jsonl
     labelled.jsonl   completions judged by hand
+    labels.jsonl     answers of a model with labels, for `traits audit` (traits/labels.py); no run
+                     reads it
     CARD.md          what people should know of it
 
 Contrasts and statements load as others publish them, too: JSON lines or one JSON list, of
