@@ -54,7 +54,7 @@ def check_every_command_explains_itself(name, capsys, monkeypatch):
 
 
 def check_a_command_is_its_module():
-    for argv in (["train", "--lam", "-1"], ["report", "nowhere"]):
+    for argv in (["models", "fetch", "nowhere"], ["report", "nowhere"]):
         module = subprocess.run([sys.executable, "-m", f"steerloop.{argv[0]}", *argv[1:]],
                                 cwd=ROOT, capture_output=True, text=True)
         assert run(*argv) == (module.returncode, module.stdout, module.stderr)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from steerloop import UserError
-from steerloop.checks.small import data_files, save_small, short_config, small_config
+from steerloop.checks.small import data_files, short_config, small_config
 from steerloop.config import Config, parse
 from steerloop.dose import dose
 from steerloop.export.bundle import verify, write_bundle
@@ -114,34 +114,35 @@ def check_a_skeleton_is_filled_in_and_checked(tmp_path, monkeypatch):
         main(["other"])
 
 
-def check_a_run_of_a_trait_without_vignettes_is_measured_and_shown(tmp_path):
+def packs(root, *names):
+    """Folders of small traits, without vignettes, whose poles have these names."""
+    for up in names:
+        (folder := root / up).mkdir()
+        data_files(folder)
+        text = (folder / "persona.toml").read_text().replace("care", up)
+        (folder / "trait.toml").write_text(text.replace("authority", f"un{up}"))
+        yield str(folder)
+
+
+def check_a_run_of_a_trait_without_vignettes_is_measured_and_shown(folders, tmp_path):
     """Asked by U0 (random weights are blind), with rivals, pages, and a bundle that verifies."""
-    model = save_small(tmp_path / "model")
-    cfg = small_config(model, trait="register", quant="none", u0_items=4, said_prompts=4,
-                       max_contexts=8, every=9)
+    (trait,) = packs(tmp_path, "kind")
+    cfg = small_config(folders(), trait=trait, quant="none", u0_items=4, said_prompts=4)
     cfg = short_config(tmp_path, cfg, u0=True, baselines=True, rounds=1)
-    cfg = replace(cfg, **{x: "" for x in FILES if x != "mundane"})
-    run = train(cfg)
+    run = train(replace(cfg, **{x: "" for x in FILES if x != "mundane"}))
     summary = json.loads((run / "summary.json").read_text())
     assert summary["u0"]["verdict"] == "blind" and "persona text" in summary["u0"]["why"]
     assert len(summary["healed"]) == 1 and "digits" not in str(summary["u0"])
     for page in ("map.html", "report.html", "verdicts.md"):
         assert "blind" in (run / page).read_text(), page
-    verify(write_bundle(run, tmp_path / "one.tar.gz"), "cpu", str(model))
+    verify(write_bundle(run, tmp_path / "one.tar.gz"), "cpu", cfg.model)
 
 
 def check_the_matrix_is_what_u0_measures_of_each_pack(folders, tmp_path, monkeypatch):
     """Its diagonal is a pack's own response in units of its nulls; vectors of others stand beside
     it; and leading means to be first in the row and in the column."""
-    monkeypatch.setattr("steerloop.sight.responses.NULLS", 4)
-    names = []
-    for up in ("kind", "brief"):
-        (folder := tmp_path / up).mkdir()
-        data_files(folder)
-        text = (folder / "persona.toml").read_text().replace("care", up)
-        text = text.replace("authority", f"un{up}")
-        (folder / "trait.toml").write_text(text)
-        names.append(str(folder))
+    monkeypatch.setattr("steerloop.sight.responses.NULLS", 2)
+    names = list(packs(tmp_path, "kind", "brief"))
     cfg = small_config(folders(), trait=names[0], quant="none", said_tokens=6, u0_items=4,
                        dose_tokens=8, dose_prompts=2, target_kl=0.3, steer_blocks=[2, 3])
     cells = matrix(names, cfg)
