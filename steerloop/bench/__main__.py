@@ -17,6 +17,7 @@ Ours alone:
     python -m steerloop.bench load --shape gemma-3-1b      load, sample and heal once: time, peaks
     python -m steerloop.bench memory --shape gemma-3-4b    GPU memory by part, computed
     python -m steerloop.bench student --shape gemma-3-270m      a stack beside weights, or merged
+    python -m steerloop.bench readouts                     reasons, contrast, said beside the rest
     python -m steerloop.bench limits                       measured matrix-product and memory peaks
 
 Ours against the twins on a real model, sampling up to its end tokens:
@@ -41,7 +42,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from steerloop.bench import load, measure, memory, races, round, student
+from steerloop.bench import load, measure, memory, races, readouts, round, student
 from steerloop.bench.shapes import SHAPES, depth, save_random
 from steerloop.cli.entry import command
 from steerloop.cli.options import Parser, number, path
@@ -56,14 +57,17 @@ PROMPT = 200  # tokens before a completion, for `memory`
 NAMED = {"loss": (8, 128, 0), "heal": (0, 200, 100), "sample": (48, 64, 100),
          "evaluate": (64, 0, 0), "round": (96, 512, 0), "dose": (12, 40, 0), "extract": (64, 0, 0),
          "load": (8, 32, 0), "student": (48, 32, 100)}
+OWN = ("round", "readouts")  # of the embedded model, unless another shape is named
+REAL = (*races.MODELS, "student", "load", "readouts")  # what --weights is for
 
 
 def options(argv: list[str]) -> Namespace:
     """Command line → options, sizes filled in."""
     parser = Parser(prog="python -m steerloop.bench", description=__doc__)
     add, count, size = parser.add_argument, number(int, 1, 10**6), number(int, 0, 10**6)
-    add("what", choices=["loss", *races.MODELS, "student", "round", "load", "memory", "limits"])
-    add("--shape", choices=[*SHAPES, "embedded"], help="tiny; for round embedded")
+    add("what", choices=["loss", *races.MODELS, "student", "readouts", "round", "load", "memory",
+                          "limits"])
+    add("--shape", choices=[*SHAPES, "embedded"], help="tiny; for round and readouts embedded")
     add("--blocks", type=size, default=0, help="keep that many blocks of the shape; 0: all")
     add("--device", choices=["cpu", "cuda"], default="cpu")
     add("--quant", choices=QUANT, default="nf4", help="4-bit base, or dense")
@@ -79,13 +83,13 @@ def options(argv: list[str]) -> Namespace:
     add("--json", type=path, help="write the figures there, too")
     chosen = parser.parse_args(argv)
     named = dict(zip(("rows", "tokens", "prompt"), NAMED.get(chosen.what, (0, 0, 0)), strict=True))
-    named |= {"shape": "embedded", "think": 128} if chosen.what == "round" else {
-        "shape": "tiny", "think": 0}
+    named |= {"shape": "embedded" if chosen.what in OWN else "tiny",
+              "think": 128 if chosen.what == "round" else 0}
     vars(chosen).update({k: x for k, x in named.items() if vars(chosen)[k] is None})
     if chosen.shape == "embedded" and chosen.what in ("loss", "load", "memory"):
         parser.error(f"{chosen.what} takes the shape of a published model, not embedded")
-    if chosen.weights and (chosen.what not in (*races.MODELS, "student", "load") or chosen.blocks):
-        parser.error(f"--weights is for {', '.join(races.MODELS)}, student, load, without --blocks")
+    if chosen.weights and (chosen.what not in REAL or chosen.blocks):
+        parser.error(f"--weights is for {', '.join(REAL)}, without --blocks")
     if chosen.weights:
         chosen.shape = chosen.weights
     elif chosen.blocks and (chosen.shape == "embedded" or chosen.blocks > depth(chosen.shape)):
@@ -136,6 +140,8 @@ def figures(chosen: Namespace) -> dict[str, Any]:
             return load.run(cfg, size.rows, size.tokens)
         if chosen.what == "student":
             return student.run(cfg, size)
+        if chosen.what == "readouts":
+            return readouts.run(cfg, size.repeats)
         return races.run(chosen.what, cfg, size)
 
 

@@ -18,6 +18,8 @@ from steerloop.kernels.head import Head
 from steerloop.readouts import forced_choice
 from steerloop.readouts.forced_choice import both_orders, choices
 from steerloop.report import measures
+from steerloop.report.sight import READOUTS
+from steerloop.report.trait import measured
 from steerloop.steer import extract, steered
 from steerloop.texts import questions
 from steerloop.texts.data import read_data
@@ -216,9 +218,13 @@ def check_embedded_model_answers_and_steering_moves_authority(world):
 
 
 def check_two_evaluations_of_a_state_are_identical(case):
+    """To the bit, by every readout: base, and a steered student."""
     s, data = case
-    first, second = (evaluate(s.model, data, s.cfg) for _ in range(2))
-    assert all(a.equals(b) for a, b in zip(first, second, strict=True))
+    for size in (0.0, 0.5):
+        first, second = (evaluate(s.model, data, s.cfg, s.vector(), size) for _ in range(2))
+        assert all(a.equals(b) for a, b in zip(first, second, strict=True))
+        assert set(measured(first, [data.down, data.up])) == set(READOUTS)
+        s.stir(2)
 
 
 def check_permuting_vignettes_changes_nothing(case):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from steerloop.bench import measure, races, round, shapes, student
+from steerloop.bench import measure, races, readouts, round, shapes, student
 from steerloop.bench.__main__ import main, options
 from steerloop.checks.digest import digests
 from steerloop.checks.small import data_files, short_config
@@ -60,6 +60,15 @@ def check_a_student_is_raced_against_its_merged_self(small, tmp_path):
     found = student.run(cfg, SIZE)["rounds_heard"]
     for name, heard in product(("sample", "evaluate"), student.HEARD):
         assert set(found[name][heard]) == {"ours", "merged"}
+
+
+@pytest.mark.parametrize("small", ["none"], indirect=True)
+def check_readouts_of_text_are_raced_against_the_rest(small, tmp_path):
+    found = readouts.run(small(**data_files(tmp_path)).cfg, 1)
+    *parts, rest = (x["seconds"] for x in found["runners"].values())
+    assert list(found["runners"])[:-1] == ["reasons", "contrast", "said"]
+    assert found["share"]["seconds"] == pytest.approx(sum(parts) / rest)
+    assert found["vignettes"] == found["contrasted"] == found["answers"] == 3
 
 
 def check_figures_are_printed_and_written(capsys, tmp_path):

@@ -2,8 +2,10 @@
 untouched base and on a student."""
 
 from dataclasses import replace
+from itertools import permutations, product
 from statistics import fmean
 
+import polars as pl
 import pytest
 import torch
 
@@ -12,7 +14,8 @@ from steerloop.checks.twins import row_logits
 from steerloop.readouts.contrast import contrast
 from steerloop.readouts.endings import endings
 from steerloop.readouts.reasons import reasons
-from steerloop.readouts.said import said
+from steerloop.readouts.said import read, said
+from steerloop.sample import jobs
 from steerloop.texts.data import read_data
 
 
@@ -56,9 +59,6 @@ def check_contrast_is_the_two_sides_of_every_item(case):
         assert found["contrast_negative"][i] == pytest.approx(fmean(sides[1]), abs=1e-3)
         for half, at in (("contrast_1", 0), ("contrast_2", -1)):
             assert found[half][i] == pytest.approx(sides[0][at] - sides[1][at], abs=2e-3)
-    mixed = replace(data, contrast=data.contrast[[2, 0, 1]])
-    again = contrast(s.model, mixed, s.cfg)["contrast_positive"]
-    assert [again[1], again[2], again[0]] == pytest.approx(found["contrast_positive"], abs=1e-4)
     trained_on = replace(data, contrast=data.contrast.with_columns(held=False))
     assert contrast(s.model, trained_on, s.cfg) == {}
 
@@ -67,9 +67,10 @@ def check_every_vignette_is_asked_in_either_wording(case):
     s, data = case
     named = list(data.reasons[0].reasons)
     found = [reasons(s.model, data, s.cfg, named, turn) for turn in (0, 1)]
+    place = {text: i for i, text in enumerate(sorted(data.vignettes["text"]))}
     for i, text in enumerate(data.vignettes["text"]):
         for turn in (0, 1):
-            wording = data.reasons[(i + turn) % 2]
+            wording = data.reasons[(place[text] + turn) % 2]
             ids = s.model.render(wording.ask.replace("{vignette}", text))
             for f, phrases in wording.reasons.items():
                 wanted = fmean(mean_logp(s.model.hf, ids, s.model.to_ids(x)) for x in phrases)
@@ -96,3 +97,66 @@ def check_what_is_said_is_read_by_the_untouched_base(case):
     again = said(s.model, data, s.cfg, s.vector(), 0.5)
     assert again.equals(table)
     assert said(s.model, replace(data, contrast=data.contrast.head(0)), s.cfg, {}, 0.0).is_empty()
+
+
+SAME = {"rel": 1e-5, "abs": 1e-5}
+
+
+def alike(found, wanted, order):
+    """Whether item i of `found` is item order[i] of `wanted`, in every column."""
+    assert found.keys() == wanted.keys()
+    for name, values in found.items():
+        assert values == pytest.approx([wanted[name][i] for i in order], **SAME), name
+
+
+def check_neither_the_order_of_items_nor_of_answers_counts(case):
+    """Contrast: items in any order, answers of a side in any order, whatever batches they fall
+    into. Which answer of a side is its first is what tells the two halves apart."""
+    s, data = case
+    wanted, items = contrast(s.model, data, s.cfg), data.contrast
+    for size in (1, 16):
+        cfg = replace(s.cfg, batch_rows=size)
+        for order in permutations(range(len(items))):
+            alike(contrast(s.model, replace(data, contrast=items[list(order)]), cfg), wanted, order)
+    turned = items.with_columns(pl.col("positive", "negative").list.reverse())
+    halves = {"contrast_1": "contrast_2", "contrast_2": "contrast_1"}
+    found = contrast(s.model, replace(data, contrast=turned), s.cfg)
+    alike({halves.get(k, k): x for k, x in found.items()}, wanted, range(len(items)))
+
+
+def check_neither_the_order_of_vignettes_nor_of_phrases_counts(case):
+    """Reasons: vignettes in any order keep their wording; phrases in any order, of foundations in
+    any order."""
+    s, data = case
+    more = [x._replace(reasons={f: [*texts, "So it is."] for f, texts in x.reasons.items()})
+            for x in data.reasons]
+    data, named = replace(data, reasons=more), ["care", "authority"]
+    wanted = [reasons(s.model, data, s.cfg, named, turn) for turn in (0, 1)]
+    asked = data.vignettes
+    for size, order in product((1, 16), permutations(range(len(asked)))):
+        mixed, cfg = replace(data, vignettes=asked[list(order)]), replace(s.cfg, batch_rows=size)
+        for turn in (0, 1):
+            alike(reasons(s.model, mixed, cfg, named, turn), wanted[turn], order)
+    turned = [x._replace(reasons={f: texts[::-1] for f, texts in reversed(x.reasons.items())})
+              for x in more]
+    found = reasons(s.model, replace(data, reasons=turned), s.cfg, named[::-1])
+    alike(found, wanted[0], range(len(asked)))
+
+
+def check_neither_the_order_of_prompts_nor_of_readers_counts(case):
+    """Said: a prompt keeps its draws by its number, so rows in any order, and in any batches, get
+    the same answers and scores; persona pairs in any order within a half read the same."""
+    s, data = case
+    data = replace(data, pairs=[(f"Be kind {x}.", f"Obey {x}.") for x in "abcdef"])
+    asked = jobs(s.model, data.contrast["prompt"].to_list(), [0.3])
+    keep, scores = ["prompt_id", "prompt", "completion_ids", "text"], ["said_1", "said_2", "ppl"]
+    wanted = read(s.model, asked, s.vector(), data, s.cfg)
+    order = [2, 3, 0, 1, 4, 5]  # every other one is a half
+    for size, mixed, pairs in ((16, [2, 0, 1], order), (1, [1, 2, 0], order), (2, [0, 1, 2], None)):
+        some = replace(data, pairs=[data.pairs[i] for i in pairs] if pairs else data.pairs)
+        found = read(s.model, asked[mixed], s.vector(), some, replace(s.cfg, batch_rows=size))
+        assert found["prompt_id"].to_list() == mixed
+        found = found.sort("prompt_id")
+        assert found.select(keep).equals(wanted.select(keep))
+        for name in scores:
+            assert found[name].to_list() == pytest.approx(wanted[name].to_list(), **SAME)

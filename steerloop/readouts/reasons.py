@@ -21,16 +21,17 @@ def reasons(
     model: Model, data: Data, cfg: Config, named: list[str], turn: int = 0
 ) -> dict[str, list[float]]:
     """Per vignette `reasons_<foundation>`, of the foundations `named`: the mean log-probability per
-    token of its phrases, nats. The wordings take turns over the vignettes, and another `turn` gives
-    each the next one. Nothing where a trait has no vignettes, or no phrases for one of those
-    named."""
+    token of its phrases, nats. The wordings take turns over the vignettes in order of their texts,
+    so that the order of a file plays no part; another `turn` gives each the next one. Nothing where
+    a trait has no vignettes, or no phrases for one of those named."""
     texts, wordings = data.vignettes["text"].to_list(), data.reasons
     found: dict[str, list[float]] = {}
     if not texts or not wordings or not set(named) <= wordings[0].reasons.keys():
         return found
     found = {f"reasons_{f}": [0.0] * len(texts) for f in named}
+    order = sorted(range(len(texts)), key=texts.__getitem__)
     for number, wording in enumerate(wordings):
-        mine = range((number - turn) % len(wordings), len(texts), len(wordings))
+        mine = order[(number - turn) % len(wordings) :: len(wordings)]
         prompts = [model.render(wording.ask.replace("{vignette}", texts[i])) for i in mine]
         phrases = [model.to_ids(x) for f in named for x in wording.reasons[f]]
         if not prompts:

@@ -72,7 +72,7 @@ def sees(
         found["digits"] = accurate(rows["top1"].to_numpy(), len(FOUNDATIONS))
         if columns(items, "reasons_"):
             turns = [of_turn(prompted, x) for x in (0, 1)]
-            found["reasons"] = reasoned(turns, rows["foundation"].to_list(), axis)
+            found["reasons"] = reasoned(turns, rows, axis)
     if len(said):
         found["said"] = told_apart("said", prompted)
     if columns(items, "contrast_"):
@@ -97,14 +97,16 @@ def of_turn(prompted: pl.DataFrame, turn: int) -> dict[str, list[float]]:
     return {str(name): part["value"].to_list() for (name,), part in parts.items()}
 
 
-def reasoned(turns: list[dict[str, list[float]]], labels: list[str], axis: list[str]) -> str:
+def reasoned(turns: list[dict[str, list[float]]], rows: pl.DataFrame, axis: list[str]) -> str:
     """Why the likelihood of reasons does not see; '' if it does. The two wordings take turns over
-    the vignettes, so each has one half of either of `turns`."""
+    the vignettes in order of their texts, so each has one half of either of `turns`; `rows` are
+    what digits say of the same vignettes."""
     if not all(turns):
         return "there is one wording alone, and nothing to hold it against"
     foundations = [x.removeprefix("reasons_") for x in turns[0]]
     one, two = (np.array([x[f"reasons_{f}"] for f in foundations]) for x in turns)
-    even = np.arange(one.shape[1]) % 2 == 0
+    labels, place = rows["foundation"].to_list(), rows["vignette"].rank("ordinal").to_numpy()
+    even = place % 2 == 1  # ranks begin with 1
     of_these = np.isin(labels, foundations)
     sides = []
     for number, logp in enumerate((np.where(even, one, two), np.where(even, two, one)), 1):
