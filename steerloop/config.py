@@ -116,7 +116,7 @@ class Config:
     u0_items: int = knob(16, "items of a readout under every null vector")
     bootstrap: int = knob(1000, "resamples behind every 95 % interval", 10, 10**5)
     coh_floor: float = knob(0.8, "least share kept of the base's own answers; less is said", 0, 1)
-    coh_drop: float = knob(0.05, "loss of coherence against base that ends the loop", 0, 1)
+    coh_drop: float = knob(0.1, "loss of coherence against base that ends the loop", 0, 1)
 
     def __post_init__(self) -> None:
         check_knobs(self)

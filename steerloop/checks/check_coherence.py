@@ -9,7 +9,7 @@ import pytest
 from steerloop.checks.synthetic import ITEMS, answers
 from steerloop.config import Config
 from steerloop.evidence.bounds import Bounds, doubts
-from steerloop.report.coherence import canaries, coherence, coherent
+from steerloop.report.coherence import canaries, coherence, coherent, side_by_side
 
 CFG = Config()
 N = 48
@@ -50,7 +50,7 @@ def check_the_canary_that_sings_last_counts(now, name, share):
     found, (value, low, high), _ = coherent(now, base, asdict(CFG))
     assert value == pytest.approx(share) and 0 <= low <= value <= high <= 1
     assert share == 1 or found == name
-    assert Bounds(CFG, base).holds(now) == (high >= 0.95)
+    assert Bounds(CFG, base).holds(now) == (high >= 0.9)
 
 
 def check_a_low_base_is_its_own_measure():
@@ -66,3 +66,15 @@ def check_without_a_canary_nothing_is_known_and_it_is_said():
     none = [pl.DataFrame(), ITEMS, pl.DataFrame()]
     assert math.isnan(coherence(none, none, 3.0)) and coherent(none, none, asdict(CFG))[2] == 0
     assert "no canary" in doubts(none, CFG) and Bounds(CFG, none).holds(none)
+
+
+def check_states_are_held_side_by_side_by_one_canary():
+    """Each state's own last canary is another one: what is compared is the same of both."""
+    base, mass = frames(), frames(answers(5).with_columns(pl.col("p_ans_any") * 0.8))
+    few = frames(kept=0.5)
+    for one, other in ((mass, few), (few, mass)):
+        found = side_by_side([(one, base), (other, base)], 3.0)
+        shares = {round(now.mean() / was.mean(), 6) for now, was in found}
+        assert shares == {0.5, 1.0} and all(len(x) == N for pair in found for x in pair)
+    nothing = [pl.DataFrame(), ITEMS, pl.DataFrame()]
+    assert side_by_side([(base, base), (nothing, nothing)], 3.0) == []

@@ -70,6 +70,16 @@ def least(now: Frames, base: Frames, factor: float) -> tuple[str, np.ndarray, np
     return min(pairs, key=lambda x: x[1].mean() / x[2].mean(), default=nothing)
 
 
+def side_by_side(states: list[tuple[Frames, Frames]], factor: float) -> list[list[np.ndarray]]:
+    """Of several states, each with its base, [values per item, those of base], by one canary for
+    all: that which sang last in any. [] where no canary is valid for all."""
+    known = [{x: [f(now), f(base)] for x, f in canaries(base, factor).items()}
+             for now, base in states]
+    shares = {x: min(each[x][0].mean() / each[x][1].mean() for each in known)
+              for x in known[0] if all(x in each for each in known)}
+    return [each[min(shares, key=shares.__getitem__)] for each in known] if shares else []
+
+
 def coherence(now: Frames, base: Frames, factor: float) -> float:
     """Of a state against its base: a share; not a number where nothing is known."""
     _, ours, theirs = least(now, base, factor)

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from steerloop import UserError
-from steerloop.report.coherence import least
+from steerloop.report.coherence import side_by_side
 from steerloop.report.ledger import LEGAL
 from steerloop.report.rivals import MARGIN, PPL, WIDER
 from steerloop.report.run import axis_of, frames_of, headline_of, last_healed, states, word_of
@@ -119,18 +119,16 @@ def gained(ours: Tables, theirs: Tables, cfg: dict[str, Any]) -> dict[str, list[
     seed, resamples, factor = cfg["seed"], cfg["bootstrap"], cfg["ppl_factor"]
 
     def change(t: Tables, name: str) -> np.ndarray:
-        if name == "coherence":
-            _, now, was = least(of_state(t, "now"), of_state(t, "base"), factor)
-            return (now - was) / was.mean()
         measure = "mundane_nll" if name == PPL else name
         now, was = (t[f"{x} items"].filter(measure=measure)["value"].to_numpy()
                     for x in ("now", "base"))
         return now - was
 
     gains = {}
-    both = [change(t, "coherence") for t in (ours, theirs)]
-    if len(both[0]) == len(both[1]) and len(both[0]) and same_items(ours, theirs):
-        gains["coherence"] = difference(both[0] - both[1], seed, resamples)
+    pairs = [(of_state(t, "now"), of_state(t, "base")) for t in (ours, theirs)]
+    if same_items(ours, theirs) and (found := side_by_side(pairs, factor)):
+        steps = [(now - was) / was.mean() for now, was in found]
+        gains["coherence"] = difference(steps[0] - steps[1], seed, resamples)
     for name in (PPL, *LEGAL):
         measure = "mundane_nll" if name == PPL else name
         items = [t["now items"].filter(measure=measure) for t in (ours, theirs)]

@@ -9,7 +9,7 @@ import polars as pl
 
 from steerloop import UserError
 from steerloop.report.against import against
-from steerloop.report.coherence import least
+from steerloop.report.coherence import side_by_side
 from steerloop.report.rivals import PPL, Gain, outcomes, shown
 from steerloop.report.sight import OFF
 from steerloop.report.stats import difference
@@ -169,14 +169,15 @@ def gains(run: Path, measured: list[dict[str, Any]]) -> Gain:
     own = frames_of(run, 0, layout.BASE)
 
     def values(state: str, name: str) -> np.ndarray:
-        if name == "coherence":
-            _, ours, theirs = least(frames_of(run, last, state), own, cfg["ppl_factor"])
-            return ours / theirs.mean()
         items = read_table(layout.items(run, last, state))
         measure = "mundane_nll" if name == PPL else name
         return items.filter(measure=measure).sort("item")["value"].to_numpy()
 
     def gain(ours: str, theirs: str, name: str) -> list[float]:
+        if name == "coherence":
+            pairs = [(frames_of(run, last, x), own) for x in (ours, theirs)]
+            (mine, was), (other, _) = side_by_side(pairs, cfg["ppl_factor"])
+            return difference((mine - other) / was.mean(), cfg["seed"], cfg["bootstrap"])
         sign = -1 if name == PPL else 1
         steps = sign * (values(ours, name) - values(theirs, name))
         gained = difference(steps, cfg["seed"], cfg["bootstrap"])
