@@ -205,6 +205,7 @@ def check_a_run_keeps_the_same_rows_dense_or_not(folders, tmp_path):
     assert kept[0].equals(kept[1]) and kept[0]["train"].sum() == 8
 
 
+@pytest.mark.long
 def check_a_run_keeps_the_same_rows_with_every_short_cut_and_with_none(folders, tmp_path):
     """Dense phases, blocked layers and head, compiled loss, one batch; against gated layers, plain
     products and row by row."""

@@ -228,7 +228,7 @@ def check_the_floor_is_a_share_of_the_base(case):
     for base in (0.99, 0.7, 0.3):
         bounds = bounded(case, base)
         assert floor_of(bounds.cfg) == pytest.approx(0.9)
-        assert bounds.holds(measured(0.955 * base)) and not bounds.holds(measured(0.945 * base))
+        assert bounds.holds(measured(0.905 * base)) and not bounds.holds(measured(0.895 * base))
 
 
 def check_a_loop_stops_on_evidence_not_on_noise(case):

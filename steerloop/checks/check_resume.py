@@ -86,8 +86,8 @@ def writes(whole):
     return 2 * len(checksums(whole))
 
 
-@pytest.mark.parametrize("share", [pytest.param(0.2, marks=pytest.mark.long), 0.55,
-                                   pytest.param(0.9, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("share", [0.2, 0.55, 0.9])
 def check_a_killed_run_ends_in_the_same_bits(cfg, whole, tmp_path, share):
     run, status, _ = cut_off(cfg, tmp_path, int(share * writes(whole)))
     assert status == -signal.SIGKILL and not (run / "summary.json").exists()

@@ -67,9 +67,10 @@ def made_up(rng, effect=0.0, prompt=0.2, n=24, shared=0.05):
     return [pl.DataFrame(), items, said], pl.concat(tables)
 
 
-def check_a_vector_without_an_effect_passes_as_often_as_is_said():
+def check_a_vector_without_an_effect_passes_as_often_as_is_said(monkeypatch):
     """500 runs in which the vector is one of its nulls: at most 36 pass (5 %, and what may come on
     top by chance), through the whole decision."""
+    monkeypatch.setattr("steerloop.report.sight.RESAMPLES", 100)  # of intervals, which are shown
     rng = np.random.default_rng(0)
     passed = 0
     for _ in range(500):
