@@ -1,7 +1,7 @@
 """Gate U0: can the instruments see, and is what they see the vector?
 
-    sees       a readout knows what it is about: labels, or persona texts, move it as they should,
-               and its two wordings agree over items
+    sees       a readout knows what it is about: it is right about labels, or persona texts make
+               answers that show the trait likelier than their opposites; and its two wordings agree
     specific   it answers to the vector as to no null vector of the same extraction at the same KL
     power      the smallest shift that its items can show
 

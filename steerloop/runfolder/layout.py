@@ -79,7 +79,7 @@ def of_rival(round: int, name: str) -> str:
 
 
 def of_state(round: int, state: str) -> list[str]:
-    """The two names of a measured state: rows per vignette, and values per item."""
+    """The names of a measured state: rows per vignette, values per item, and its answers."""
     return [of_round(round, f"{state}.{x}") for x in ("eval", "items", "said")]
 
 

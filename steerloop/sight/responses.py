@@ -54,8 +54,8 @@ def look(
     model: Model, data: Data, cfg: Config, vector: Vector, c_star: float, base: list[pl.DataFrame]
 ) -> pl.DataFrame:
     """direction, sign, readout, item, value (nats towards `up`): every readout that sees, under the
-    vector at ±c* and under null vectors at the same KL, and contrast and said under persona texts.
-    `base` is what `evaluate` gave for the untouched base, which the model is here."""
+    vector at ±c* and under null vectors at the same KL, and what shows whether they see (see
+    `controls`). `base` is what `evaluate` gave for the untouched base, which the model is here."""
     prompted = pl.concat(list(controls(model, data, cfg)))
     able = [x for x, fault in sees(base, prompted, [data.down, data.up]).items() if not fault]
     tables = [prompted]
