@@ -113,7 +113,7 @@ class Config:
     said_pairs: int = knob(6, "persona pairs that read each of them")
     said_tokens: int = knob(64, "length limit of those answers, tokens")
     u0: bool = knob(True, "ask first whether the instruments see, and see the vector")
-    u0_items: int = knob(16, "items of a readout under every null vector")
+    u0_items: int = knob(16, "most items of a readout under every null vector", 4)
     bootstrap: int = knob(1000, "resamples behind every 95 % interval", 10, 10**5)
     coh_floor: float = knob(0.8, "least share kept of the base's own answers; less is said", 0, 1)
     coh_drop: float = knob(0.1, "loss of coherence against base that ends the loop", 0, 1)

@@ -152,7 +152,8 @@ def check_the_matrix_is_what_u0_measures_of_each_pack(folders, tmp_path, monkeyp
         with torch.no_grad():
             vector = extract(model, data, one)
             c_star, _ = dose(model, vector, data, one, "0")
-            few, found = some(data, one), lined_up(model, data, one, vector, c_star)
+            few = some(data, one, one.u0_items)
+            found = lined_up(model, data, one, vector, c_star)
             steps = odd(pl.concat([x for d in found
                                    for x in answered(model, few, one, d, ["contrast"])]))
         size = np.sqrt(np.mean([x.mean() ** 2 for (d, _), x in steps.items() if "null" in d]))

@@ -19,6 +19,7 @@ from steerloop.report.sight import (
     PASS,
     UNSPECIFIC,
     agreeing,
+    enough,
     judged,
     sees,
     spearman,
@@ -113,6 +114,19 @@ def check_the_level_is_that_of_the_largest_over_readouts():
     spoilt[3] = 50.0  # standardised it is as large as that of the vector in b
     assert not specific({"a": spoilt, "b": loud})["b"][1]
     assert specific({}) == {}
+
+
+def check_as_many_items_are_asked_as_their_power_needs():
+    """What persona texts make of 30 answers is 1 on average and 1.5 at the spread: n items show
+    half of that where 1.96 * 1.5 / sqrt(n) <= .5."""
+    spread = np.random.default_rng(0).normal(size=30)
+    values = 1 + 1.5 * (spread - spread.mean()) / spread.std(ddof=1)
+    prompted = pl.concat([rows("prompt", 0, f"contrast_{half}", values + side)
+                          for half, side in ((1, 0.5), (2, -0.5))])
+    n = enough(["reasons", "contrast"], prompted, 100)
+    assert 1.96 * 1.5 / n**0.5 <= 0.5 < 1.96 * 1.5 / (n - 1) ** 0.5
+    assert enough(["contrast"], prompted, 16) == 16 and enough(["reasons"], prompted, 16) == 8
+    assert enough(["contrast"], prompted.with_columns(value=pl.lit(1.0)), 4) == 4
 
 
 def check_rank_correlation_by_its_definition():

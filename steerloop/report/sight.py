@@ -10,6 +10,7 @@ the vector and its nulls, the largest over readouts is ranked among the largest 
 single readouts are held against those maxima (Westfall & Young 1993).
 """
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ PROMPTED, VECTOR, NULL = "prompt", "vector", "null"  # directions
 CHANCE = 1.5  # times chance: the least accuracy against labels
 AGREE = 0.3  # least rank correlation of two wordings
 ALPHA = 0.05
+FEWEST, SHOWN = 8, 0.5  # items under every direction: the least, and what they can show (`enough`)
 SEED, RESAMPLES = 0, 1000  # of the intervals here
 PASS, SEES, BLIND, UNSPECIFIC, OFF = "PASS", "sees", "blind", "unspecific", "off"
 
@@ -123,8 +125,7 @@ def reasoned(turns: list[dict[str, list[float]]], rows: pl.DataFrame, axis: list
 def told_apart(readout: str, prompted: pl.DataFrame) -> str:
     """Why a readout does not know what shows the trait from its opposite; '' if it does: over
     items, the poles of persona texts make either more likely, and its two wordings say so alike."""
-    halves = [prompted.filter(readout=f"{readout}_{x}").sort("item")["value"].to_numpy()
-              for x in (1, 2)]
+    halves = by_wording(readout, prompted)
     found = difference(np.mean(halves, 0), SEED, RESAMPLES)
     if found[1] <= 0:
         return ("answers that show the trait over their opposites, by what persona texts make of "
@@ -132,6 +133,25 @@ def told_apart(readout: str, prompted: pl.DataFrame) -> str:
     if np.array_equal(*halves):
         return "there is one wording alone, and nothing to hold it against"
     return agreeing(*(np.concatenate([x, -x]) for x in halves), len(halves[0]))  # zero counts
+
+
+def by_wording(readout: str, prompted: pl.DataFrame) -> list[np.ndarray]:
+    """What persona texts make of answers that show the trait against their opposites: an item's
+    value by either wording of a readout."""
+    return [prompted.filter(readout=f"{readout}_{x}").sort("item")["value"].to_numpy()
+            for x in (1, 2)]
+
+
+def enough(readouts: list[str], prompted: pl.DataFrame, most: int) -> int:
+    """How many items to ask under every direction: so many that they can show SHOWN times what
+    persona texts make of the answers, by the readout that needs the most; from FEWEST to `most`."""
+    needed = [float(FEWEST)]
+    for readout in readouts:
+        halves = by_wording(readout, prompted)
+        if len(halves[0]) > 1:
+            made = np.mean(halves, 0)
+            needed.append((Z * made.std(ddof=1) / (SHOWN * made.mean())) ** 2)
+    return math.ceil(min(max(needed), most))
 
 
 def agreeing(a: np.ndarray, b: np.ndarray, n: int = 0) -> str:

@@ -20,6 +20,7 @@ from steerloop.sight.responses import ROWS, TOKENS, Direction, uttered
 from steerloop.texts.data import Data
 
 WIDTH = 0.1  # of a candidate, as a fraction of depth
+STEPS = 4  # of the search for a dose, which sets out from 1 in every band
 NEAR = 2.0  # a KL that misses the target by this factor is another dose
 LOWS = [x / 100 for x in range(5, 90, 10)]
 
@@ -53,7 +54,7 @@ def bands(model: Model, data: Data, cfg: Config) -> pl.DataFrame:
     vectors: list[Vector] = [{b: v * (b in blocks) for b, v in mean.items()} for blocks in some]
     rollout = replace(cfg, max_new_tokens=min(TOKENS, cfg.max_new_tokens))
     asked = jobs(model, data.prompts[:ROWS], [0.0])
-    doses = at_cost(model, asked, rollout, cfg.target_kl, vectors, [1.0] * len(vectors))
+    doses = at_cost(model, asked, rollout, cfg.target_kl, vectors, [1.0] * len(vectors), STEPS)
     directions = [Direction(str(i), v, dose)
                   for i, (v, dose) in enumerate(zip(vectors, doses, strict=True))]
     own = replace(data, contrast=pl.DataFrame({"prompt": data.prompts[: cfg.u0_items]}))

@@ -23,7 +23,7 @@ from steerloop.readouts.states import Vector, differences
 from steerloop.sample import completion_losses, sample
 from steerloop.texts.data import Data
 
-STEPS = 4  # of the search for a dose; KL is close to quadratic
+STEPS = 2  # of the search for a null's dose, which sets out near: more follow the draws' noise
 FAR = 3.0  # a step changes a dose by no more than this
 QUANTILE = 0.95  # of the KL per token, as where c* is solved
 
@@ -110,16 +110,16 @@ def at_one_cost(
     """The doses at which rollouts of the others cost what those of `vector` at c* do."""
     (target,) = top_kls(model, asked, cfg, [vector], [c_star])
     doses = [c_star * size(vector) / max(size(x), 1e-12) for x in others]
-    return at_cost(model, asked, cfg, target, others, doses)
+    return at_cost(model, asked, cfg, target, others, doses, STEPS)
 
 
 def at_cost(
     model: Model, asked: pl.DataFrame, cfg: Config, target: float, vectors: list[Vector],
-    doses: list[float],
+    doses: list[float], steps: int,
 ) -> list[float]:
     """The doses at which rollouts of the vectors have a p95 of `target` nats, all of them in one
-    batch, from `doses` on by the square root of how far they miss it."""
-    for _ in range(STEPS):
+    batch, from `doses` on by the square root of how far they miss it: KL is close to quadratic."""
+    for _ in range(steps):
         reached = top_kls(model, asked, cfg, vectors, doses)
         factors = [math.sqrt(target / max(x, 1e-12)) for x in reached]
         doses = [x * min(max(f, 1 / FAR), FAR) for x, f in zip(doses, factors, strict=True)]

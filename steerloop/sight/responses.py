@@ -24,6 +24,7 @@ from steerloop.report.sight import (
     VECTOR,
     Seen,
     axis_values,
+    enough,
     sees,
     verdict,
 )
@@ -37,7 +38,6 @@ NULLS = 19  # so that the vector stands out of 20 by chance once in 20 times
 NOISE = 2  # isotropic vectors, reported beside them
 ROWS, TOKENS = 4, 32  # rollouts of a direction, by which doses are compared, and their length
 VIGNETTES = 3  # of them to an item
-FEWEST = 4  # items of a readout that is asked under every direction
 COLUMNS = {"direction": pl.String, "sign": pl.Int64, "readout": pl.String, "item": pl.Int64,
            "value": pl.Float64}
 
@@ -60,7 +60,7 @@ def look(
     able = [x for x, fault in sees(base, prompted, [data.down, data.up]).items() if not fault]
     tables = [prompted]
     if able:
-        few = some(data, cfg)
+        few = some(data, cfg, enough(able, prompted, cfg.u0_items))
         directions = lined_up(model, data, cfg, vector, c_star)
         for direction in Bar(directions, "u0"):
             tables += answered(model, few, cfg, direction, able)
@@ -106,9 +106,9 @@ def rows(direction: str, sign: int, readout: str, values: list[float]) -> pl.Dat
     return pl.DataFrame(found, COLUMNS, orient="row")
 
 
-def some(data: Data, cfg: Config) -> Data:
-    """A seeded part of the held-out items, --u0_items, and of the vignettes: as many of each label,
-    so that some of them are of the axis."""
+def some(data: Data, cfg: Config, n: int) -> Data:
+    """A seeded part of n held-out items, and of the vignettes: as many of each label, so that some
+    of them are of the axis."""
     rng = random.Random(f"{cfg.seed}|u0")
 
     def part(table: pl.DataFrame, n: int) -> pl.DataFrame:
@@ -117,9 +117,9 @@ def some(data: Data, cfg: Config) -> Data:
 
     held = data.contrast.filter("held")
     labels = data.vignettes.partition_by("label") if len(data.vignettes) else [data.vignettes]
-    each = max(1, VIGNETTES * cfg.u0_items // len(labels))
+    each = max(1, VIGNETTES * n // len(labels))
     some = pl.concat([part(x, each) for x in labels])
-    return replace(data, contrast=part(held, max(FEWEST, cfg.u0_items)), vignettes=some)
+    return replace(data, contrast=part(held, n), vignettes=some)
 
 
 def lined_up(
@@ -158,7 +158,9 @@ def answered(
 def uttered(
     model: Model, data: Data, cfg: Config, directions: list[Direction]
 ) -> pl.DataFrame:
-    """The same of what is said, all directions in the rows of a batch."""
+    """The same of what is said, all directions in the rows of a batch. A short answer to each of
+    many prompts tells more than a long one to each of few."""
+    cfg = replace(cfg, said_tokens=min(TOKENS, cfg.said_tokens))
     asked = jobs(model, data.contrast["prompt"].to_list(), [0.0])
     every, tables = stacked([x.vector for x in directions]), []
     both = {sign: aimed(asked, [sign * x.dose for x in directions]) for sign in (1, -1)}

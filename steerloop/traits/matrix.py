@@ -41,7 +41,7 @@ def matrix(names: list[str], cfg: Config) -> dict[str, np.ndarray]:
         logger.info(f"{name}: c* {c_star:.3g}")
     cells = {x: np.zeros((len(names), len(names))) for x in READOUTS}
     for j, (one, data, own) in enumerate(known.values()):
-        few = some(data, one)
+        few = some(data, one, one.u0_items)
         nulls = [x for x in lined_up(model, data, one, own.vector, own.dose)
                  if x.name.startswith(NULL)]
         directions = [*nulls, *(x for _, _, x in known.values())]
