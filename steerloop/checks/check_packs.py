@@ -18,6 +18,9 @@ from steerloop.model import load
 from steerloop.report.sight import odd
 from steerloop.sight.responses import answered, lined_up, some
 from steerloop.steer import extract
+from steerloop.sweep.arms import Arm, Sweep
+from steerloop.sweep.climb import climb
+from steerloop.sweep.tables import moves
 from steerloop.texts.data import FILES, names, read, read_data
 from steerloop.texts.packs import contrast, folder_of, pack_files, wordings
 from steerloop.train import train
@@ -136,6 +139,19 @@ def check_a_run_of_a_trait_without_vignettes_is_measured_and_shown(folders, tmp_
     for page in ("map.html", "report.html", "verdicts.md"):
         assert "blind" in (run / page).read_text(), page
     verify(write_bundle(run, tmp_path / "one.tar.gz"), "cpu", cfg.model)
+
+
+def check_a_sweep_is_read_by_a_readout_of_the_trait(folders, tmp_path):
+    """A point says how far the student went as a run of the same arm does, and by what."""
+    (trait,) = packs(tmp_path, "kind")
+    cfg = small_config(folders(), trait=trait, quant="none", u0_items=4, said_prompts=4)
+    cfg = short_config(tmp_path, cfg, rounds=1, lr=3e-2)
+    cfg = replace(cfg, **{x: "" for x in FILES if x != "mundane"})
+    (point,) = climb(read_data(cfg), cfg, Arm("as it is", ""), Sweep([], 1, ()), {})
+    (healed,) = json.loads((train(cfg) / "summary.json").read_text())["healed"]
+    assert point["read_by"] == "said" and point["shift"] == healed["headline"][0] != 0
+    ((name, moved),) = healed["moved"].items()
+    assert point[name] == moved[0] and moves(pl.DataFrame([point])) == {name: f"{name} by said"}
 
 
 def check_the_matrix_is_what_u0_measures_of_each_pack(folders, tmp_path, monkeypatch):

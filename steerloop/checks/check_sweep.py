@@ -27,11 +27,12 @@ def check_an_arm_climbs_as_train_does(folders, tmp_path):
     states = {(e["state"], e["round"]): e["measures"] for e in events if e["stage"] == "evaluate"}
     data = read_data(cfg)
     rows = climb(data, cfg, Arm("as it is", ""), Sweep([], 2, ()), {})
-    assert [x["round"] for x in rows] == [1, 2] and abs(rows[1]["down"]) > 1e-3
+    assert [x["round"] for x in rows] == [1, 2] and abs(rows[1]["shift"]) > 1e-3
     for x in rows:
         wanted = states["healed", x["round"] - 1]
-        assert x["coherence"] == wanted["coherence"] and x["down"] == pytest.approx(
+        assert x["coherence"] == wanted["coherence"] and x["Δauthority"] == pytest.approx(
             wanted["authority_nats"] - states["base", 0]["authority_nats"], abs=1e-6)
+        assert x["shift"] == -x["Δauthority"] and x["read_by"] == "digits"
 
 
 def check_a_fixed_dose_is_kept_and_a_budget_ends_a_climb(folders, tmp_path):
@@ -116,19 +117,19 @@ def check_every_sweep_has_arms_of_their_own():
         assert len({(x.family, x.setting) for x in sweep.arms}) == len(sweep.arms)
 
 
-def point(down, value):
-    return {"down": down, "opening_mass": value, "ppl": 1 + value, "coherence": 1.0}
+def point(shift, value):
+    return {"shift": shift, "Δauthority": -shift, "read_by": "digits", "opening_mass": value,
+            "ppl": 1 + value, "coherence": 1.0}
 
 
 def check_interpolation_needs_a_near_bracket():
-    line = [point(x, 1 + x / 10) for x in (-0.2, -0.9, -1.2, -1.7, -2.5)]
-    found = at(line, -1.0)
+    line = [point(x, 1 - x / 10) for x in (0.2, 0.9, 1.2, 1.7, 2.5)]
+    found = at(line, 1.0)
     assert found["opening_mass"] == pytest.approx(0.9) and found["ppl"] == pytest.approx(1.9)
-    assert at(line, -1.2) == line[2] | {"down": -1.2} or at(line, -1.2)["opening_mass"] == (
-        pytest.approx(0.88))
-    assert at(line, -0.5) is not None and at(line, -0.55) is not None  # .3 to .4 to either side
-    assert at(line, -0.65) is None  # the weaker one is .45 away
-    assert at(line, -2.0) is None and at(line, -3.0) is None and at([], -1.0) is None
+    assert at(line, 1.2)["opening_mass"] == pytest.approx(0.88)
+    assert at(line, 0.5) is not None and at(line, 0.55) is not None  # .3 to .4 to either side
+    assert at(line, 0.65) is None  # the weaker one is .45 away
+    assert at(line, 2.0) is None and at(line, 3.0) is None and at([], 1.0) is None
 
 
 def check_frontier_pairs_families_by_seed():
@@ -137,8 +138,8 @@ def check_frontier_pairs_families_by_seed():
     for seed in range(3):
         for family, price in ((FRONTIER[1].family, 0.05), ("nll, learning rate", 0.1)):
             rows += [{"family": family, "seed": seed, "regime": "dirty"}
-                     | point(x, 1 + price * x + 0.01 * seed) for x in (-0.4, -0.8, -1.1)]
-        rows.append({"family": "nll", "seed": seed, "regime": "dirty"} | point(-3.0, 0.1))
+                     | point(x, 1 - price * x + 0.01 * seed) for x in (0.4, 0.8, 1.1)]
+        rows.append({"family": "nll", "seed": seed, "regime": "dirty"} | point(3.0, 0.1))
     table = frontier(pl.DataFrame(rows))["opening_mass"].splitlines()
     cells = [[x.strip() for x in line.strip("|").split("|")] for line in table]
     assert cells[0][0] == "opening mass, dirty" and cells[2][0] == FRONTIER[1].family
@@ -153,7 +154,7 @@ SAME = {"ended": "", "opening_mass_base": 1.0, "coherence_base": 1.0, "active": 
 def arm_rows(sweep, arms, seed):
     """A made-up row for each of these arms, each arm a bit further than the one before."""
     return [KEY | SAME | {"arm": a.family, "family": a.family, "setting": a.setting, "seed": seed,
-                          "round": sweep.rounds} | point(-0.4 - 0.3 * i, 0.9)
+                          "round": sweep.rounds} | point(0.4 + 0.3 * i, 0.9)
             for i, a in enumerate(arms)]
 
 

@@ -5,7 +5,7 @@ the filter's limit, the first vector, dose and completions) is made once and sha
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import polars as pl
@@ -15,7 +15,9 @@ from steerloop import UserError, report
 from steerloop.config import Config
 from steerloop.model import Model, load
 from steerloop.readouts.states import Vector
-from steerloop.report.run import beaten, last_round, states
+from steerloop.report.against import against
+from steerloop.report.run import beaten, headline_of, last_round, states
+from steerloop.report.trait import unasked
 from steerloop.runfolder.recorder import Recorder
 from steerloop.sample import completion_losses
 from steerloop.sweep.arms import Arm, Sweep
@@ -27,12 +29,14 @@ SHARED = ("evaluate", "calibrate", "extract", "sample", "filter")  # as is dose,
 LIKE = ("coherence", "opening_mass", "sentence_validity", "p_ans_any", "json_is_valid")
 
 
-def shown(now: dict[str, float], base: dict[str, float], data: Data) -> dict[str, float]:
-    """The columns of a point that a state's measures fill."""
-    columns = {}
-    for name, f in (("down", data.down), ("up", data.up)):
-        if f"{f}_nats" in now:
-            columns[name] = now[f"{f}_nats"] - base[f"{f}_nats"]
+def shown(
+    now: dict[str, float], base: dict[str, float], found: dict[str, Any]
+) -> dict[str, float]:
+    """The columns of a point that a state's measures fill, and what it is against base (see
+    `against`): `shift` by the headline, and what of it tables show."""
+    columns = {name: ends[0] for name, ends in found["moved"].items()}
+    if found["headline"]:
+        columns["shift"] = found["headline"][0]
     columns["ppl"] = now["ppl_mundane"] / base["ppl_mundane"]
     for measure in LIKE:
         if measure in now:
@@ -126,10 +130,12 @@ class Climb(Recorder):
         student that is taken to be above the floor."""
         if not self.sweep.each and self.round + 1 < self.cfg.rounds:
             return self.unmoved
-        frames, now = stage(*args), self.now
+        frames, now, axis = stage(*args), self.now, [self.data.down, self.data.up]
+        headline = unasked(self.unmoved, axis)["headline"]
+        found = against(frames, self.unmoved, axis, headline, asdict(self.cfg))
         order = ("round", "ended", "c_star", "kappa", "kl_base", "active", "operating_kl", "pull")
-        self.rows.append({k: now[k] for k in order} | shown(
-            report.measures(frames, self.unmoved, self.cfg.ppl_factor), self.base, self.data))
+        self.rows.append({k: now[k] for k in order} | {"read_by": headline} | shown(
+            report.measures(frames, self.unmoved, self.cfg.ppl_factor), self.base, found))
         return frames
 
 
@@ -156,14 +162,15 @@ def climb(
     return run.rows
 
 
-def whole(data: Data, cfg: Config, arm: Arm) -> list[dict[str, Any]]:
+def whole(cfg: Config, arm: Arm) -> list[dict[str, Any]]:
     """Rows of an arm run by train.py: one for every state beside the last round, `family` its
     name, and whether the student beats it."""
     run = train(replace(cfg, **arm.changes))
-    known = states(run)
+    known, headline = states(run), headline_of(run)
     last, base = last_round(known), known[0]["measures"]
     ended = "stopped early" if known[-1]["round"] + 1 < cfg.rounds else ""
     said = {RIVALS[x["rival"]]: x["beaten"] for x in beaten(run, known)}
     return [{"family": state, "round": event["round"] + 1, "ended": ended, "dose": event["dose"],
-             "score": event["score"][0] if event["score"] else None, "beaten": said.get(state, "")}
-            | shown(event["measures"], base, data) for state, event in last.items()]
+             "score": event["score"][0] if event["score"] else None, "beaten": said.get(state, ""),
+             "read_by": headline} | shown(event["measures"], base, event)
+            for state, event in last.items()]

@@ -96,7 +96,7 @@ def run(group: Group) -> None:
     shared: dict[str, Any] = {}
     for arm in todo:
         name = {"arm": arm.family, "family": arm.family, "setting": arm.setting} | origin
-        measured = whole(data, cfg, arm) if sweep.whole else climb(data, cfg, arm, sweep, shared)
+        measured = whole(cfg, arm) if sweep.whole else climb(data, cfg, arm, sweep, shared)
         rows = [group.key | name | row for row in measured]
         clear_torn(path)
         with path.open("a", encoding="utf-8") as file:

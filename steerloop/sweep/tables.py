@@ -10,12 +10,14 @@ from typing import Any
 
 import polars as pl
 
+from steerloop.report.against import LEAST
 from steerloop.report.stats import over_seeds
 from steerloop.report.text import markdown
+from steerloop.report.trait import DIGITS
 from steerloop.sweep.arms import FRONTIER, SWEEPS
 from steerloop.sweep.points import file_of, read_rows
 
-TARGETS = (-0.5, -1.0, -1.5)  # nats
+TARGETS = (0.5, 1.0, 1.5)  # nats of shift
 REACH = 0.4  # nats: both settings of a bracket lie this near to the target
 KEYS = ["model", "split", "regime"]
 SHOWN = {"opening_mass": "opening mass", "ppl": "mundane ppl ×", "coherence": "coherence"}
@@ -45,13 +47,13 @@ def mean(values: list[float], digits: int = 3) -> str:
 def at(points: list[dict[str, Any]], target: float) -> dict[str, float] | None:
     """What a family costs at a shift: linear between the two settings nearest to it on either
     side, both within REACH. None where the target is not bracketed so."""
-    above = [p for p in points if target <= p["down"] <= target + REACH]
-    below = [p for p in points if target - REACH <= p["down"] <= target]
+    above = [p for p in points if target <= p["shift"] <= target + REACH]
+    below = [p for p in points if target - REACH <= p["shift"] <= target]
     if not above or not below:
         return None
-    high, low = min(above, key=lambda p: p["down"]), max(below, key=lambda p: p["down"])
-    gap = high["down"] - low["down"]
-    w = (high["down"] - target) / gap if gap else 0.0
+    high, low = min(above, key=lambda p: p["shift"]), max(below, key=lambda p: p["shift"])
+    gap = high["shift"] - low["shift"]
+    w = (high["shift"] - target) / gap if gap else 0.0
     return {k: (1 - w) * high[k] + w * low[k] for k in SHOWN}
 
 
@@ -66,7 +68,7 @@ def families(points: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:
 def costs(points: pl.DataFrame) -> dict[tuple[str, float], dict[int, dict[str, float]]]:
     """(family, target) → loop seed → what it costs there."""
     by_seed: dict[tuple[str, float], dict[int, dict[str, float]]] = {}
-    for name, rows in families(points.filter(pl.col("down").is_not_null())):
+    for name, rows in families(points.filter(pl.col("shift").is_not_null())):
         for seed in sorted(rows["seed"].unique()):
             for target in TARGETS:
                 if (there := at(rows.filter(seed=seed).to_dicts(), target)) is not None:
@@ -86,20 +88,27 @@ def frontier(points: pl.DataFrame) -> dict[str, str]:
             row = {f"{title}, {points['regime'][0]}": name}
             for target in TARGETS:
                 here = prices.get((name, target), {})
-                row[f"Δ {target}"] = mean([x[measure] for x in here.values()])
+                row[f"shift {target}"] = mean([x[measure] for x in here.values()])
             for target in TARGETS:
                 mine, here = (prices.get((x, target), {}) for x in (ours, name))
                 gains = [mine[s][measure] - here[s][measure] for s in mine if s in here]
-                row[f"barrier − it, Δ {target}"] = mean(gains) if name != ours else ""
+                row[f"barrier − it, shift {target}"] = mean(gains) if name != ours else ""
             table.append(row)
         tables[measure] = markdown(table)
     return tables
 
 
 def per_nat(row: dict[str, Any], name: str) -> float:
-    """Change of a measure per nat of trait; nan where the trait moved by less than 0.1."""
-    size = -row["down"]
-    return (row[name] - row[f"{name}_base"]) / size if abs(size) >= 0.1 else math.nan
+    """Change of a measure per nat of trait; nan where the trait moved by less than LEAST."""
+    size = row["shift"]
+    return (row[name] - row[f"{name}_base"]) / size if abs(size) >= LEAST else math.nan
+
+
+def moves(points: pl.DataFrame) -> dict[str, str]:
+    """The columns that say how far the trait moved, as tables name them."""
+    readers = " or ".join(points["read_by"].drop_nulls().unique().sort())
+    return {x: x if readers == DIGITS else f"{x} by {readers}"
+            for x in points.columns if x.startswith("Δ")}
 
 
 def barrier(points: pl.DataFrame) -> dict[str, str]:
@@ -107,13 +116,14 @@ def barrier(points: pl.DataFrame) -> dict[str, str]:
     loses per nat (coherence alone hardly moves on the embedded model)."""
     table = []
     for (family, setting), arm in points.group_by("family", "setting", maintain_order=True):
-        rows = arm.filter(pl.col("down").is_not_null()).to_dicts()
+        rows = arm.filter(pl.col("shift").is_not_null()).to_dicts()
         slopes = {name: [per_nat(x, name) for x in rows] for name in ("coherence", "opening_mass")}
         head = [min(x) for x in zip(*slopes.values(), strict=True) if not math.isnan(min(x))]
         ends = Counter(x for x in arm["ended"] if x)
         table.append((fmean(head or [-math.inf]), {
             "arm": f"{family} {setting}".strip(),
-            "slope per nat": mean(head), "Δauthority": mean([x["down"] for x in rows], 2),
+            "slope per nat": mean(head),
+            **{title: mean([x[k] for x in rows], 2) for k, title in moves(points).items()},
             "coherence per nat": mean(slopes["coherence"], 4),
             "opening mass": mean([x["opening_mass"] for x in rows]),
             "mundane ppl ×": mean([x["ppl"] for x in rows]),
@@ -129,8 +139,8 @@ def baselines(points: pl.DataFrame) -> dict[str, str]:
         said = Counter(x for x in group["beaten"] if x)
         table.append({
             "state": state, "student beats it": ", ".join(f"{k} {n}" for k, n in said.items()),
-            "Δauthority": mean(group["down"].to_list(), 2),
-            "Δcare": mean(group["up"].to_list(), 2), "score": mean(group["score"].to_list(), 2),
+            **{title: mean(group[k].to_list(), 2) for k, title in moves(points).items()},
+            "score": mean(group["score"].to_list(), 2),
             "coherence": mean(group["coherence"].to_list()),
             "opening mass": mean(group["opening_mass"].to_list()),
             "validity": mean(group["sentence_validity"].to_list()),
@@ -143,17 +153,18 @@ def rounds(points: pl.DataFrame) -> dict[str, str]:
     table = []
     for (family, setting), arm in points.group_by("family", "setting", maintain_order=True):
         seeds = [x.sort("round") for _, x in arm.group_by("seed", maintain_order=True)]
-        lasts = [x.filter(pl.col("down").is_not_null()).tail(1) for x in seeds]
+        lasts = [x.filter(pl.col("shift").is_not_null()).tail(1) for x in seeds]
         lasts = [x.row(0, named=True) for x in lasts if len(x)]
         table.append({
             "arm": family, "dose": setting.removeprefix("dose "),
             "rounds done, by seed": " ".join(
-                str(x.filter(pl.col("down").is_not_null())["round"].max() or 0) for x in seeds),
+                str(x.filter(pl.col("shift").is_not_null())["round"].max() or 0) for x in seeds),
             "ended by": " · ".join(x["ended"][-1] or "10 rounds done" for x in seeds),
             "first round with opening mass < .9": " ".join(
                 str(x.filter(pl.col("opening_mass") < 0.9)["round"].min() or "none")
                 for x in seeds),
-            "Δauthority at the end": " ".join(f"{x['down']:.2f}" for x in lasts),
+            **{f"{title} at the end": " ".join(f"{x[k]:.2f}" for x in lasts)
+               for k, title in moves(points).items()},
             "opening mass": " ".join(f"{x['opening_mass']:.3f}" for x in lasts),
             "coherence": " ".join(f"{x['coherence']:.3f}" for x in lasts)})
     return {ALL: markdown(table)}
