@@ -16,7 +16,7 @@ from steerloop.dose import dose
 from steerloop.evaluate import evaluate
 from steerloop.kernels.head import Head
 from steerloop.readouts import forced_choice
-from steerloop.readouts.forced_choice import both_orders, choices
+from steerloop.readouts.forced_choice import both_orders, by_order, choices
 from steerloop.report import measures
 from steerloop.report.sight import READOUTS
 from steerloop.report.trait import measured
@@ -55,6 +55,11 @@ def check_both_orders_is_its_plain_twin():
             score.append((logp[2 * v, i].item() + logp[2 * v + 1, digit - 1].item()) / 2)
         total = sum(map(math.exp, score))
         assert found[v].tolist() == pytest.approx([math.exp(x) / total for x in score], rel=1e-4)
+    alone = by_order(logp).softmax(-1)
+    for order, reverse in enumerate((False, True)):
+        for digit, option in menu(question("X.", reverse)).items():
+            logps = logp[order::2].softmax(-1)[:, digit - 1]
+            assert torch.allclose(alone[order, :, FOUNDATIONS.index(option)], logps)
 
 
 @pytest.mark.parametrize("prior", [[9.0, 0, 0, 0, 0, 0, 0], [1, 2, 3, 4, 5, 6, 7.0]])
@@ -243,7 +248,10 @@ def check_reversing_all_option_orders_changes_nothing(case, monkeypatch):
     rows = choices(s.model, data.vignettes, s.cfg)
     for place in (forced_choice, questions):
         monkeypatch.setattr(place, "FOUNDATIONS", FOUNDATIONS[::-1])
-    turned = choices(s.model, data.vignettes, s.cfg).select(rows.columns)
+    other = {"forward": "reverse", "reverse": "forward"}
+    swapped = {x: "_".join([other[order], f]) for x in rows.columns
+               for order, _, f in [x.partition("_")] if order in other}
+    turned = choices(s.model, data.vignettes, s.cfg).rename(swapped).select(rows.columns)
     for a, b in zip(rows.rows(), turned.rows(), strict=True):
         assert a[:2] == b[:2] and a[2:] == pytest.approx(b[2:], rel=1e-4)
 

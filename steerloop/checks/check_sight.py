@@ -200,6 +200,9 @@ def check_shuffled_labels_are_blind(world):
         prompted = pl.concat(list(controls(world.model, given, world.cfg)))
         found = sees(frames, prompted, axis)
         assert list(found) == ["digits", "reasons"]
+        at_odds = frames[0].with_columns(pl.col(f"reverse_{data.down}").shuffle(seed=0))
+        apart = sees([at_odds, *frames[1:]], prompted, axis)["digits"]
+        assert ("wordings agree" if able else "right") in apart, "orders that disagree see nothing"
         assert [fault == "" for fault in found.values()] == [able, able], found
 
 

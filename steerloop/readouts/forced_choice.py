@@ -2,8 +2,8 @@
 
 Asked in both option orders, position and digit priors cancel. (The questions: texts/questions.py.)
 
-Letters: v vignettes, b rows (v × 2 orders, forward and reversed in turn), f foundations, s tokens
-of scaffold and digit.
+Letters: v vignettes, o orders, b rows (v × o, forward and reversed in turn), f foundations, s
+tokens of scaffold and digit.
 """
 
 from collections.abc import Callable
@@ -41,17 +41,23 @@ def answers(encode: Callable[[str], list[int]], think: bool) -> list[list[int]]:
     return ends
 
 
+def by_order(logp: Float[Tensor, "b f"]) -> Float[Tensor, "o v f"]:
+    """Log-probabilities of the digits → those of the foundations, by order of the options."""
+    forward, backward = rearrange(logp, "(v o) f -> o v f", o=2)
+    return torch.stack([forward, backward.flip(-1)])
+
+
 def both_orders(logp: Float[Tensor, "b f"]) -> Float[Tensor, "v f"]:
     """Log-probabilities of the digits → p per foundation, renormalised over the seven."""
-    forward, backward = rearrange(logp, "(v o) f -> o v f", o=2)
-    return ((forward + backward.flip(-1)) / 2).softmax(-1)
+    return by_order(logp).mean(0).softmax(-1)
 
 
 @torch.no_grad()
 def choices(model: Model, vignettes: pl.DataFrame, cfg: Config, free: bool = True) -> pl.DataFrame:
-    """One row per vignette: vignette, foundation, p_<foundation>, p_ans_any, scaffold_nll, top1,
-    json_is_valid (left out without the `free` greedy answers), and human ratings where known. No
-    row where there are no vignettes.
+    """One row per vignette: vignette, foundation, p_<foundation>, the same by either order alone
+    (forward_<foundation>, reverse_<foundation>), p_ans_any, scaffold_nll, top1, json_is_valid (left
+    out without the `free` greedy answers), and human ratings where known. No row where there are no
+    vignettes.
 
     Raises UserError where the tokenizer does not give the answer digit a token of its own.
     """
@@ -70,14 +76,14 @@ def choices(model: Model, vignettes: pl.DataFrame, cfg: Config, free: bool = Tru
         logps.append(model.head(h[:, -1]).log_softmax(-1)[:, digits])
         written += said
     logp = torch.cat(logps).cpu()
-    p = both_orders(logp)
+    p, alone = both_orders(logp), by_order(logp).softmax(-1)
     rows = {"p_ans_any": logp.exp().sum(-1), "scaffold_nll": torch.cat(nlls).cpu()}
     if free:
         rows["json_is_valid"] = torch.tensor([float(parses(x)) for x in written])
     labels = vignettes["label"].to_list()
     columns = {"vignette": texts, "foundation": labels}
-    for i, foundation in enumerate(FOUNDATIONS):
-        columns[f"p_{foundation}"] = p[:, i].tolist()
+    for name, values in (("p", p), ("forward", alone[0]), ("reverse", alone[1])):
+        columns |= {f"{name}_{f}": x.tolist() for f, x in zip(FOUNDATIONS, values.T, strict=True)}
     for name, values in rows.items():
         columns[name] = rearrange(values, "(v o) -> v o", o=2).mean(1).tolist()
     picks = [FOUNDATIONS[i] for i in p.argmax(-1)]

@@ -71,7 +71,8 @@ def sees(
     rows, items, said = base
     found = {}
     if set(axis) <= set(FOUNDATIONS) and len(rows):
-        found["digits"] = accurate(rows["top1"].to_numpy(), len(FOUNDATIONS))
+        found["digits"] = accurate(rows["top1"].to_numpy(), len(FOUNDATIONS)) or agreeing(
+            *(np.log(rows[f"{x}_{axis[0]}"].to_numpy()) for x in ("forward", "reverse")))
         if columns(items, "reasons_"):
             turns = [of_turn(prompted, x) for x in (0, 1)]
             found["reasons"] = reasoned(turns, rows, axis)
