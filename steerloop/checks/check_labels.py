@@ -218,6 +218,20 @@ def check_the_audit_is_what_counting_gives(monkeypatch):
                 np.mean([y["sensible"] for y in mine]), abs=0.0051)
 
 
+def check_limits_of_perplexity_are_quantiles_of_the_base():
+    """Of the base's 101 answers those above 75 make no sense, and a student's only one, at 200."""
+    rows = [{"model": "m", "prompt": "p", "text": f"{state} {ppl}", "state": state,
+             "ppl": float(ppl), "sensible": ppl <= 75}
+            for state, ppl in [*(("base", x) for x in range(101)), ("healed", 200)]]
+    table = {x["limit: quantile of the base"]: x for x in audit.limits(pl.DataFrame(rows))}
+    at = table["0.9"]
+    assert (at["perplexity"], at["--ppl_factor"], at["dropped"]) == ("90.0", "0.91", 11)
+    assert at["recall"].startswith("0.42") and at["precision"].startswith("1.00")  # 11 of 26
+    assert table["0.5"]["recall"].startswith("1.00")
+    assert table["0.5"]["precision"].startswith("0.51")  # 26 of 51
+    assert audit.limits(pl.DataFrame(rows).filter(state="healed")) == []
+
+
 def drawn(rng, prompts=24):
     """Answers, five a prompt, which are alike in label and score."""
     trait = (rng.random((prompts, 1)) < 0.5) ^ (rng.random((prompts, 5)) < 0.1)
@@ -268,8 +282,9 @@ FEW = [label("A b.", said=2.0), label("C d.", "steered", said=1.0, prompt="How?"
 
 def check_an_audit_is_printed(tmp_path, capsys):
     main(["audit", str(pack(tmp_path / "p", FEW))])
-    said, states, told = (x.split("\n") for x in capsys.readouterr().out.split("\n\n")[1::2])
-    cells = [[y.strip() for y in x.strip("|").split("|")] for x in (*said, *states, *told)]
+    tables = [x.split("\n") for x in capsys.readouterr().out.split("\n\n")[1::2]]
+    *cells, limit = ([y.strip() for y in x.strip("|").split("|")]
+                     for table in (*tables[:3], tables[3][2:3]) for x in table)
     lines = {tuple(x[:2]): x[2:] for x in cells}
     assert lines["small", "all"][:3] == ["5", "2", "2"]
     assert lines["small", "all"][3].startswith("0.83 [")  # five of six pairs
@@ -277,6 +292,7 @@ def check_an_audit_is_printed(tmp_path, capsys):
     assert lines["small", "steered"][0] == "4"
     assert [x[:4] for x in lines["small", "steered"][1:]] == ["0.25", "0.50", "0.75"]
     assert lines["small", "healed"][:2] == ["1", "1.00 [0.21, 1.00]"]
+    assert limit == ["small", "0.99", "2.5", "1.00", "0", "0.00 [0.00, 0.79]", "—"]
     assert lines["small", "5"] == ["2", "1", "0.50 [0.09, 0.91]", "1.00 [0.21, 1.00]"]
     with pytest.raises(SystemExit, match=r"has no labels.jsonl: .*traits sheet RUN"):
         (tmp_path / "p/labels.jsonl").unlink()

@@ -15,6 +15,7 @@ from steerloop.report.stats import averages, estimate, wilson
 from steerloop.report.text import interval, markdown
 
 SEED, RESAMPLES = 0, 2000  # of the bootstrap over prompts
+QUANTILES = (0.99, 0.9, 0.75, 0.5, 0.25)  # of the base's own perplexities, as limits
 NONE = "—"  # in the place of a number that there is not
 Row = dict[str, object]
 
@@ -96,9 +97,28 @@ def filtered(labels: pl.DataFrame) -> list[Row]:
     return rows
 
 
+def limits(labels: pl.DataFrame) -> list[Row]:
+    """The same of perplexity alone, with limits at quantiles of what the base itself answered: what
+    a filter as tight as that would drop. `--ppl_factor` is such a limit over the 0.99 quantile."""
+    rows = []
+    read = labels.filter(pl.col("ppl").is_not_null())
+    for (model,), answers in distinct(read).group_by("model", maintain_order=True):
+        own = read.filter(model=model, state="base")["ppl"]
+        for q in QUANTILES if len(own) else ():
+            limit, wrong = own.quantile(q, "linear"), ~answers["sensible"]
+            dropped = answers["ppl"] > limit
+            rows.append({"model": model, "limit: quantile of the base": f"{q:g}",
+                         "perplexity": f"{limit:.1f}",
+                         "--ppl_factor": f"{limit / own.quantile(0.99, 'linear'):.2f}",
+                         "dropped": int(dropped.sum()), "recall": share(dropped.filter(wrong)),
+                         "precision": share(wrong.filter(dropped))})
+    return rows
+
+
 def audit(labels: pl.DataFrame) -> str:
-    """The three tables, as Markdown."""
+    """The four tables, as Markdown."""
     return "\n\n".join([
         "`said` against the label `trait`:\n\n" + markdown(ordered(labels)),
         "States:\n\n" + markdown(by_state(labels)),
-        "The filter against answers that are not sensible:\n\n" + markdown(filtered(labels))])
+        "The filter against answers that are not sensible:\n\n" + markdown(filtered(labels)),
+        "Perplexity under the base against the same:\n\n" + markdown(limits(labels))])
