@@ -26,11 +26,12 @@ fast-dev-run *ARGS:
 gate *ARGS:
     {{ python }} -m ruff check .
     {{ python }} -m steerloop.checks.lines
-    {{ python }} -m pytest -n auto --dist loadfile {{ ARGS }}
+    {{ python }} -m pytest -n auto --dist loadfile --no-loadscope-reorder {{ ARGS }}
 
 # the gate, the long checks, every mutant, real weights, and the acceptance table of the shipped ones
 gate-long: gate && mutate
     {{ python }} -m pytest -n auto -m 'long and not real'
+    STEERLOOP_MANY=1 {{ python }} -m pytest -n auto $(grep -l 'many import' steerloop/checks/check_*.py)
     {{ python }} -m pytest -m real -s
     {{ python }} -m steerloop.tinyworld.build --check
 

@@ -23,6 +23,7 @@ from steerloop import UserError
 from steerloop.bench.__main__ import options as bench
 from steerloop.chat.__main__ import parse as chat
 from steerloop.checks.conftest import ROOT
+from steerloop.checks.many import many
 from steerloop.checks.small import short_config, small_config
 from steerloop.cli.entry import Stopped, command
 from steerloop.cli.knobs import RANGE
@@ -75,13 +76,13 @@ def fine(cfg):
 
 
 def check_any_value_of_any_knob_is_used_or_refused(capsys):
-    """Some 2,000 command lines: each knob with a third of the hostile values, and with several."""
+    """Some 2,000 command lines (`many` of them): each with hostile values, and several."""
     random, third = Random(0), len(HOSTILE) // 3
     lines = [[f"--{name}={x}"] for name in FIELDS for x in random.sample(HOSTILE, third)]
     for _ in range(500):
         count = random.choice([1, 2, 3])
         lines.append([f"--{random.choice(list(FIELDS))}", *random.choices(HOSTILE, k=count)])
-    used = 0
+    lines, used = random.sample(lines, many(len(lines))), 0
     for argv in lines:
         seen = []
         status, said = ended(lambda seen=seen, argv=argv: command(parse, seen.append, argv), capsys)
@@ -91,7 +92,7 @@ def check_any_value_of_any_knob_is_used_or_refused(capsys):
         else:
             assert status == 2 and len(said) == 1 and said[0].startswith("error: "), (argv, said)
             assert said[0].isprintable() and len(said[0]) < 4000, argv
-    assert len(lines) > 1800 and 200 < used < len(lines) / 2
+    assert len(lines) > many(1800) and many(200) < used < len(lines) / 2
 
 
 COMMANDS = {  # options that take a value, and what has to stand before them
@@ -156,10 +157,10 @@ PARTS = ["\n", "\r\n", "\r", "\x1b[31m", "\x00", "\x07", "\u2028", "\u202e", "\u
 
 
 def check_whatever_escapes_is_one_line(capsys, tmp_path, monkeypatch):
-    """Some two thousand errors of every kind, with any text, with notes and without."""
+    """Two thousand errors (`many`) of every kind, with any text, with notes and without."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     random = Random(0)
-    for number in range(2000):
+    for number in range(many(2000)):
         kind = ERRORS[number % len(ERRORS)]
         parts = random.choices(PARTS, k=random.randrange(6))
         error = kind(*(["".join(parts)] if parts else []))

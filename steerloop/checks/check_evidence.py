@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steerloop import lora
+from steerloop.checks.many import many
 from steerloop.checks.small import Small, completions, data_files
 from steerloop.checks.twins import dense_kl, row_logits
 from steerloop.evidence.drift import BEFORE, PLACE, drift, moved, worst
@@ -89,7 +90,7 @@ def check_the_worst_tokens_are_found_by_hand(case, monkeypatch, ref):
         assert said == s.model.to_text(ids, special=True)
 
 
-@settings(max_examples=2500, database=None)
+@settings(max_examples=many(2500), database=None)
 @given(kls=st.lists(st.lists(st.sampled_from([0.0, 0.25, 0.5, 3.0]), max_size=9), min_size=1,
                     max_size=9),
        start=st.integers(0, 9), count=st.integers(1, 20))

@@ -9,7 +9,8 @@ from steerloop.checks.fast_dev_run import command
 from steerloop.checks.small import WINDOW, save_small
 
 LESS = ("--max_contexts", "4", "--dose_prompts", "2", "--n_prompts", "2", "--n_keep", "4",
-        "--walk_rows", "2", "--max_new_tokens", "12", "--every", "25")  # fmt: skip
+        "--walk_rows", "2", "--max_new_tokens", "12", "--every", "25", "--said_pairs", "2",
+        "--said_prompts", "3", "--said_tokens", "8")  # fmt: skip
 
 
 def check_two_rounds_along_the_path_of_real_runs(tmp_path):

@@ -12,6 +12,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from steerloop import lora
 from steerloop.barrier import Barrier
+from steerloop.checks.many import many
 from steerloop.checks.small import completions
 from steerloop.checks.twins import dense_aggregate, dense_kl, row_logits
 from steerloop.dose import dose
@@ -196,7 +197,7 @@ def check_a_share_and_its_nats_are_one_heal(small):
     assert all(map(torch.equal, s.live(), fixed.live()))
 
 
-@settings(max_examples=2500, database=None)
+@settings(max_examples=many(2500), database=None)
 @given(share=st.floats(1e-6, 3), target=st.floats(0.01, 9), agg=st.sampled_from(list(AT_DOSE)),
        multiples=st.lists(st.floats(0.1, 3), min_size=1, max_size=5), by=st.floats(0.1, 9))
 def check_tau_is_in_units_of_the_teacher(share, target, agg, multiples, by):

@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 
 from steerloop import UserError
+from steerloop.checks.many import many
 from steerloop.checks.synthetic import tilted, write_run
 from steerloop.report.stats import wilson
 from steerloop.report.text import interval
@@ -194,10 +195,10 @@ def counted(rows):
 
 
 def check_the_audit_is_what_counting_gives(monkeypatch):
-    """2,500 files of labels."""
+    """2,500 files of labels, or `many` of them."""
     monkeypatch.setattr(audit, "RESAMPLES", 8)
     rng = random.Random(0)
-    for number in range(2500):
+    for number in range(many(2500)):
         labels = made_up(rng, rng.randrange(1, 14), rng.randrange(1, 6))
         rows, found = once(labels), audit.auc(audit.distinct(labels))
         assert found[:1] == ([] if counted(rows) is None else [pytest.approx(counted(rows))])

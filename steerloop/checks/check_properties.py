@@ -1,5 +1,5 @@
-"""Properties over some twelve thousand generated inputs: text scores, padding, aggregates, records,
-knobs. The seed is fixed, so is the time."""
+"""Properties over some twelve thousand generated inputs (a fifth in the gate: many.py): text
+scores, padding, aggregates, records, knobs. The seed is fixed, so is the time."""
 
 import json
 import math
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from steerloop import UserError
 from steerloop.barrier import EPS, Barrier
+from steerloop.checks.many import many
 from steerloop.checks.twins import dense_aggregate
 from steerloop.cli.knobs import RANGE
 from steerloop.config import Config, parse
@@ -36,12 +37,12 @@ NUMBERS = [(x.name, type(x.default), *x.metadata[RANGE]) for x in fields(Config)
            if type(x.default) in (int, float)]
 
 
-def many(count):
-    """`count` inputs, none of them kept for later runs."""
-    return settings(max_examples=count, database=None)
+def some(count):
+    """`many` of `count` inputs, none of them kept for later runs."""
+    return settings(max_examples=many(count), database=None)
 
 
-@many(4000)
+@some(4000)
 @given(text=TEXTS)
 def check_scores_of_any_text_are_shares(text):
     for score in (repeated, looped, echoed):
@@ -55,7 +56,7 @@ def check_scores_of_any_text_are_shares(text):
     assert echoed(f"{text}\nWe all go home. We all go home.") > 0
 
 
-@many(2500)
+@some(2500)
 @given(prompts=IDS, data=st.data())
 def check_any_rows_are_padded_and_found_again(prompts, data):
     ends = [data.draw(st.lists(st.integers(6, 99), max_size=6)) for _ in prompts]
@@ -70,7 +71,7 @@ def check_any_rows_are_padded_and_found_again(prompts, data):
     assert mask[:, -1].all()
 
 
-@many(2500)
+@some(2500)
 @given(kls=st.lists(st.floats(0, 50, width=32), min_size=1, max_size=30), scale=st.floats(0.1, 9),
        shuffle=st.randoms(use_true_random=False))
 def check_aggregates_of_any_row(kls, scale, shuffle):
@@ -88,7 +89,7 @@ def check_aggregates_of_any_row(kls, scale, shuffle):
     assert min(kls) - room <= found["p95"] <= found["max"] + room
 
 
-@many(1000)
+@some(1000)
 @given(values=st.lists(st.dictionaries(st.text(min_size=1, max_size=6), JSON, max_size=4),
                        min_size=1, max_size=4), torn=st.text(max_size=9), at=st.integers(0, 10**6))
 def check_any_record_comes_back_and_damage_shows(values, torn, at):
@@ -112,7 +113,7 @@ def check_any_record_comes_back_and_damage_shows(values, torn, at):
     assert all(json.loads(event_line(x)).pop("crc") for x in values)
 
 
-@many(200)
+@some(200)
 @given(value=JSON)
 def check_any_result_is_kept(value):
     with TemporaryDirectory() as folder:
@@ -123,7 +124,7 @@ def check_any_result_is_kept(value):
     assert made[1] == again == value
 
 
-@many(2000)
+@some(2000)
 @given(knob=st.sampled_from(NUMBERS), real=st.floats(), whole=st.integers(-10, 10**6))
 def check_any_number_is_in_its_range_or_refused(knob, real, whole):
     name, kind, low, high = knob
@@ -136,7 +137,7 @@ def check_any_number_is_in_its_range_or_refused(knob, real, whole):
             Config(**{name: value})
 
 
-@many(60)
+@some(60)
 @given(lr=st.floats(1e-6, 1.0), rounds=st.integers(1, 99), tau=st.floats(0.0, 9.0),
        share=st.sampled_from([0.0, 0.5]),
        multiples=st.lists(st.floats(0.1, 3.0), min_size=1, max_size=4))

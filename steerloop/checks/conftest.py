@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+LONGEST = ("check_fast_dev_run", "check_run", "check_killed", "check_bands", "check_resume",
+           "check_end", "check_baselines", "check_dense", "check_inputs")
 os.environ.update(STEERLOOP_TYPECHECK="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 sys.path.insert(0, str(ROOT))
 
@@ -31,6 +33,11 @@ def pytest_configure() -> None:
     if found != ROOT:
         raise pytest.UsageError(f"steerloop comes from {found}, the checks from {ROOT}")
     torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files whose checks take longest come first, so that no worker is left with one at the end."""
+    items.sort(key=lambda x: x.path.stem not in LONGEST)
 
 
 @pytest.fixture(autouse=True)
