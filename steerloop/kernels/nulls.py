@@ -36,11 +36,10 @@ def null_vectors(
 ) -> list[dict[int, Float[Tensor, "d"]]]:
     """k null vectors at their raw size: block → direction. `each` are the differences by block, of
     contexts that so many persona pairs took turns over."""
-    rng = torch.Generator().manual_seed(seed)
+    n, rng = len(next(iter(each.values()))), torch.Generator().manual_seed(seed)
     found = []
     for _ in range(k):
         null = {}
-        n = len(next(iter(each.values())))
         signs = balanced(n, pairs, rng)
         for block, difference in each.items():
             mean = signs.to(difference) @ difference / n
