@@ -31,9 +31,10 @@ def extract(model: Model, data: Data, cfg: Config) -> Vector:
     """
     blocks = band(cfg.steer_blocks, cfg.steer_band, len(model.decoder.layers), "steer")
     each = differences(model, data.guide, data.contexts, blocks, cfg.batch_rows)
+    vector = {b: difference.mean(0) for b, difference in each.items()}
     if cfg.teacher == "null":
-        return null_vectors(each, len(data.guide), cfg.seed, 1)[0]
-    return {b: difference.mean(0) for b, difference in each.items()}
+        return null_vectors(each, vector, len(data.guide), cfg.seed, 1)[0]
+    return vector
 
 
 @contextmanager

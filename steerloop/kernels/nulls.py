@@ -32,10 +32,11 @@ def apart(x: Tensor, v: Tensor) -> Tensor:
 
 
 def null_vectors(
-    each: dict[int, Float[Tensor, "n d"]], pairs: int, seed: int, k: int
+    each: dict[int, Float[Tensor, "n d"]], vector: dict[int, Float[Tensor, "d"]], pairs: int,
+    seed: int, k: int,
 ) -> list[dict[int, Float[Tensor, "d"]]]:
-    """k null vectors at their raw size: block → direction. `each` are the differences by block, of
-    contexts that so many persona pairs took turns over."""
+    """k null vectors at their raw size, orthogonal to `vector`: block → direction. `each` are the
+    differences by block, of contexts that so many persona pairs took turns over."""
     n, rng = len(next(iter(each.values()))), torch.Generator().manual_seed(seed)
     found = []
     for _ in range(k):
@@ -43,6 +44,6 @@ def null_vectors(
         signs = balanced(n, pairs, rng)
         for block, difference in each.items():
             mean = signs.to(difference) @ difference / n
-            null[block] = apart(mean, difference.mean(0))
+            null[block] = apart(mean, vector[block])
         found.append(null)
     return found

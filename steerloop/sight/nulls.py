@@ -24,7 +24,7 @@ QUANTILE = 0.95  # of the KL per token, as where c* is solved
 def nulls(model: Model, data: Data, cfg: Config, vector: Vector, k: int) -> list[Vector]:
     """k null vectors of the extraction of `vector`, at their raw size."""
     each = differences(model, data.pairs, data.contexts, list(vector), cfg.batch_rows)
-    return null_vectors(each, len(data.pairs), cfg.seed, k)
+    return null_vectors(each, vector, len(data.pairs), cfg.seed, k)
 
 
 def noise(cfg: Config, vector: Vector, k: int) -> list[Vector]:
