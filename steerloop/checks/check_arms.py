@@ -13,6 +13,7 @@ from steerloop import UserError
 from steerloop.checks.small import data_files, short_config, small_config
 from steerloop.report.__main__ import show
 from steerloop.report.arms import across_seeds, pooled, repeated, t95
+from steerloop.runfolder.events import event_line, read_events
 from steerloop.texts.data import FILES
 from steerloop.train import train
 
@@ -57,8 +58,14 @@ def like(run, folder, seed, teacher, by):
     """A copy of it, as if of that seed and teacher, whose student says `by` more of the trait."""
     shutil.copytree(run, folder)
     document = json.loads((folder / "config.json").read_text())
+    document.pop("crc")
     document["config"] |= {"seed": seed, "teacher": teacher}
     (folder / "config.json").write_text(json.dumps(document))
+    records = read_events(folder)
+    for record in records:
+        if record["stage"] == "config":
+            record["document"]["config"] |= {"seed": seed, "teacher": teacher}
+    (folder / "events.jsonl").write_text("".join(map(event_line, records)))
     path = folder / "rounds/00/healed.said.parquet"
     pl.read_parquet(path).with_columns(pl.col("said_1") + by, pl.col("said_2") + by).write_parquet(
         path)
