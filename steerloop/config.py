@@ -11,7 +11,8 @@ from typing import Any, Literal
 from steerloop import UserError
 from steerloop.cli import parsing
 from steerloop.cli.knobs import SEEDS, check_device, check_knobs, expanded, knob
-from steerloop.texts.data import FILES, TEMPLATES
+from steerloop.texts.data import FILES, TEACHERS, TEMPLATES
+from steerloop.texts.packs import pack_files
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 PATHS = ("runs", "resume", "trait", *FILES)
@@ -41,6 +42,7 @@ class Config:
     runs: str = knob("runs", "folder that receives the run folder")
     trait: str = knob("care_over_authority", "trait pack: a folder, one of ours by name, or none")
     persona: str = knob("", "persona pairs (.toml); as those below, empty: the trait's own")
+    guide: str = knob("", "those whose vector steers, where --teacher names another pack")
     contexts: str = knob("", "user texts for extraction, as prompts are")
     prompts: str = knob("", "to answer: one a line, or .jsonl with a column prompt")
     contrast: str = knob("", "prompts with opposed answers (JSON lines)")
@@ -52,6 +54,8 @@ class Config:
     probes: list[str] = knob([], "extra measures, module:function, called as f(model, cfg)")
     eval: Literal["own", "moralmaps"] = knob("own", "moralmaps: that package's measures as well")
     # extract and dose
+    teacher: str = knob("vector", "who is imitated: vector, null, base, prompt, or another trait "
+                        "pack, for its vector")
     max_contexts: int = knob(256, "contexts read by extraction")
     steer_blocks: list[int] = knob([], "steered blocks by index; empty: use steer_band", 0)
     steer_band: list[float] = knob([0.45, 0.55], "low high, fractions of depth; auto: by what is "
@@ -122,6 +126,10 @@ class Config:
         check_knobs(self)
         check_device(self.device)
         self.template = TEMPLATES.get(self.template, self.template)
+        if self.teacher not in TEACHERS:
+            self.teacher, self.guide = "pack", pack_files(self.teacher)["persona"]
+        if bool(self.guide) != (self.teacher == "pack"):
+            raise UserError("--guide goes with --teacher pack, and that with --guide")
         for name in PATHS:
             setattr(self, name, expanded(getattr(self, name)))
         for name in ("steer_band", "lora_band", "betas"):

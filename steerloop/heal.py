@@ -15,6 +15,7 @@ from steerloop import lora
 from steerloop.barrier import Barrier, Step, heal_loss
 from steerloop.config import Config
 from steerloop.healing.course import Course
+from steerloop.healing.fresh import fresh
 from steerloop.healing.optimiser import checkpointed
 from steerloop.healing.spectral import spectral_loss
 from steerloop.healing.threshold import threshold
@@ -76,10 +77,7 @@ def heal(
     """
     lam = cfg.lam * (1 + round) ** cfg.lam_pow
     barrier = Barrier(cfg.barrier, cfg.agg, lam, threshold(cfg))
-    lora.open_round(model.layers, model.gates, cfg.seed)
-    live = []
-    for layer in model.layers.values():
-        live += [layer.live_A, layer.live_B]
+    live = fresh(model.layers, model.gates, cfg.seed)
     rows = with_reference(model, table, cfg)
     rng = random.Random(f"{cfg.seed}|{round}")
     rng.shuffle(rows)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from steerloop.config import Config
 from steerloop.kernels.batch import Dosed
+from steerloop.kernels.nulls import null_vectors
 from steerloop.loading.layers import band
 from steerloop.model import Model
 from steerloop.readouts.states import Vector, differences
@@ -24,12 +25,16 @@ from steerloop.texts.data import Data
 def extract(model: Model, data: Data, cfg: Config) -> Vector:
     """Mean residual difference between the poles over all contexts, for each block of the band.
 
-    Context i speaks under pair i modulo their number, so that wordings average out.
+    Context i speaks under pair i modulo their number, so that wordings average out. `--teacher`
+    may ask for the vector of other pairs, or for a null vector of these (see kernels/nulls.py).
     Raises UserError when the band selects no block of this model.
     """
     blocks = band(cfg.steer_blocks, cfg.steer_band, len(model.decoder.layers), "steer")
-    each = differences(model, data, blocks, cfg.batch_rows)
-    return {b: difference.mean(0) for b, difference in each.items()}
+    each = differences(model, data.guide, data.contexts, blocks, cfg.batch_rows)
+    vector = {b: difference.mean(0) for b, difference in each.items()}
+    if cfg.teacher == "null":
+        return null_vectors(each, vector, len(data.guide), cfg.seed, 1)[0]
+    return vector
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from steerloop.lora import fold
 from steerloop.model import Model, load
 from steerloop.readouts.probes import probes
 from steerloop.runfolder.recorder import NOTHING, Recorder
+from steerloop.teacher import told
 from steerloop.texts.data import Data, read_data
 
 STAGES = (
@@ -63,8 +64,8 @@ def loop(model: Model, data: Data, cfg: Config, run: Recorder = NOTHING) -> str:
         batches = []
         while short(batches, kappas, cfg):
             asked, stage = ask(model, data, cfg, batches, c_star, kappas)
-            drawn = sample(model, asked, vector, cfg, f"{round}|{stage}")
-            batches.append(filter(model, drawn, data, cfg, limit))
+            drawn = sample(model, told(model, asked, data, cfg), vector, cfg, f"{round}|{stage}")
+            batches.append(filter(model, drawn.with_columns(asked["prompt_ids"]), data, cfg, limit))
         rows, kappa = choose(batches, kappas, cfg)
         kept = rows.filter("train")
         _, delta = heal(model, kept, cfg, round, run)

@@ -19,7 +19,7 @@ ROOMS = [  # from the ground up: a room imports what is below it, and itself
     {"lora", "barrier", "report"},
     {"model"},
     {"bridge", "healing"},
-    {"readouts"},
+    {"readouts", "teacher"},
     {"steer"},
     {"sample"},
     {"filter", "heal"},

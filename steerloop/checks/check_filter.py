@@ -93,7 +93,8 @@ def check_the_limit_lies_between_own_answers_and_soup(world):
 def perplexities(s, texts):
     """What `filter` says of texts as completions of one prompt: (prompt ids, ids, ppl) each."""
     none, ids = pl.DataFrame(), s.model.render("Well?")
-    data = Data([("Be kind.", "Obey.")], "care", "authority", [], [], none, none, [], none, none)
+    data = Data([("Be kind.", "Obey.")], [], "care", "authority", [], [], none, none, [], none,
+                none)
     table = pl.DataFrame({
         "prompt_ids": [ids] * len(texts),
         "completion_ids": [[*s.model.to_ids(x), 5] for x in texts],

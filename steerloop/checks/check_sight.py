@@ -11,6 +11,7 @@ import torch
 from steerloop.checks.small import data_files
 from steerloop.dose import dose
 from steerloop.evaluate import evaluate
+from steerloop.kernels.nulls import apart, balanced
 from steerloop.readouts.forced_choice import choices
 from steerloop.readouts.probes import long
 from steerloop.readouts.reasons import reasons
@@ -29,7 +30,7 @@ from steerloop.report.sight import (
 from steerloop.report.trait import measured, unasked
 from steerloop.sample import jobs
 from steerloop.sight import look
-from steerloop.sight.nulls import apart, at_one_cost, balanced, noise, nulls, size, top_kls
+from steerloop.sight.nulls import at_one_cost, noise, nulls, size, top_kls
 from steerloop.sight.responses import controls
 from steerloop.steer import extract
 from steerloop.texts.data import read_data

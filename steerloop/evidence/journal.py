@@ -28,7 +28,7 @@ from steerloop.model import Model
 from steerloop.readouts.states import Vector
 from steerloop.report.sight import PASS, UNSPECIFIC, judged, verdict
 from steerloop.report.text import markdown
-from steerloop.report.trait import unasked
+from steerloop.report.trait import asks, unasked
 from steerloop.report.verdicts import band_lines
 from steerloop.runfolder import layout
 from steerloop.runfolder.layout import batch, of_round, of_state, work
@@ -36,7 +36,8 @@ from steerloop.runfolder.opening import note_end, open_run
 from steerloop.runfolder.progress import Rounds
 from steerloop.runfolder.recorder import Recorder
 from steerloop.sight import bands, look, settled
-from steerloop.texts.data import Data
+from steerloop.teacher import teacher
+from steerloop.texts.data import UNSTEERED, Data
 
 CHOSEN = [layout.COMPLETIONS, layout.KAPPA]
 
@@ -150,8 +151,8 @@ class Journal(Recorder):
     def look(self) -> dict[str, Any]:
         """Gate U0: what the run will be read by, and why; kept."""
         axis = [self.data.down, self.data.up]
-        if not self.cfg.u0:
-            return unasked(self.base, axis)
+        if not asks(vars(self.cfg)):
+            return unasked(self.base, axis, self.cfg.u0)
         model, data, (c_star, _) = self.model, self.data, self.doses[0]
         answers = self.keep(layout.U0, look, model, data, self.cfg, self.vectors[0], c_star,
                             self.base)
@@ -208,8 +209,9 @@ class Journal(Recorder):
             "sample", round=self.round, c_star=c_star, kappa=kappa, curve=curve.to_dicts(),
             survival=report.survival(table), cos_first=cosine(vector, self.vectors[0]))
         examples(self.model, self.data, self.cfg, table, self.round)
-        self.taught_at = kappa * c_star
-        self.measure(layout.STEERED, vector, self.taught_at)
+        self.taught_at = 0.0 if self.cfg.teacher in UNSTEERED else kappa * c_star
+        self.measure(layout.STEERED, vector, self.taught_at,
+                     teacher(self.model, self.data, self.cfg))
         return table, kappa
 
     def on_heal(self, stage: Callable[..., Any], model: Model, table: pl.DataFrame, cfg: Config,

@@ -221,7 +221,7 @@ def sight(folder: Path) -> dict[str, Any]:
     base, axis = frames_of(folder, 0, layout.BASE), axis_of(folder)
     answers = folder / layout.of_round(0, f"{layout.U0}.parquet")
     if not answers.is_file():
-        return unasked(base, axis)
+        return unasked(base, axis, read_config(folder)["u0"])
     return verdict(judged(base, read_table(answers), axis))
 
 

@@ -17,7 +17,7 @@ from steerloop.config import Config
 from steerloop.filter import filter
 from steerloop.model import Model
 from steerloop.readouts.endings import endings
-from steerloop.readouts.states import Vector
+from steerloop.readouts.states import Pairs, Vector
 from steerloop.sample import jobs, sample
 from steerloop.texts.data import Data
 
@@ -28,7 +28,6 @@ ANSWERS = {  # what is kept of them
     "ppl": pl.Float64, "repeat": pl.Float64, "echo": pl.Float64, "loop": pl.Float64,
     "zip": pl.Float64, "drop_reason": pl.String,
 }  # fmt: skip
-Pairs = list[tuple[str, str]]
 ANYTHING = float("inf")  # as a limit of perplexity: what is improbable is told by the base's own
 
 

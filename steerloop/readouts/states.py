@@ -10,8 +10,8 @@ from torch import Tensor
 from steerloop.kernels.batch import Ids
 from steerloop.model import Model
 from steerloop.runfolder.progress import Bar
-from steerloop.texts.data import Data
 
+Pairs = list[tuple[str, str]]  # of persona texts: positive, negative
 Vector = dict[int, Float[Tensor, "... d"]]  # block index → direction (or k of them), fp32
 
 
@@ -41,15 +41,15 @@ def states(
 
 
 def differences(
-    model: Model, data: Data, blocks: list[int], size: int
+    model: Model, pairs: Pairs, contexts: list[str], blocks: list[int], size: int
 ) -> dict[int, Float[Tensor, "n d"]]:
     """What the positive pole of a persona pair changes against the negative one, in each of n
     contexts; context i speaks under pair i modulo their number."""
     found = []
     for pole in (0, 1):
         prompts = []
-        for i, context in enumerate(data.contexts):
-            persona = data.pairs[i % len(data.pairs)][pole]
+        for i, context in enumerate(contexts):
+            persona = pairs[i % len(pairs)][pole]
             prompts.append(model.render(context, persona))
         found.append(states(model, prompts, blocks, size))
     positive, negative = found

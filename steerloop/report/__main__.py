@@ -1,7 +1,9 @@
 """`python -m steerloop.report [--single-file] [RUN ...] [--with SCORE ...]`
 
 Without a run: the ledger of all runs. With one: its pages and verdicts anew, and its tables. With
-several: each against the first. --single-file puts the chart script into the pages, to share them.
+several: each against the first; of arms with several loop seeds each, what the seeds of an arm
+have in common, and the first arm less every other. --single-file puts the chart script into the
+pages, to share them.
 --with puts folders of `python -m steerloop.score` on the map and into the table of a run.
 """
 
@@ -12,6 +14,7 @@ from steerloop import UserError
 from steerloop.cli.entry import command
 from steerloop.cli.options import Parser, path
 from steerloop.report import finish, ledger_table, run_table
+from steerloop.report.arms import across_seeds, repeated
 from steerloop.report.compare import NAMES, compare_runs
 from steerloop.report.pages import write_pages
 from steerloop.report.run import events, scored_elsewhere
@@ -71,7 +74,7 @@ def show(args: Namespace) -> None:
             raise UserError(f"{run} has no healed round: it cannot be compared")
         rebuild(run, args.single_file, args.scores)
     if len(args.runs) > 1:
-        print(compare_runs(args.runs))
+        print(across_seeds(args.runs) if repeated(args.runs) else compare_runs(args.runs))
     else:
         run = args.runs[0]
         print(f"{run}\n{run_table(run)}\n\npages: {run / layout.REPORT}")

@@ -93,9 +93,18 @@ def moved(
     return estimate(w, found.values, found.pull)
 
 
-def unasked(base: Frames, axis: list[str]) -> dict[str, Any]:
-    """What U0 is of a run that does not ask: the first readout that was measured, whatever it
-    sees."""
-    found = measured(base, axis)
+def asks(cfg: dict[str, Any]) -> bool:
+    """Whether a run asks U0. Where another vector than the trait's steers, there is no use: that
+    one is what readouts should not see."""
+    return cfg["u0"] and cfg["teacher"] not in ("pack", "null")
+
+
+def unasked(base: Frames, axis: list[str], asked: bool = False) -> dict[str, Any]:
+    """What U0 is of a run that does not ask, or `asked` for where there is no use: the first
+    readout that was measured, whatever it sees."""
+    found, why = measured(base, axis), "nobody asked (--no_u0)"
+    if asked:
+        why = "not asked of a teacher that the trait's vector does not steer: a run of the same " \
+              "trait with --teacher vector says it"
     return {"verdict": OFF, "headline": found[0] if found else "", "readouts": [],
-            "why": "nobody asked whether the readouts see, and see the vector (--no_u0)"}
+            "why": f"whether the readouts see, and see the vector: {why}"}

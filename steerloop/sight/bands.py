@@ -49,7 +49,7 @@ def bands(model: Model, data: Data, cfg: Config) -> pl.DataFrame:
     depth = len(model.decoder.layers)
     some = candidates(cfg, depth)
     every = sorted({b for blocks in some for b in blocks})
-    each = differences(model, data, every, cfg.batch_rows)
+    each = differences(model, data.pairs, data.contexts, every, cfg.batch_rows)
     mean = {b: x.mean(0) for b, x in each.items()}
     vectors: list[Vector] = [{b: v * (b in blocks) for b, v in mean.items()} for blocks in some]
     rollout = replace(cfg, max_new_tokens=min(TOKENS, cfg.max_new_tokens))

@@ -24,11 +24,13 @@ from steerloop.texts.reader import (
     text_of,
 )
 
-FILES = ("template", "persona", "contexts", "prompts", "contrast", "vignettes", "reasons",
+FILES = ("template", "persona", "guide", "contexts", "prompts", "contrast", "vignettes", "reasons",
          "mundane", "labelled")
 TEMPLATES = {x: f"data/templates/{x}.jinja" for x in ("plain", "chatml", "gemma")}
 NEEDED = ("persona", "contexts", "prompts", "mundane")
 NO_PACK = "none"  # but the files that are given one by one
+UNSTEERED = ("base", "prompt")  # teachers that no vector steers
+TEACHERS = ("vector", "null", "pack", *UNSTEERED)
 FEWEST = 3  # items behind an interval: resamples of two have no spread
 PLAIN, TABLES = ("", ".txt", ".md"), (".jsonl", ".ndjson")  # ends of files of texts
 JUDGED = ("coherent", "incoherent")  # labels of a completion judged by hand
@@ -42,6 +44,7 @@ class Data:
     raise and lower. What a trait does not have is empty."""
 
     pairs: list[tuple[str, str]]
+    guide: list[tuple[str, str]]  # the pairs whose vector steers: the same, but for --teacher PACK
     up: str
     down: str
     contexts: list[str]
@@ -62,8 +65,9 @@ def read_data(cfg: Any) -> Data:
     named = names(cfg)
     prompts = read(named["prompts"], texts_of(named["prompts"]))
     opposed = read(named["contrast"], contrast) if named["contrast"] else contrast("")
+    pairs, up, down = read(named["persona"], persona)
     data = Data(
-        *read(named["persona"], persona),
+        pairs, read(named["guide"], persona)[0] if named["guide"] else pairs, up, down,
         contexts=read(named["contexts"], texts_of(named["contexts"]))[: cfg.max_contexts],
         prompts=prompts[: cfg.n_prompts],
         contrast=opposed.with_columns(held=~pl.col("prompt").is_in(prompts)),

@@ -1,0 +1,92 @@
+"""Arms with several loop seeds: pooled by seed and item, with intervals that cover."""
+
+import json
+import shutil
+from argparse import Namespace
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+import pytest
+
+from steerloop import UserError
+from steerloop.checks.small import data_files, short_config, small_config
+from steerloop.report.__main__ import show
+from steerloop.report.arms import across_seeds, pooled, repeated, t95
+from steerloop.runfolder.events import event_line, read_events
+from steerloop.texts.data import FILES
+from steerloop.train import train
+
+
+@pytest.mark.parametrize("seeds, items", [(0.0, 1.0), (1.0, 0.0), (0.5, 0.5), (0.0, 0.0)])
+def check_pooled_intervals_cover(seeds, items):
+    """Five seeds, 24 items: a mean of 0 is within 95 % and more of them, whatever varies."""
+    rng, hits, widths = np.random.default_rng(0), 0, []
+    for _ in range(400):
+        steps = (seeds * rng.normal(size=(5, 1)) + items * rng.normal(size=(1, 24))
+                 + rng.normal(size=(5, 24)))
+        mean, low, high = pooled(steps)
+        assert mean == pytest.approx(steps.mean())
+        hits += low <= 0 <= high
+        widths.append(high - low)
+    assert hits >= 0.94 * 400
+    assert np.mean(widths) < 2.4 * 2 * 2.0 * np.sqrt(seeds**2 / 5 + items**2 / 24 + 1 / 120)
+
+
+def check_quantiles_of_t():
+    assert t95(4.0) == 2.776 and t95(1.5) == 12.706
+    assert t95(12.0) == pytest.approx(2.1788, abs=2e-3)
+    assert t95(1e9) == pytest.approx(1.96, abs=1e-3)
+    assert pooled(np.ones((1, 1)))[1:] == [-np.inf, np.inf]
+    assert pooled(np.array([[1.0, 3.0]]))[1:] == pytest.approx([2 - 12.706, 2 + 12.706])
+
+
+@pytest.fixture(scope="module")
+def run(folders, tmp_path_factory):
+    """A short run of a trait without vignettes."""
+    root = tmp_path_factory.mktemp("arms")
+    (folder := root / "kind").mkdir()
+    data_files(folder)
+    text = (folder / "persona.toml").read_text().replace("care", "kind")
+    (folder / "trait.toml").write_text(text.replace("authority", "unkind"))
+    cfg = small_config(folders(), trait=str(folder), quant="none", said_prompts=3)
+    cfg = short_config(root, cfg, rounds=1)
+    return train(replace(cfg, **{x: "" for x in FILES if x != "mundane"}))
+
+
+def like(run, folder, seed, teacher, by):
+    """A copy of it, as if of that seed and teacher, whose student says `by` more of the trait."""
+    shutil.copytree(run, folder)
+    document = json.loads((folder / "config.json").read_text())
+    document.pop("crc")
+    document["config"] |= {"seed": seed, "teacher": teacher}
+    (folder / "config.json").write_text(json.dumps(document))
+    records = read_events(folder)
+    for record in records:
+        if record["stage"] == "config":
+            record["document"]["config"] |= {"seed": seed, "teacher": teacher}
+    (folder / "events.jsonl").write_text("".join(map(event_line, records)))
+    path = folder / "rounds/00/healed.said.parquet"
+    pl.read_parquet(path).with_columns(pl.col("said_1") + by, pl.col("said_2") + by).write_parquet(
+        path)
+    return folder
+
+
+def check_the_first_arm_is_held_against_the_others(run, tmp_path, capsys, monkeypatch):
+    runs = [like(run, tmp_path / f"{teacher}{seed}", seed, teacher, by)
+            for seed in (0, 1, 2) for teacher, by in (("vector", 0.5 + 0.1 * seed), ("base", 0.1))]
+    assert repeated(runs) and not repeated(runs[:2])
+    own, less = across_seeds(runs).split("\n\n")
+    cells = [[x.strip() for x in line.strip("|").split("|")] for line in less.splitlines()]
+    assert cells[0][:3] == ["teacher vector, less", "seeds", "Δsaid"]
+    assert cells[2][:2] == ["teacher base", "0 1 2"]
+    assert cells[2][2].startswith("+0.500 [+0.")  # the mean of .4, .5, .6
+    assert [x.split()[0] for x in cells[2][3:]] == ["+0.000", "+0.000"]
+    assert "| teacher vector | 0 1 2 |" in own and "KL to base" in own
+    for name in ("rebuild", "healed", "compare_runs"):
+        monkeypatch.setattr(f"steerloop.report.__main__.{name}", lambda *_: "B against A")
+    for some, said in ((runs, less), (runs[:2], "B against A")):  # one seed: run against run
+        show(Namespace(runs=some, single_file=False, scores=[]))
+        assert said in capsys.readouterr().out
+    with pytest.raises(UserError, match="same arm and loop seed"):
+        across_seeds([*runs, like(run, tmp_path / "again", 0, "base", 0.0)])

@@ -1,0 +1,38 @@
+"""Who is imitated (`--teacher`): what a student learns from is sampled from
+
+    vector   the model, steered by the trait's vector at κc*
+    null     the same, by a null vector of that extraction: no trait, at the same KL
+    PACK     the same, by the vector of another pack's persona pairs, at the same KL
+    base     the model as it is, unsteered: what healing alone does
+    prompt   the same under the positive persona texts, which the student never sees (prompt
+             distillation)
+
+All else is the same: prompts, draws, filter, how many completions are kept, τ. The vector itself,
+another pack's and the null are a matter of `steer.extract`; that base and prompt are unsteered, of
+`dose.ask`.
+"""
+
+from dataclasses import replace
+
+import polars as pl
+
+from steerloop.config import Config
+from steerloop.model import Model
+from steerloop.texts.data import Data
+
+PROMPT = "prompt"
+
+
+def told(model: Model, asked: pl.DataFrame, data: Data, cfg: Config) -> pl.DataFrame:
+    """A table of `jobs` as the teacher reads it: the positive persona texts take turns over the
+    prompts of a prompted one."""
+    if cfg.teacher != PROMPT:
+        return asked
+    ids = [model.render(prompt, data.pairs[i % len(data.pairs)][0])
+           for i, prompt in asked.select("prompt_id", "prompt").rows()]
+    return asked.with_columns(prompt_ids=pl.Series(ids, dtype=pl.List(pl.Int64)))
+
+
+def teacher(model: Model, data: Data, cfg: Config) -> Model:
+    """Who speaks: the model, under the first persona text where it is prompted."""
+    return replace(model, persona=data.pairs[0][0]) if cfg.teacher == PROMPT else model
