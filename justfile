@@ -96,6 +96,21 @@ sweep-barrier *ARGS:
 sweep *ARGS:
     {{ python }} -m steerloop.sweep {{ ARGS }}
 
+# who moves the trait: the vector, or what it is held against; one round each, resumable; then the pooled tables
+teachers trait="register" other="mood" seeds="0 1 2 3 4" *ARGS:
+    #!/usr/bin/env bash
+    # H: at the same KL and from as many completions, only the trait's own vector moves what is said
+    set -euo pipefail
+    for seed in {{ seeds }}; do for teacher in vector base null {{ other }} prompt; do
+        at="runs/teachers/{{ trait }}/$teacher-$seed"
+        if compgen -G "$at/*/summary.json" >/dev/null; then continue; fi
+        if run=$(compgen -G "$at/*/config.json"); then set -- --resume "$(dirname "$run")"
+        else set -- --model smollm2-135m --trait {{ trait }} --teacher "$teacher" --seed "$seed" \
+            --rounds 1 --no_u0 --runs "$at" {{ ARGS }}; fi
+        {{ python }} -m steerloop.train "$@"
+    done; done
+    {{ python }} -m steerloop.report runs/teachers/{{ trait }}/*/*/
+
 # the second embedded model, half an hour: settings are tuned on it, results reported on both
 second-model:
     OMP_NUM_THREADS=1 {{ python }} -m steerloop.tinyworld.build --seed 1 \
