@@ -109,7 +109,7 @@ teachers trait="register" other="mood" seeds="0 1 2 3 4" *ARGS:
             --rounds 1 --no_u0 --runs "$at" {{ ARGS }}; fi
         {{ python }} -m steerloop.train "$@"
     done; done
-    {{ python }} -m steerloop.report runs/teachers/{{ trait }}/*/*/
+    {{ python }} -m steerloop.report runs/teachers/{{ trait }}/{vector-*,[!v]*}/*/
 
 # the second embedded model, half an hour: settings are tuned on it, results reported on both
 second-model:
