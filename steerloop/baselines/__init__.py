@@ -5,11 +5,13 @@
     matched      the same, at the dose that gives the student's shift, or comes nearest to it within
                  what was calibrated, c* times the largest multiple (measured by every run)
     nll          the same kept completions, distilled without a barrier, round by round
+    taught       what the base says under the persona texts, healed on as the run heals, round by
+                 round (prompt distillation)
 
 A comparison counts at the same shift alone. So the larger of student and rival is turned down with
-its gates until both moved the trait alike: `nll_turned` is nll at the student's shift,
-`healed_as_X` the student at the shift of rival X. A prompt has no gates: where it moves more, there
-is no match.
+its gates until both moved the trait alike: `nll_turned` is nll at the student's shift (and so
+`taught_turned`), `healed_as_X` the student at the shift of rival X. A prompt has no gates: where it
+moves more, there is no match.
 """
 
 import math
@@ -20,7 +22,7 @@ from typing import NamedTuple
 import polars as pl
 import torch
 
-from steerloop.baselines.distilled import Loop, distilled
+from steerloop.baselines.distilled import PLAIN, TAUGHT, Loop, distilled
 from steerloop.config import Config
 from steerloop.evidence.journal import Journal
 from steerloop.kernels.search import largest
@@ -93,6 +95,18 @@ def dose_for(model: Model, vector: Vector, headline: Headline, goal: float, top:
     return reaching(lambda x: headline.now(model, vector, x), goal, top)
 
 
+def beside(run: Journal, loop: Loop, name: str, headline: Headline) -> float:
+    """Where the student of a rival ends, measured; and at the shift of the run's own, where it went
+    further."""
+    base, healed = (headline.of(x) for x in (run.base, run.healed))
+    rival = distilled(run, loop, name)
+    theirs = headline.of(run.measure(name, {}, who=rival))
+    if base < healed < theirs:
+        with rival.gates(turned(rival, strength_for(rival, headline, healed))):
+            run.measure(f"{name}_turned", {}, who=rival)
+    return theirs
+
+
 @torch.no_grad()
 def rivals(run: Journal, loop: Loop) -> None:
     """Measure what stands beside a finished `loop`, under the round that was healed last: plain
@@ -112,12 +126,10 @@ def rivals(run: Journal, loop: Loop) -> None:
         prompted = run.measure("prompted", {}, who=replace(model, persona=data.pairs[0][0]))
 
     others = {"prompted": headline.of(prompted)}
-    if cfg.barrier != "nll":
-        rival = distilled(run, loop)
-        others["nll"] = headline.of(run.measure("nll", {}, who=rival))
-        if base < healed < others["nll"]:
-            with rival.gates(turned(rival, strength_for(rival, headline, healed))):
-                run.measure("nll_turned", {}, who=rival)
+    own = {PLAIN: cfg.barrier == "nll", TAUGHT: cfg.teacher == "prompt"}  # what the run itself is
+    for name in own:
+        if not own[name]:
+            others[name] = beside(run, loop, name, headline)
     for name, theirs in others.items():
         if base < theirs < healed:
             with model.gates(turned(model, strength_for(model, headline, theirs))):

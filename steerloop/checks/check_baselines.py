@@ -31,7 +31,7 @@ def folder(small, tmp_path):
 def check_every_baseline_is_measured_on_the_same_vignettes(folder):
     events = [json.loads(x) for x in (folder / "events.jsonl").read_text().splitlines()]
     states = {e["state"]: e for e in events if e["stage"] == "evaluate" and e["round"] == 1}
-    assert {"healed", "calibrated", "prompted", "matched", "nll"} <= set(states)
+    assert {"healed", "calibrated", "prompted", "matched", "nll", "taught"} <= set(states)
     first = next(e["c_star"] for e in events if e["stage"] == "sample")
     assert states["matched"]["dose"] <= first * (1 + 1e-9)  # the largest multiple is 1
     assert states["calibrated"]["dose"] == first and states["prompted"]["dose"] == 0
@@ -40,9 +40,12 @@ def check_every_baseline_is_measured_on_the_same_vignettes(folder):
         rows = pl.read_parquet(folder / f"rounds/01/{name}.eval.parquet")
         assert rows["vignette"].to_list() == base["vignette"].to_list()
         assert rows["p_care"].to_list() != base["p_care"].to_list()
-    assert [e["round"] for e in events if e["stage"] == "heal_nll"] == [0, 1]
+    for name in ("nll", "taught"):
+        assert [e["round"] for e in events if e["stage"] == f"heal_{name}"] == [0, 1]
+    rows = pl.read_parquet(folder / "rounds/01/taught.completions.parquet")
+    assert set(rows["dose"]) == {0.0} and rows["train"].sum() == 4
     summary = json.loads((folder / "summary.json").read_text())
-    assert [x["rival"] for x in summary["rivals"]] == ["steering", "nll", "prompt"]
+    assert [x["rival"] for x in summary["rivals"]] == ["steering", "nll", "taught", "prompt"]
 
 
 def check_the_persona_is_the_system_prompt(small):

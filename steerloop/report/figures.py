@@ -18,6 +18,9 @@ LABELS = {
     "nll": "plain distillation",
     "nll_turned": "distillation, same shift",
     "healed_as_nll": "student at distillation's shift",
+    "taught": "distilled persona prompt",
+    "taught_turned": "distilled prompt, same shift",
+    "healed_as_taught": "student at the distilled prompt's shift",
     "healed_as_prompted": "student at the prompt's shift",
 }
 SPOTS = {  # where a label can stand, as its lower left corner in widths and heights of it

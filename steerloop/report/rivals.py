@@ -24,9 +24,11 @@ def pairs(by_name: dict[str, dict[str, Any]]) -> dict[str, tuple[str, str] | Non
     `by_name` are the measured states of the last round, as `steerloop.baselines` names them.
     """
     known: dict[str, tuple[str, str] | None] = {"steering": ("healed", "matched")}
-    if "nll" in by_name:
-        turned = "nll_turned" in by_name
-        known["nll"] = ("healed", "nll_turned") if turned else ("healed_as_nll", "nll")
+    for name in ("nll", "taught"):
+        if name in by_name:
+            turned = f"{name}_turned" in by_name
+            known[name] = ("healed", f"{name}_turned") if turned else (f"healed_as_{name}", name)
+    if "prompted" in by_name:
         known["prompt"] = ("healed_as_prompted", "prompted")
     return {k: v if v and set(v) <= by_name.keys() else None for k, v in known.items()}
 

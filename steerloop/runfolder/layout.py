@@ -73,9 +73,9 @@ def batch(round: int, number: int) -> str:
     return f"{work(round)}/batch-{number}"
 
 
-def of_rival(round: int, name: str) -> str:
-    """The same of plain distillation that `name` is of the run."""
-    return of_round(round, f"nll.{name}")
+def of_rival(round: int, rival: str, name: str) -> str:
+    """The same of a rival's own loop that `name` is of the run."""
+    return of_round(round, f"{rival}.{name}")
 
 
 def of_state(round: int, state: str) -> list[str]:

@@ -24,7 +24,8 @@ from steerloop.sweep.arms import Arm, Sweep
 from steerloop.texts.data import Data
 from steerloop.train import loop, train
 
-RIVALS = {"steering": "matched", "nll": "nll", "prompt": "prompted"}  # rival → state
+# Rival → state:
+RIVALS = {"steering": "matched", "nll": "nll", "taught": "taught", "prompt": "prompted"}
 SHARED = ("evaluate", "calibrate", "extract", "sample", "filter")  # as is dose, of the first round
 LIKE = ("coherence", "opening_mass", "sentence_validity", "p_ans_any", "json_is_valid")
 
