@@ -30,10 +30,11 @@ def extract(model: Model, data: Data, cfg: Config) -> Vector:
     Raises UserError when the band selects no block of this model.
     """
     blocks = band(cfg.steer_blocks, cfg.steer_band, len(model.decoder.layers), "steer")
-    each = differences(model, data.guide, data.contexts, blocks, cfg.batch_rows)
+    pairs = data.guide or data.pairs
+    each = differences(model, pairs, data.contexts, blocks, cfg.batch_rows)
     vector = {b: difference.mean(0) for b, difference in each.items()}
     if cfg.teacher == "null":
-        return null_vectors(each, vector, len(data.guide), cfg.seed, 1)[0]
+        return null_vectors(each, vector, len(pairs), cfg.seed, 1)[0]
     return vector
 
 

@@ -44,7 +44,7 @@ class Data:
     raise and lower. What a trait does not have is empty."""
 
     pairs: list[tuple[str, str]]
-    guide: list[tuple[str, str]]  # the pairs whose vector steers: the same, but for --teacher PACK
+    guide: list[tuple[str, str]]  # the pairs whose vector steers, where those are others
     up: str
     down: str
     contexts: list[str]
@@ -67,7 +67,7 @@ def read_data(cfg: Any) -> Data:
     opposed = read(named["contrast"], contrast) if named["contrast"] else contrast("")
     pairs, up, down = read(named["persona"], persona)
     data = Data(
-        pairs, read(named["guide"], persona)[0] if named["guide"] else pairs, up, down,
+        pairs, read(named["guide"], persona)[0] if named["guide"] else [], up, down,
         contexts=read(named["contexts"], texts_of(named["contexts"]))[: cfg.max_contexts],
         prompts=prompts[: cfg.n_prompts],
         contrast=opposed.with_columns(held=~pl.col("prompt").is_in(prompts)),
