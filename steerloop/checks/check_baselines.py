@@ -28,6 +28,7 @@ def folder(small, tmp_path):
     return short_run(tmp_path, small().cfg, baselines=True)
 
 
+@pytest.mark.parametrize("small", ["none"], indirect=True)
 def check_every_baseline_is_measured_on_the_same_vignettes(folder):
     events = [json.loads(x) for x in (folder / "events.jsonl").read_text().splitlines()]
     states = {e["state"]: e for e in events if e["stage"] == "evaluate" and e["round"] == 1}
@@ -180,6 +181,7 @@ def check_an_overdosed_match_of_an_older_run_is_open(tmp_path):
     assert all(inline(row["because"]) in x for x in (said, (run / "verdicts.md").read_text()))
 
 
+@pytest.mark.parametrize("small", ["none"], indirect=True)
 def check_a_rival_out_of_reach_is_met_at_the_largest_calibrated_dose(small, tmp_path):
     """Whatever the student's shift is, steering is not searched for beyond c* × the largest
     multiple, and no gate is turned above 1."""

@@ -324,6 +324,7 @@ def check_a_starved_filter_names_counts_and_remedy(case):
     assert "--target_kl" in said and "--n_keep" in said
 
 
+@pytest.mark.parametrize("small", ["none"], indirect=True)
 def check_what_a_starved_run_wrote_stays(case, tmp_path, capsys):
     s, _, _ = case
     cfg = s.cfg

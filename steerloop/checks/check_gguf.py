@@ -300,6 +300,7 @@ def unpack_at(file, barrier, results):
     results.put(str(unpacked(file)))
 
 
+@pytest.mark.long
 def check_two_at_once_and_one_killed(llama, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     context = multiprocessing.get_context("fork")

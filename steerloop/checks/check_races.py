@@ -129,6 +129,7 @@ def check_a_round_is_cut_out_of_a_run():
     assert sum(x["share"] for x in found["stages"].values()) == pytest.approx(1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("small", ["none"], indirect=True)
 def check_the_clock_leaves_no_trace(small, tmp_path):
     """What a run keeps and records is the same under it, and what fails is not noted."""

@@ -165,7 +165,8 @@ def check_an_interrupted_run_says_how_to_go_on(cfg, whole, tmp_path, how):
     assert same(resumed(run, cfg), whole)
 
 
-@pytest.mark.parametrize("how", ["flipped", pytest.param("truncated", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("how", ["flipped", "truncated"])
 def check_damage_is_named_and_mended(cfg, whole, tmp_path, how):
     run, *_ = cut_off(cfg, tmp_path, writes(whole) - 9)
     for name in ("rounds/00/adapter.safetensors", "rounds/01/vector.safetensors", "events.jsonl",

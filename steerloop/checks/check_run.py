@@ -187,6 +187,7 @@ def check_the_same_seed_gives_the_same_bits(folders, tmp_path):
         assert a.equals(b)
 
 
+@pytest.mark.parametrize("small", ["none"], indirect=True)
 def check_losing_coherence_stops_the_loop(small, tmp_path):
     folder = short_run(tmp_path, small().cfg, coh_drop=0.0, bootstrap=10)
     summary = json.loads((folder / "summary.json").read_text())

@@ -35,6 +35,11 @@ def pytest_configure() -> None:
     torch.set_num_threads(1)
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: some checks wait for a process, a disk or a page."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files whose checks take longest come first, so that no worker is left with one at the end."""
     items.sort(key=lambda x: x.path.stem not in LONGEST)
