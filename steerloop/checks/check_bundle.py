@@ -369,7 +369,8 @@ def check_any_damage_to_an_archive_is_noticed_or_changes_nothing(files, tmp_path
 ON_TRUST = re.compile(  # what TRUSTED names, as fields; `model` and the part of that name see more
     r"config\.json: (config/(?!rounds|r$)|packages|hardware|source|inputs|schema|resumed)"
     r"|bundle\.json: (weights|versions|model)"
-    r"|summary\.json: ended|events\.jsonl: (axis|evaluate/dose|heal_nll|evaluate/state)")
+    r"|summary\.json: ended"
+    r"|events\.jsonl: (axis|evaluate/dose|heal_nll|heal_taught|evaluate/state)")
 
 
 def forgeries(files, path, seeds):

@@ -189,8 +189,8 @@ def check_record(name: str, folder: Path, manifest: dict[str, Any], data: dict[s
     for event in read_events(folder):
         found: dict[str, Any] = {}
         stage, round = event["stage"], event.get("round", 0)
-        if type(round) is not int:
-            raise UserError(f"a record of {stage} has round {json.dumps(round)}")
+        if type(round) is not int or stage not in layout.RECORDS:
+            raise UserError(f"a record of {stage} in round {json.dumps(round)} is none of a run's")
         seen.append((round, stage))
         if stage == "start":
             found = {"floor": floor_of(config_of(folder)), "ppl_limit": kept(layout.LIMIT)}

@@ -42,6 +42,10 @@ DRIFT, WORST, ANSWERS = "drift", "worst", "diary"
 # And states that are measured in it:
 BASE, STEERED, HEALED = "base", "steered", "healed"
 
+# Stages of its records, those of rivals among them:
+RECORDS = ("config", "axis", "start", U0, "evaluate", "sample", HEAL, DRIFT, "heal_nll",
+           "heal_taught")
+
 # What a round spends its time on, as shares: those of the embedded model (docs/bench), until a
 # round of this run has shown its own; and what is said of each when it is over.
 SHARES = {VECTOR: 0.03, DOSE: 0.12, U0: 0.02, COMPLETIONS: 0.14, STEERED: 0.15, HEAL: 0.29,
