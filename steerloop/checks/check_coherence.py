@@ -29,6 +29,7 @@ def check_canaries_are_those_that_the_base_can_sing():
         (table, ["answer mass", "JSON", "kept"]),
         (table.with_columns(top1=pl.int_range(pl.len()) % 7 == 0).cast({"top1": pl.Float64}),
          ["JSON", "kept"]),  # digits at chance
+        (table.with_columns(json_is_valid=0.4), ["answer mass", "kept"]),
         (table.with_columns(json_is_valid=0.0), ["answer mass", "kept"]),
         (table.with_columns(json_is_valid=0.0, top1=0.0), ["kept"]),
         (pl.DataFrame(), ["kept"]),  # a trait without vignettes
