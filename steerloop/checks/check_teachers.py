@@ -86,8 +86,8 @@ def check_another_packs_vector_steers_where_it_is_named(taught, tmp_path):
     data = read_data(cfg)
     assert data.guide != data.pairs and "curt" in data.guide[0][0]
     with torch.no_grad():
-        wanted = extract(load(cfg), replace(data, guide=read_data(replace(
-            cfg, persona=cfg.guide)).pairs), replace(cfg, teacher="vector", guide=""))
+        wanted = extract(load(cfg), replace(data, pairs=data.guide, guide=[]),
+                         replace(cfg, teacher="vector", guide=""))
     for x in load_file(path / "rounds/00/vector.safetensors").values():
         assert any(torch.equal(x, y) for y in wanted.values())
     (other / "trait.toml").write_text(text.replace("curt", "rude"))
