@@ -127,7 +127,8 @@ class Config:
         check_device(self.device)
         self.template = TEMPLATES.get(self.template, self.template)
         if self.teacher not in TEACHERS:
-            self.teacher, self.guide = "pack", pack_files(self.teacher)["persona"]
+            files = pack_files(expanded(self.teacher), "teacher")
+            self.teacher, self.guide = "pack", files["persona"]
         if bool(self.guide) != (self.teacher == "pack"):
             raise UserError("--guide goes with --teacher pack, and that with --guide")
         for name in PATHS:

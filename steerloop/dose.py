@@ -14,7 +14,8 @@ from steerloop.kernels.search import bisected, crossing
 from steerloop.model import Model
 from steerloop.readouts.states import Vector
 from steerloop.sample import completion_losses, jobs, sample
-from steerloop.texts.data import UNSTEERED, Data
+from steerloop.teacher import taught_at
+from steerloop.texts.data import Data
 from steerloop.texts.faults import alive, starved
 
 WALK = 5  # most steps of the survival walk
@@ -97,8 +98,7 @@ def ask(
     drawn = sum(len(batch) for batch in batches)
     if settled and drawn >= cfg.budget * cfg.n_keep:
         raise starved(pl.concat(batches), cfg.n_keep)
-    top = 0.0 if cfg.teacher in UNSTEERED else kappa * c_star
-    doses = [multiple * top for multiple in cfg.multiples]
+    doses = [multiple * taught_at(cfg, kappa * c_star) for multiple in cfg.multiples]
     rows = jobs(model, data.prompts, doses, copy=len(batches))
     size = min(cfg.batch_rows if settled else cfg.walk_rows, len(rows))
     rows = rows.sample(size, shuffle=True, seed=cfg.seed + drawn)

@@ -5,8 +5,8 @@
     matched      the same, at the dose that gives the student's shift, or comes nearest to it within
                  what was calibrated, c* times the largest multiple (measured by every run)
     nll          the same kept completions, distilled without a barrier, round by round
-    taught       what the base says under the persona texts, healed on as the run heals, round by
-                 round (prompt distillation)
+    taught       what the model says unsteered under the persona texts, healed on as the run heals,
+                 round by round (prompt distillation)
 
 A comparison counts at the same shift alone. So the larger of student and rival is turned down with
 its gates until both moved the trait alike: `nll_turned` is nll at the student's shift (and so
@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import polars as pl
 import torch
+from loguru import logger
 
 from steerloop.baselines.distilled import PLAIN, TAUGHT, Loop, distilled
 from steerloop.config import Config
@@ -36,6 +37,7 @@ from steerloop.readouts.states import Vector
 from steerloop.report.trait import DIGITS, Frames, level
 from steerloop.steer import steered
 from steerloop.texts.data import Data
+from steerloop.texts.faults import Starved
 
 
 def turned(model: Model, strength: float) -> torch.Tensor:
@@ -97,9 +99,14 @@ def dose_for(model: Model, vector: Vector, headline: Headline, goal: float, top:
 
 def beside(run: Journal, loop: Loop, name: str, headline: Headline) -> float:
     """Where the student of a rival ends, measured; and at the shift of the run's own, where it went
-    further."""
+    further. A rival whose own completions the filter drops is none, which is said: the run itself
+    is over, and its pages do not wait for that one."""
     base, healed = (headline.of(x) for x in (run.base, run.healed))
-    rival = distilled(run, loop, name)
+    try:
+        rival = distilled(run, loop, name)
+    except Starved as e:
+        logger.warning(f"no {name} beside this run: {e}")
+        return math.nan
     theirs = headline.of(run.measure(name, {}, who=rival))
     if base < healed < theirs:
         with rival.gates(turned(rival, strength_for(rival, headline, healed))):

@@ -12,7 +12,8 @@ import pytest
 from steerloop import UserError
 from steerloop.checks.small import data_files, short_config, small_config
 from steerloop.report.__main__ import show
-from steerloop.report.arms import across_seeds, pooled, repeated, t95
+from steerloop.report.arms import across_seeds, pooled, repeated
+from steerloop.report.stats import t95
 from steerloop.runfolder.events import event_line, read_events
 from steerloop.texts.data import FILES
 from steerloop.train import train

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from steerloop import lora, train
+from steerloop import dose, lora, train
 from steerloop.baselines import Headline, dose_for, strength_for, turned
+from steerloop.checks.many import nf4_is_long
 from steerloop.checks.small import data_files, short_run, small_config
 from steerloop.checks.synthetic import tilted, write_run
 from steerloop.readouts.forced_choice import choices
@@ -20,6 +21,7 @@ from steerloop.report import finish
 from steerloop.report.rivals import PPL, outcomes, sides
 from steerloop.report.text import inline
 from steerloop.texts.data import read_data
+from steerloop.texts.faults import starved
 
 
 @pytest.fixture
@@ -28,7 +30,7 @@ def folder(small, tmp_path):
     return short_run(tmp_path, small().cfg, baselines=True)
 
 
-@pytest.mark.parametrize("small", ["none"], indirect=True)
+@nf4_is_long
 def check_every_baseline_is_measured_on_the_same_vignettes(folder):
     events = [json.loads(x) for x in (folder / "events.jsonl").read_text().splitlines()]
     states = {e["state"]: e for e in events if e["stage"] == "evaluate" and e["round"] == 1}
@@ -47,6 +49,21 @@ def check_every_baseline_is_measured_on_the_same_vignettes(folder):
     assert set(rows["dose"]) == {0.0} and rows["train"].sum() == 4
     summary = json.loads((folder / "summary.json").read_text())
     assert [x["rival"] for x in summary["rivals"]] == ["steering", "nll", "taught", "prompt"]
+
+
+def check_a_rival_without_completions_does_not_end_the_run(folders, tmp_path, monkeypatch):
+    def short(batches, kappas, cfg):
+        if cfg.teacher == "prompt":
+            raise starved(pl.DataFrame({"keep": [False], "drop_reason": ["narrates"]}), 4)
+        return dose.short(batches, kappas, cfg)
+
+    stages = [short if x is dose.short else x for x in train.STAGES]
+    monkeypatch.setattr(train, "STAGES", stages)
+    run = short_run(tmp_path, small_config(folders(), quant="none"), baselines=True, rounds=1)
+    assert "no taught beside this run: the filter is starved" in (run / "log.txt").read_text()
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["ended"] and [x["rival"] for x in summary["rivals"]] == [
+        "steering", "nll", "prompt"]
 
 
 def check_the_persona_is_the_system_prompt(small):
@@ -181,7 +198,7 @@ def check_an_overdosed_match_of_an_older_run_is_open(tmp_path):
     assert all(inline(row["because"]) in x for x in (said, (run / "verdicts.md").read_text()))
 
 
-@pytest.mark.parametrize("small", ["none"], indirect=True)
+@nf4_is_long
 def check_a_rival_out_of_reach_is_met_at_the_largest_calibrated_dose(small, tmp_path):
     """Whatever the student's shift is, steering is not searched for beyond c* × the largest
     multiple, and no gate is turned above 1."""

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steerloop import UserError, train
+from steerloop.checks.many import nf4_is_long
 from steerloop.checks.small import data_files, short_run, small_config
 from steerloop.checks.twins import dense_kl, row_logits
 from steerloop.config import Config
@@ -324,7 +325,7 @@ def check_a_starved_filter_names_counts_and_remedy(case):
     assert "--target_kl" in said and "--n_keep" in said
 
 
-@pytest.mark.parametrize("small", ["none"], indirect=True)
+@nf4_is_long
 def check_what_a_starved_run_wrote_stays(case, tmp_path, capsys):
     s, _, _ = case
     cfg = s.cfg

@@ -13,6 +13,7 @@ from jaxtyping import TypeCheckError
 from safetensors.torch import load_file
 
 from steerloop import lora, report, train
+from steerloop.checks.many import nf4_is_long
 from steerloop.checks.small import short_run, small_config, token_batch
 from steerloop.config import Config
 from steerloop.model import load
@@ -187,7 +188,7 @@ def check_the_same_seed_gives_the_same_bits(folders, tmp_path):
         assert a.equals(b)
 
 
-@pytest.mark.parametrize("small", ["none"], indirect=True)
+@nf4_is_long
 def check_losing_coherence_stops_the_loop(small, tmp_path):
     folder = short_run(tmp_path, small().cfg, coh_drop=0.0, bootstrap=10)
     summary = json.loads((folder / "summary.json").read_text())

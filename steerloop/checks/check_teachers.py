@@ -58,6 +58,9 @@ def check_an_unsteered_teacher_is_the_base_itself(taught, name):
     events = [json.loads(x) for x in (path / "events.jsonl").read_text().splitlines()]
     (seen,) = (x for x in events if x["stage"] == "evaluate" and x["state"] == "steered")
     base = next(x for x in events if x["stage"] == "evaluate" and x["state"] == "base")
+    spoke = pl.read_parquet(path / "rounds/00/diary.parquet").partition_by("state", as_dict=True)
+    texts = [spoke[x,]["text"].to_list() for x in ("base", "steered")]
+    assert (texts[0] == texts[1]) == (name == "base")  # the diary's teacher is prompted, too
     assert seen["dose"] == 0.0 and (seen["measures"] == base["measures"]) == (name == "base")
 
 
@@ -96,7 +99,8 @@ def check_another_packs_vector_steers_where_it_is_named(taught, tmp_path):
 
 
 @pytest.mark.parametrize("fields, why", [
-    ({"teacher": "nobody"}, "none of ours"), ({"teacher": "pack"}, "--guide goes with"),
+    ({"teacher": "nobody"}, "--teacher nobody: .*none of ours"),
+    ({"teacher": "pack"}, "--guide goes with"),
     ({"guide": "x.toml"}, "--guide goes with")])
 def check_a_teacher_that_is_none_is_refused(fields, why):
     with pytest.raises(UserError, match=why):

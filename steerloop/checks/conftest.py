@@ -70,7 +70,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 def small(request: pytest.FixtureRequest, folders: Callable[..., Path]) -> Callable[..., Small]:
     """Config fields (and `saved`, options of `save_small`) → a fresh small model and its config.
 
-    Every check that asks for it runs on a dense base and on a 4-bit one.
+    Every check that asks for it runs on a dense base and on a 4-bit one; some whole runs on the
+    latter in gate-long alone (`nf4_is_long`).
     """
 
     def load(saved: dict | None = None, **fields: object) -> Small:

@@ -12,6 +12,7 @@ from steerloop.model import Model
 from steerloop.readouts.forced_choice import answers
 from steerloop.readouts.states import Vector
 from steerloop.sample import jobs, sample
+from steerloop.teacher import teacher
 from steerloop.texts.data import Data
 from steerloop.texts.printable import printable
 from steerloop.texts.questions import question
@@ -29,7 +30,7 @@ def diary(
 
     Decoding is greedy, so that answers differ by the model alone and no draw is spent. The base
     answers in round 0 only. The steered model is the student as it was before this round, at dose
-    `steer`.
+    `steer`: the teacher, prompted where that one is.
     """
     asked = data.prompts[:TRAINED], data.mundane["prompt"].unique(maintain_order=True)[:ORDINARY]
     prompts = [*asked[0], *asked[1]]
@@ -41,8 +42,9 @@ def diary(
     for state, (gates, dose) in states.items():
         if state == "base" and round:
             continue
+        who = teacher(model, data, cfg) if state == "steered" else model
         with model.gates(gates):
-            table = sample(model, jobs(model, prompts, [dose]), vector, cfg, "diary")
+            table = sample(who, jobs(who, prompts, [dose]), vector, cfg, "diary")
         ended = pl.col("completion_ids").list.last().is_in(model.stop_ids)
         tables.append(table.select(
             "prompt_id", "prompt", pl.Series("kind", kinds), pl.lit(state).alias("state"), "dose",

@@ -36,8 +36,8 @@ from steerloop.runfolder.opening import note_end, open_run
 from steerloop.runfolder.progress import Rounds
 from steerloop.runfolder.recorder import Recorder
 from steerloop.sight import bands, look, settled
-from steerloop.teacher import teacher
-from steerloop.texts.data import UNSTEERED, Data
+from steerloop.teacher import taught_at, teacher
+from steerloop.texts.data import Data
 
 CHOSEN = [layout.COMPLETIONS, layout.KAPPA]
 
@@ -209,7 +209,7 @@ class Journal(Recorder):
             "sample", round=self.round, c_star=c_star, kappa=kappa, curve=curve.to_dicts(),
             survival=report.survival(table), cos_first=cosine(vector, self.vectors[0]))
         examples(self.model, self.data, self.cfg, table, self.round)
-        self.taught_at = 0.0 if self.cfg.teacher in UNSTEERED else kappa * c_star
+        self.taught_at = taught_at(self.cfg, kappa * c_star)
         self.measure(layout.STEERED, vector, self.taught_at,
                      teacher(self.model, self.data, self.cfg))
         return table, kappa

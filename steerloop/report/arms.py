@@ -20,7 +20,7 @@ from jaxtyping import Float
 
 from steerloop import UserError
 from steerloop.report.run import axis_of, events, frames_of, headline_of, last_healed, states
-from steerloop.report.stats import T95, Z
+from steerloop.report.stats import t95
 from steerloop.report.text import interval, markdown
 from steerloop.report.trait import DIGITS, Frames, level, sides, values
 from steerloop.runfolder.files import read_config
@@ -49,14 +49,6 @@ def arms_of(runs: list[Path]) -> Arms:
 def repeated(runs: list[Path]) -> bool:
     """Whether an arm has several loop seeds."""
     return any(len(x) > 1 for x in arms_of(runs).values())
-
-
-def t95(freedom: float) -> float:
-    """Half a 95 % interval in standard errors, by degrees of freedom (from 10 on by the expansion
-    of Cornish & Fisher)."""
-    if freedom < len(T95):
-        return T95[max(1, int(freedom))]
-    return Z + (Z**3 + Z) / (4 * freedom) + (5 * Z**5 + 16 * Z**3 + 3 * Z) / (96 * freedom**2)
 
 
 def pooled(steps: Steps) -> list[float]:

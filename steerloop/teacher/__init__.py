@@ -7,9 +7,9 @@
     prompt   the same under the positive persona texts, which the student never sees (prompt
              distillation)
 
-All else is the same: prompts, draws, filter, how many completions are kept, τ. The vector itself,
-another pack's and the null are a matter of `steer.extract`; that base and prompt are unsteered, of
-`dose.ask`.
+The model is the untouched base in the first round, and the student in those after it. All else is
+the same: prompts, draws, filter, how many completions are kept, τ. Which vector it is, is a matter
+of `steer.extract`.
 """
 
 from dataclasses import replace
@@ -18,9 +18,14 @@ import polars as pl
 
 from steerloop.config import Config
 from steerloop.model import Model
-from steerloop.texts.data import Data
+from steerloop.texts.data import UNSTEERED, Data
 
 PROMPT = "prompt"
+
+
+def taught_at(cfg: Config, dose: float) -> float:
+    """The dose at which the teacher speaks, where one that is steered has `dose`."""
+    return 0.0 if cfg.teacher in UNSTEERED else dose
 
 
 def told(model: Model, asked: pl.DataFrame, data: Data, cfg: Config) -> pl.DataFrame:

@@ -89,9 +89,13 @@ def alive(texts: Iterable[str], cfg: Any) -> list[bool]:
     return [repeated(x) <= cfg.max_repeat and looped(x) <= cfg.max_loop for x in texts]
 
 
-def starved(table: pl.DataFrame, wanted: int) -> UserError:
+class Starved(UserError):
+    """A round whose completions the filter drops."""
+
+
+def starved(table: pl.DataFrame, wanted: int) -> Starved:
     """Of all rows that were judged too few were kept: what dropped the rest, and what to do."""
     why = table["drop_reason"].drop_nulls().value_counts(sort=True).rows()
-    return UserError(f"the filter is starved: {table['keep'].sum()} of {len(table)} completions "
-                     f"kept, {wanted} needed ({', '.join(f'{n} {x}' for x, n in why)}); lower "
-                     "--target_kl or --multiples, raise --ppl_factor or lower --n_keep")
+    return Starved(f"the filter is starved: {table['keep'].sum()} of {len(table)} completions "
+                   f"kept, {wanted} needed ({', '.join(f'{n} {x}' for x, n in why)}); lower "
+                   "--target_kl or --multiples, raise --ppl_factor or lower --n_keep")

@@ -60,21 +60,21 @@ class Wording(NamedTuple):
     reasons: dict[str, list[str]]
 
 
-def folder_of(trait: str) -> Path:
+def folder_of(trait: str, flag: str = "trait") -> Path:
     """The folder of a pack: at its path, inside the package, or one of ours by its name. Raises
-    UserError where there is none."""
+    UserError, with the flag that named it, where there is none."""
     for folder in (Path(trait), PACKAGE / trait, TRAITS / trait):
         if (folder / TRAIT).is_file():
             return folder
     ours = ", ".join(sorted(x.name for x in TRAITS.iterdir() if (x / TRAIT).is_file()))
-    raise UserError(f"--trait {trait}: no folder with a {TRAIT} in it, and none of ours ({ours}); "
+    raise UserError(f"--{flag} {trait}: no folder with a {TRAIT} in it, and none of ours ({ours}); "
                     "`python -m steerloop.traits new NAME` begins one")
 
 
-def pack_files(trait: str) -> dict[str, str]:
+def pack_files(trait: str, flag: str = "trait") -> dict[str, str]:
     """The files of a pack by their knobs, as names that are found from anywhere. Raises UserError
     for a pack that is not there, and for a file of it that is not."""
-    folder = folder_of(trait)
+    folder = folder_of(trait, flag)
     named = {k: x for k, x in NAMES.items() if (folder / x).is_file()}
     try:
         elsewhere = toml(decoded((folder / TRAIT).read_bytes())).get("files", {})
