@@ -16,6 +16,7 @@ from steerloop.report.__main__ import show
 from steerloop.report.arms import across_seeds, pooled, repeated
 from steerloop.report.published import figures
 from steerloop.report.published import main as published
+from steerloop.report.run import beaten, headline_of, states
 from steerloop.report.stats import t95
 from steerloop.runfolder.events import event_line, read_events
 from steerloop.texts.data import FILES
@@ -94,6 +95,21 @@ def check_the_first_arm_is_held_against_the_others(run, tmp_path, capsys, monkey
         assert said in capsys.readouterr().out
     with pytest.raises(UserError, match="same arm and loop seed"):
         across_seeds([*runs, like(run, tmp_path / "again", 0, "base", 0.0)])
+
+
+def check_shifts_per_token_are_matched_on_their_own_scale(run, monkeypatch):
+    """.03 nats are no shift of digits, and half of one of what is said."""
+    def found(by):
+        measured = states(run)
+        for event in measured:
+            if event["state"] in ("healed", "matched"):
+                shift = 0.06 + by * (event["state"] == "matched")
+                event |= {"headline": [shift, 0, 0], "dose": 0.0}
+        return beaten(run, measured)[0]["beaten"]
+
+    assert headline_of(run) == "said" and found(0.03) == "no match" != found(0.005)
+    monkeypatch.setattr("steerloop.report.run.DIGITS", "said")
+    assert found(0.03) != "no match"
 
 
 def check_a_first_run_is_shown_beside_what_was_published(run, tmp_path, capsys):
