@@ -111,6 +111,26 @@ teachers trait="register" other="mood" seeds="0 1 2 3 4" *ARGS:
     done; done
     {{ python }} -m steerloop.report runs/teachers/{{ trait }}/{vector-*,[!v]*}/*/
 
+# a first run on your own model: checks, U0 of traits until one passes, one round with its rivals, a bundle to send
+first-run model="gemma-3-1b-it" traits="care_over_authority care_over_norms" *ARGS:
+    #!/usr/bin/env bash
+    # H: what an earlier prototype saw on this model is seen here, or the readouts say that they are blind
+    set -euo pipefail
+    at="runs/first/$(basename "{{ model }}")"
+    if run=$(compgen -G "$at/*/config.json"); then {{ python }} -m steerloop.train --resume "$(dirname "$run")"
+    else
+        {{ python }} -m steerloop.checks.fast_dev_run
+        read -r first _ <<< "{{ traits }}"
+        for trait in {{ traits }}; do
+            if {{ python }} -m steerloop.traits check "$trait" --model "{{ model }}" {{ ARGS }}; then break; fi
+            trait=$first
+        done
+        {{ python }} -m steerloop.train --model "{{ model }}" --trait "$trait" --rounds 1 --baselines \
+            --runs "$at" {{ ARGS }}
+    fi
+    {{ python }} -m steerloop.report.published "$at"/*/
+    {{ python }} -m steerloop.export "$at"/*/ --to bundle
+
 # the second embedded model, half an hour: settings are tuned on it, results reported on both
 second-model:
     OMP_NUM_THREADS=1 {{ python }} -m steerloop.tinyworld.build --seed 1 \

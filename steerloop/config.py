@@ -28,6 +28,7 @@ class Config:
     # what is trained, on what
     model: str = knob("embedded", "'embedded', a short name, hub id, directory or .gguf file")
     template: str = knob("", "chat template: plain, chatml, gemma or a file; empty: the model's")
+    preset: str = knob("", "settings by name, of steerloop/presets; empty: the model's own, if any")
     tiny: bool = knob(False, "smoke run: all of it real, the scale turned down, types checked")
     resume: str = knob("", "run folder to go on with, with the config that it has")
     force: bool = knob(False, "go on although something changed; recorded")
@@ -164,6 +165,6 @@ def refuse(cfg: Config, said: dict[str, Any]) -> None:
 
 
 def parse(argv: list[str]) -> Config:
-    """Command line → Config: the preset of the model, that of --tiny over it, then the flags."""
+    """Command line → Config: a preset, that of --tiny over it, then the flags."""
     about = "Steer, sample, filter, heal, fold; round after round."
     return parsing.parse(Config, argv, about, refuse)

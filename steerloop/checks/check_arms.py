@@ -8,11 +8,15 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 import pytest
+from safetensors.numpy import load_file
 
 from steerloop import UserError
 from steerloop.checks.small import data_files, short_config, small_config
 from steerloop.report.__main__ import show
 from steerloop.report.arms import across_seeds, pooled, repeated
+from steerloop.report.published import figures
+from steerloop.report.published import main as published
+from steerloop.report.run import beaten, headline_of, states
 from steerloop.report.stats import t95
 from steerloop.runfolder.events import event_line, read_events
 from steerloop.texts.data import FILES
@@ -91,3 +95,43 @@ def check_the_first_arm_is_held_against_the_others(run, tmp_path, capsys, monkey
         assert said in capsys.readouterr().out
     with pytest.raises(UserError, match="same arm and loop seed"):
         across_seeds([*runs, like(run, tmp_path / "again", 0, "base", 0.0)])
+
+
+def check_shifts_per_token_are_matched_on_their_own_scale(run, monkeypatch):
+    """.03 nats are no shift of digits, and half of one of what is said."""
+    def found(by):
+        measured = states(run)
+        for event in measured:
+            if event["state"] in ("healed", "matched"):
+                shift = 0.06 + by * (event["state"] == "matched")
+                event |= {"headline": [shift, 0, 0], "dose": 0.0}
+        return beaten(run, measured)[0]["beaten"]
+
+    assert headline_of(run) == "said" and found(0.03) == "no match" != found(0.005)
+    monkeypatch.setattr("steerloop.report.run.DIGITS", "said")
+    assert found(0.03) != "no match"
+
+
+def check_a_first_run_is_shown_beside_what_was_published(run, tmp_path, capsys):
+    """Each figure is the run's own; what it did not measure is called that."""
+    rows = {name: here for name, here, _ in figures(run)}
+    (sample,) = (e for e in read_events(run) if e["stage"] == "sample")
+    blocks = load_file(run / "rounds/00/vector.safetensors").values()
+    mean = np.mean([np.linalg.norm(x) for x in blocks])
+    (length,) = (float(x) for name, x in rows.items() if name.startswith("length of the vector"))
+    assert length == pytest.approx(mean * sample["c_star"], abs=0.06)
+    base = next(e for e in read_events(run) if e.get("state") == "base")["measures"]
+    assert float(rows["probability of authority, base"]) == pytest.approx(
+        np.exp(base["authority_nats"]), abs=6e-4)
+    assert rows["shift of plain distillation"] == "not measured"
+    healed = json.loads((run / "summary.json").read_text())["healed"][-1]
+    assert rows["coherence: student"] == f"{healed['measures']['coherence']:.3f}"
+    (shift,) = (x for name, x in rows.items() if name.startswith("student's shift (said"))
+    assert shift.startswith(f"{healed['headline'][0]:+.3f} [")
+    published([str(run)])
+    assert ".722 (1B), by its own measure" in capsys.readouterr().out
+    shutil.copytree(run, other := tmp_path / "cut")
+    kept = [x for x in (other / "events.jsonl").read_text().splitlines() if '"healed"' not in x]
+    (other / "events.jsonl").write_text("\n".join([*kept, ""]))
+    with pytest.raises(UserError, match="no healed first round"):
+        figures(other)

@@ -78,6 +78,28 @@ def check_flags_beat_presets_and_tiny_beats_embedded():
     assert parse(["--no_filter"]).filter is False and plain.filter is True
 
 
+def check_a_preset_by_name_beats_the_models_own():
+    """Flags lie over it."""
+    small = tomllib.loads((PRESETS / "small-cpu.toml").read_text())
+    other = parse(["--model", "owner/name", "--preset", "small-cpu", "--n_keep", "40"])
+    assert other == Config(**small | {"model": "owner/name", "preset": "small-cpu", "n_keep": 40})
+    assert parse(["--model", "smollm2-135m"]) == Config(
+        **small | {"model": "smollm2-135m", "preset": "small-cpu"})
+    assert parse(["--preset", "small-cpu"]).trait == Config().trait != parse([]).trait
+    assert parse(["--preset", ""]) == parse([])
+    with pytest.raises(UserError, match=r"--preset smal: there is none .*embedded, .*small-cpu"):
+        parse(["--preset", "smal"])
+    with pytest.raises(UserError, match="leave --preset out"):
+        parse(["--resume", "runs/any", "--preset", "small-cpu"])
+
+
+def check_a_preset_lies_over_the_one_that_it_names(tmp_path, monkeypatch):
+    monkeypatch.setattr("steerloop.cli.parsing.PRESETS", tmp_path)
+    (tmp_path / "embedded.toml").write_text("preset = 'small'\nrounds = 5\n")
+    (tmp_path / "small.toml").write_text("rounds = 2\nn_keep = 40\n")
+    assert parse([]) == Config(preset="small", rounds=5, n_keep=40)
+
+
 def check_presets_name_only_knobs():
     for path in PRESETS.glob("*.toml"):
         found = tomllib.loads(path.read_text())

@@ -35,6 +35,7 @@ def pytest_configure() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """One more than there are cores: some checks wait for a process, a disk or a page."""
     return (os.cpu_count() or 1) + 1

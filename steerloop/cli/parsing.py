@@ -23,9 +23,23 @@ T = TypeVar("T")
 
 
 def preset(name: str) -> dict[str, Any]:
-    """The differences kept in presets/<name>.toml; none for a name without a file there."""
+    """The differences kept in presets/<name>.toml, over those of the preset that they name; none
+    for a name without a file there."""
     known = {x.stem: x for x in PRESETS.glob("*.toml")}  # never one beside a model's folder
-    return tomllib.loads(known[name].read_text(encoding="utf-8")) if name in known else {}
+    if name not in known:
+        return {}
+    changes = tomllib.loads(known[name].read_text(encoding="utf-8"))
+    return preset(changes.get("preset", "")) | changes
+
+
+def chosen(said: dict[str, Any], model: str) -> dict[str, Any]:
+    """What the preset of --preset changes; without one, that of a model. Raises UserError for a
+    name that there is not."""
+    name = said.get("preset", "")
+    if name and not preset(name):
+        names = ", ".join(sorted(x.stem for x in PRESETS.glob("*.toml")))
+        raise UserError(f"--preset {name}: there is none of that name, only {names}")
+    return preset(name or (model if model != TINY else ""))
 
 
 class Knobs(Parser, HfArgumentParser):
@@ -100,17 +114,20 @@ def parse(
     options: type[T], argv: list[str], description: str,
     refuse: Callable[[T, dict[str, Any]], None] = lambda parsed, said: None,
 ) -> T:
-    """Command line → options: the preset of --model, that of --tiny over it, then the flags.
+    """Command line → options: a preset, by default that of --model, that of --tiny over it, then
+    the flags.
 
     `refuse` may raise UserError for options that make no sense beside what was said. Raises it for
     a run folder that cannot be gone on with.
     """
     said = given(_parser(options, description), argv)
-    model = said.get("model", options.model)
-    changes = (preset(model) if model != TINY else {}) | (preset(TINY) if said.get(TINY) else {})
+    changes = chosen(said, said.get("model", options.model))
+    changes |= preset(TINY) if said.get(TINY) else {}
     if "resume" in said:
         if not said["resume"]:
             raise UserError("--resume is empty: name the run folder, or leave it out for a new run")
+        if said.get("preset"):
+            raise UserError("--resume takes the settings of the run: leave --preset out")
         changes = stored(Path(expanded(said["resume"])))
     if unknown := changes.keys() - {x.name for x in fields(options)}:
         raise UserError(f"{said['resume']} has knobs that this version lacks "

@@ -13,7 +13,8 @@ MARGIN = {"coherence": 0.002, PPL: 0.002}  # smaller differences are ties
 WIDER = 0.005  # for whatever the probes measure, shares of 1
 PROBED = ("opening_mass", "sentence_validity")
 COMPARED = (*MARGIN, *PROBED)
-NEAR = 0.05  # nats, and share of the shift: what counts as the same shift
+NEAR = 0.05  # share of the shift, and nats of digits: what counts as the same shift
+PER_TOKEN = 0.01  # and nats of a readout per token, whose shifts are smaller
 SHIFTS = "shift student, rival"
 COSTS = "{}: student, rival; gain"
 
@@ -41,11 +42,13 @@ def sides(event: dict[str, Any], base: dict[str, float]) -> dict[str, float]:
 
 
 def outcomes(
-    by_name: dict[str, dict[str, Any]], base: dict[str, float], gain: Gain, reach: float
+    by_name: dict[str, dict[str, Any]], base: dict[str, float], gain: Gain, reach: float,
+    near: float = NEAR,
 ) -> list[dict[str, Any]]:
     """One row per rival: both shifts, what each costs, and whether the student beats it.
 
-    `gain(student, rival, measure)` is [estimate, low, high] of what the student is better by.
+    `near`: nats within which shifts are the same. `gain(student, rival, measure)` is [estimate,
+    low, high] of what the student is better by.
     "yes": better somewhere and worse nowhere, by more than a margin and with 0 outside of the
     interval; "no" the other way round; "mixed" or "tie" else. Where nothing is compared there is
     no cost but the reason, `because`: "no match" where student and rival did not reach one shift,
@@ -64,7 +67,7 @@ def outcomes(
             continue
         shift = [x[0] for x in moved]
         row = {"rival": rival, "beaten": "no match", SHIFTS: tuple(shift)}
-        if why := apart(shift, max(by_name[x]["dose"] for x in pair), reach):
+        if why := apart(shift, max(by_name[x]["dose"] for x in pair), reach, near):
             rows.append(row | why)
             continue
         ours, theirs = (sides(by_name[name], base) for name in pair)
@@ -77,13 +80,13 @@ def outcomes(
     return rows
 
 
-def apart(shift: list[float], dose: float, reach: float) -> dict[str, str]:
+def apart(shift: list[float], dose: float, reach: float, near: float) -> dict[str, str]:
     """What a row says of two states that cannot be compared, {} of others: their shifts, nats, and
     the larger of their doses."""
     if dose > reach * (1 + 1e-6):  # as rounding goes
         return {"beaten": "OPEN", "because": f"the match is at dose {dose:.3g}, and {reach:.3g} is "
                                              "the largest that was calibrated (c* × --multiples)"}
-    if abs(shift[0] - shift[1]) <= NEAR + NEAR * abs(shift[1]):
+    if abs(shift[0] - shift[1]) <= near + NEAR * abs(shift[1]):
         return {}
     end = f" up to dose {reach:.3g}, the largest calibrated" if dose > 0 else ""
     return {"because": f"student and rival did not reach one shift{end}"}
