@@ -109,7 +109,9 @@ teachers trait="register" other="mood" seeds="0 1 2 3 4" *ARGS:
             --rounds 1 --no_u0 --runs "$at" {{ ARGS }}; fi
         {{ python }} -m steerloop.train "$@"
     done; done
-    {{ python }} -m steerloop.report runs/teachers/{{ trait }}/{vector-*,[!v]*}/*/
+    runs=(runs/teachers/{{ trait }}/{vector-*,[!v]*}/*/)
+    {{ python }} -m steerloop.report "${runs[@]}"
+    {{ python }} -m steerloop.score.equal "${runs[@]}" --at kl --out runs/teachers/equal
 
 # a first run on your own model: checks, U0 of traits until one passes, one round with its rivals, a bundle to send
 first-run model="gemma-3-1b-it" traits="care_over_authority care_over_norms" *ARGS:

@@ -68,6 +68,13 @@ def steps_of(run: Path, readout: str, axis: list[str]) -> dict[str, np.ndarray]:
     either side of the contrasted answers alone. Of digits, which are read as a log of a mean, one
     number."""
     base, now = (frames_of(run, *x) for x in ((0, "base"), (last_healed(states(run)), "healed")))
+    return steps_between(readout, now, base, axis)
+
+
+def steps_between(
+    readout: str, now: Frames, base: Frames, axis: list[str]
+) -> dict[str, np.ndarray]:
+    """The same of two measured states."""
     found = {readout: went(readout, now, base, axis)}
     for name, pole in (("positive", axis[1]), ("negative", axis[0])):
         if name in (alone := sides(now, base)):

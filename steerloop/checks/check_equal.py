@@ -1,0 +1,79 @@
+"""Students of two arms where they are equally far from the base, or moved the trait as far."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from steerloop import UserError
+from steerloop.baselines import turned
+from steerloop.checks.small import data_files, short_config, small_config
+from steerloop.report.run import frames_of, states
+from steerloop.score import equal
+from steerloop.texts.data import FILES
+from steerloop.train import train
+
+
+@pytest.fixture(scope="module")
+def runs(folders, tmp_path_factory):
+    """A student of the vector, and one of the base alone that learned half as fast."""
+    root = tmp_path_factory.mktemp("equal")
+    (folder := root / "kind").mkdir()
+    data_files(folder)
+    text = (folder / "persona.toml").read_text().replace("care", "kind")
+    (folder / "trait.toml").write_text(text.replace("authority", "unkind"))
+    cfg = small_config(folders(), trait=str(folder), quant="none", said_prompts=3)
+    cfg = replace(short_config(root, cfg, rounds=1), **{x: "" for x in FILES if x != "mundane"})
+    return [train(cfg), train(replace(cfg, teacher="base", lr=cfg.lr / 2))]
+
+
+def check_kl_is_its_slow_twin(runs):
+    """Of the whole softmax, token by token, on the base's own answers."""
+    student = equal.opened(runs[0])
+    model, found = student.model, []
+    for row in frames_of(runs[0], 0, "base")[2].iter_rows(named=True):
+        ids = torch.tensor([row["prompt_ids"] + row["completion_ids"]])
+        n = len(row["completion_ids"])
+        logs = []
+        for strength in (1.0, 0.0):
+            with torch.no_grad(), model.gates(turned(model, strength)):
+                logits = model.hf(input_ids=ids).logits[0, -n - 1 : -1]
+            logs.append(logits.float().log_softmax(-1))
+        found += (logs[0].exp() * (logs[0] - logs[1])).sum(-1).tolist()
+    assert equal.end_of(runs[0], "kl") == pytest.approx(np.mean(found), rel=1e-3)
+
+
+@pytest.mark.parametrize("at", ["kl", "shift"])
+def check_the_one_that_went_further_is_turned_down(runs, tmp_path, monkeypatch, at):
+    """To where the other is, and no less; what is kept is not measured again."""
+    ends = [equal.end_of(x, at) for x in runs]
+    goal, ours, theirs = equal.beside(*runs, at, tmp_path)
+    assert goal == min(ends) < max(ends)
+    far, near = np.argmax(ends), np.argmin(ends)
+    names = {x.name.split(".")[0] for x in tmp_path.iterdir()}
+    assert names == {runs[far].name} and len(list(tmp_path.iterdir())) == 3
+    whole = states(runs[near])[-2 if states(runs[near])[-1]["state"] == "matched" else -1]
+    assert whole["state"] == "healed"
+    assert (ours, theirs)[near]["said"].mean() == pytest.approx(whole["headline"][0], abs=1e-9)
+    if at == "kl":
+        now = equal.ruler(equal.opened(runs[far]), "kl")
+        strength = equal.largest(lambda x: now(x) < goal, equal.LEAST, 1.0, equal.CALLS)
+        assert equal.LEAST < strength < 1 and now(strength) == pytest.approx(goal, rel=0.03)
+    monkeypatch.setattr(equal, "evaluate", None)
+    again = equal.beside(*runs, at, tmp_path)
+    assert all(np.array_equal(x, y) for one, other in zip((ours, theirs), again[1:], strict=True)
+               for x, y in zip(one.values(), other.values(), strict=True))
+
+
+def check_the_table_names_arms_and_measures(runs, tmp_path, capsys, monkeypatch):
+    equal.main([*map(str, runs), "--out", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert "teacher base" in out and "log ppl of its answers" in out and "kind answers alone" in out
+    _, ours, theirs = equal.beside(*runs, "kl", tmp_path)
+    assert f"{(ours['said'] - theirs['said']).mean():+.3f} [" in out
+    with pytest.raises(SystemExit):
+        equal.main([str(runs[0])])
+    monkeypatch.setattr(equal, "arms_of", lambda _: {"a": {0: runs[0]}, "b": {7: runs[1]}})
+    with pytest.raises(UserError, match="a and b have no loop seed in common"):
+        list(equal.rows(runs, "kl", tmp_path))
