@@ -15,7 +15,6 @@ moves more, there is no match.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -26,7 +25,7 @@ from loguru import logger
 from steerloop.baselines.distilled import PLAIN, TAUGHT, Loop, distilled
 from steerloop.config import Config
 from steerloop.evidence.journal import Journal
-from steerloop.kernels.search import largest
+from steerloop.kernels.search import meeting
 from steerloop.model import Model
 from steerloop.readouts.contrast import contrast
 from steerloop.readouts.forced_choice import choices
@@ -38,6 +37,8 @@ from steerloop.report.trait import DIGITS, Frames, level
 from steerloop.steer import steered
 from steerloop.texts.data import Data
 from steerloop.texts.faults import Starved
+
+CALLS = 8  # of the search for a shift, at most
 
 
 def turned(model: Model, strength: float) -> torch.Tensor:
@@ -76,25 +77,23 @@ class Headline(NamedTuple):
         return self.of([blank, long(values), blank])
 
 
-def reaching(now: Callable[[float], float], goal: float, top: float) -> float:
-    """The largest x up to `top` at which `now(x)` is still short of `goal` nats."""
-    return largest(lambda x: now(x) < goal, top / 32, top, calls=8)
-
-
 @torch.no_grad()
-def strength_for(model: Model, headline: Headline, goal: float) -> float:
-    """The strength of all gates that brings the headline to `goal` nats."""
+def strength_for(model: Model, headline: Headline, start: float, goal: float) -> float:
+    """The strength of all gates up to 1 that brings the headline nearest to `goal`, nats, from
+    `start`, where the base is."""
     def now(x: float) -> float:
         with model.gates(turned(model, x)):
             return headline.now(model, {}, 0.0)
 
-    return reaching(now, goal, 1.0)
+    return meeting(now, start, goal, 1.0, CALLS)
 
 
 @torch.no_grad()
-def dose_for(model: Model, vector: Vector, headline: Headline, goal: float, top: float) -> float:
+def dose_for(
+    model: Model, vector: Vector, headline: Headline, start: float, goal: float, top: float
+) -> float:
     """The dose up to `top` (units of the vector) of plain steering that does."""
-    return reaching(lambda x: headline.now(model, vector, x), goal, top)
+    return meeting(lambda x: headline.now(model, vector, x), start, goal, top, CALLS)
 
 
 def beside(run: Journal, loop: Loop, name: str, headline: Headline) -> float:
@@ -109,7 +108,7 @@ def beside(run: Journal, loop: Loop, name: str, headline: Headline) -> float:
         return math.nan
     theirs = headline.of(run.measure(name, {}, who=rival))
     if base < healed < theirs:
-        with rival.gates(turned(rival, strength_for(rival, headline, healed))):
+        with rival.gates(turned(rival, strength_for(rival, headline, base, healed))):
             run.measure(f"{name}_turned", {}, who=rival)
     return theirs
 
@@ -126,7 +125,8 @@ def rivals(run: Journal, loop: Loop) -> None:
     with model.gates(model.gates.before(0)):
         if headline.name:
             top = c_star * max(cfg.multiples)
-            run.measure("matched", vector, dose_for(model, vector, headline, healed, top))
+            dose = dose_for(model, vector, headline, base, healed, top)
+            run.measure("matched", vector, dose)
         if not cfg.baselines:
             return
         run.measure("calibrated", vector, c_star)
@@ -139,5 +139,5 @@ def rivals(run: Journal, loop: Loop) -> None:
             others[name] = beside(run, loop, name, headline)
     for name, theirs in others.items():
         if base < theirs < healed:
-            with model.gates(turned(model, strength_for(model, headline, theirs))):
+            with model.gates(turned(model, strength_for(model, headline, base, theirs))):
                 run.measure(f"healed_as_{name}", {})

@@ -91,7 +91,7 @@ def check_gates_are_turned_to_a_shift(small, tmp_path):
     else:
         raise AssertionError("no seed moves authority down")
     goal = level(0.4)
-    found = strength_for(s.model, Headline("digits", data, s.cfg), goal)
+    found = strength_for(s.model, Headline("digits", data, s.cfg), level(0.0), goal)
     assert level(found) == pytest.approx(goal, abs=0.02)
 
 
@@ -207,9 +207,9 @@ def check_a_rival_out_of_reach_is_met_at_the_largest_calibrated_dose(small, tmp_
     for name in ("digits", "reasons", "said", "contrast"):
         headline = Headline(name, data, s.cfg)
         for goal in (-99.0, 99.0):
-            assert 0 < dose_for(s.model, s.vector(), headline, goal, 3.0) <= 3.0
-            assert 0 < strength_for(s.model, headline, goal) <= 1.0
-        assert dose_for(s.model, s.vector(), headline, 99.0, 3.0) == 3.0
+            assert 0 < dose_for(s.model, s.vector(), headline, 0.0, goal, 3.0) <= 3.0
+            assert 0 < strength_for(s.model, headline, 0.0, goal) <= 1.0
+        assert dose_for(s.model, s.vector(), headline, 0.0, 99.0, 3.0) == 3.0
 
 
 def check_legality_counts_where_it_is_known():

@@ -20,7 +20,7 @@ from steerloop.config import Config
 from steerloop.dose import WALK, ask, choose, dose, kl_by_dose, short, walk
 from steerloop.evidence.bounds import FIRST, Bounds, floor_of
 from steerloop.filter import filter
-from steerloop.kernels.search import crossing, largest
+from steerloop.kernels.search import CLOSE, LEAST, bisected, crossing, meeting
 from steerloop.sample import in_flight, jobs, sample
 from steerloop.texts.data import read_data
 from steerloop.texts.foundations import FOUNDATIONS
@@ -64,6 +64,46 @@ def check_crossing_out_of_reach_says_so(value):
     with pytest.raises(UserError, match="look here"):
         crossing(lambda xs: calls.append(xs) or [value] * len(xs), 1.0, "look here")
     assert len(calls) == 3  # a fourth is left for what is inside a bracket
+
+
+def largest(ok, low, high, calls):
+    """The largest x in [low, high] seen to be ok, each bisection asked as soon as it is known."""
+    answers = []
+    while True:
+        x, settled = bisected(answers, low, high, calls)
+        if settled:
+            return x
+        answers.append(ok(x))
+
+
+@given(power=st.floats(0.5, 3), high=st.floats(0.01, 100), start=st.floats(-2, 2),
+       size=st.floats(0.01, 10), share=st.floats(0.02, 1.5))
+def check_meeting_comes_to_a_goal_that_is_within_reach(power, high, start, size, share):
+    """Of any power in a few calls, of a straight line in two; never above `high`."""
+    seen = []
+
+    def f(x):
+        seen.append(x)
+        return start + size * (x / high) ** power
+
+    goal = start + share * size
+    found = meeting(f, start, goal, high, 12)
+    assert 0 < found <= high and all(0 < x <= high for x in seen) and len(seen) <= 12
+    if share >= 1:
+        assert found == high and seen == [high]
+    else:
+        assert abs(f(found) - goal) <= 1.001 * CLOSE * (goal - start)
+        assert meeting(lambda x: start + size * x / high, start, goal, high, 2) == pytest.approx(
+            share * high, rel=CLOSE * 1.01)
+    assert meeting(f, start, start, high, 12) == LEAST * high
+
+
+def check_meeting_takes_the_nearest_of_what_it_saw():
+    """A staircase, as of answers that change a token at a time."""
+    for goal in np.linspace(0.05, 0.95, 19):
+        seen = {}
+        found = meeting(lambda x: seen.setdefault(x, np.ceil(7 * x) / 7), 0.0, goal, 1.0, 8)  # noqa: B023
+        assert abs(seen[found] - goal) == min(abs(y - goal) for y in seen.values()) <= 1 / 7
 
 
 @given(edge=st.floats(0.01, 2), calls=st.integers(1, 12))

@@ -218,7 +218,8 @@ def check_embedded_model_answers_and_steering_moves_authority(world):
 
     assert shift(c_star) < -0.5 and shift(-c_star) > 0.1
     goal = -(start + shift(0.7 * c_star))
-    found = dose_for(world.model, vector, Headline("digits", data, cfg), goal, 4 * c_star)
+    found = dose_for(
+        world.model, vector, Headline("digits", data, cfg), -start, goal, 4 * c_star)
     assert found == pytest.approx(0.7 * c_star, rel=0.1)
 
 

@@ -1,4 +1,4 @@
-"""Two searches over a positive scale, for functions that are noisy and dear to call."""
+"""Searches over a positive scale, for functions that are noisy and dear to call."""
 
 import math
 from collections.abc import Callable
@@ -8,6 +8,8 @@ from steerloop import UserError
 GRID = [2.0**i for i in range(-3, 4)]
 FINE = 6  # steps between the two points of the grid that bracket the target
 REACH = 3  # grids at most, each a factor of 64 from the last
+CLOSE = 0.02  # of the way to a goal: near enough to end a search
+LEAST = 1 / 32  # of the upper end: what is taken where the goal lies below the start
 
 
 def crossing(f: Callable[[list[float]], list[float]], target: float, hint: str) -> float:
@@ -51,11 +53,24 @@ def bisected(
     return (low, True) if len(answers) >= calls else (x, False)
 
 
-def largest(ok: Callable[[float], bool], low: float, high: float, calls: int) -> float:
-    """The largest x in [low, high] seen to be ok, by log bisection; `low` is taken for ok."""
-    answers: list[bool] = []
-    while True:
-        x, settled = bisected(answers, low, high, calls)
-        if settled:
-            return x
-        answers.append(ok(x))
+def meeting(
+    f: Callable[[float], float], start: float, goal: float, high: float, calls: int
+) -> float:
+    """Where in (0, high] a rising f comes nearest to a goal, f(0) being `start`: `high` where it
+    falls short even there, else by secants between two points that have the goal between them
+    (regula falsi, the Illinois variant: Dowell and Jarratt 1971)."""
+    if goal <= start:
+        return LEAST * high
+    (x0, y0), (x1, y1) = (0.0, start - goal), (high, f(high) - goal)
+    if y1 <= 0:
+        return high
+    nearest = (y1, high)
+    for _ in range(calls - 1):
+        if nearest[0] <= CLOSE * (goal - start):
+            break
+        x = x1 - y1 * (x1 - x0) / (y1 - y0)
+        y = f(x) - goal
+        nearest = min(nearest, (abs(y), x))
+        x0, y0 = (x1, y1) if y * y1 < 0 else (x0, y0 / 2)
+        x1, y1 = x, y
+    return nearest[1]

@@ -23,7 +23,7 @@ from steerloop.cli.entry import command
 from steerloop.cli.options import Parser, path
 from steerloop.evaluate import evaluate
 from steerloop.export.student import Student, finished_rounds, open_student
-from steerloop.kernels.search import largest
+from steerloop.kernels.search import meeting
 from steerloop.model import Model
 from steerloop.report.arms import arms_of, pooled, stacked, steps_between
 from steerloop.report.run import axis_of, frames_of, headline_of, last_healed, states
@@ -34,7 +34,7 @@ from steerloop.runfolder.files import read_table, write_table
 from steerloop.sample import completion_losses
 from steerloop.texts.data import read_data
 
-CALLS, LEAST = 10, 1 / 32  # of the search for a strength: steps, and where it begins
+CALLS = 8  # of the search for a strength, at most
 PARTS = ("eval", "items", "said")  # of a measured state, as `evaluate` returns them
 Steps = dict[str, np.ndarray]
 
@@ -47,14 +47,15 @@ def kl_to_base(model: Model, student: Student, run: Path) -> float:
 
 
 def ruler(student: Student, at: str) -> Callable[[float], float]:
-    """Strength of all gates → how far a student then is: KL to base, or the headline, nats."""
+    """Strength of all gates → how far a student then is: the root of its KL to base, which is
+    close to linear, or the headline; nats."""
     run, model, cfg = student.run, student.model, student.cfg
     headline = Headline(headline_of(run), read_data(cfg), cfg)
 
     def measured(strength: float) -> float:
         with torch.no_grad(), model.gates(turned(model, strength)):
             if at == "kl":
-                return kl_to_base(model, student, run)
+                return math.sqrt(kl_to_base(model, student, run))
             return headline.now(model, {}, 0.0)
 
     return measured
@@ -71,6 +72,13 @@ def end_of(run: Path, at: str) -> float:
                  axis_of(run))
 
 
+def start_of(run: Path, at: str) -> float:
+    """Where the base is, by the same."""
+    if at == "kl":
+        return 0.0
+    return level(headline_of(run), frames_of(run, 0, layout.BASE), axis_of(run))
+
+
 def opened(run: Path) -> Student:
     """The student after the last round."""
     return open_student(run, str(finished_rounds(run)))
@@ -82,7 +90,7 @@ def matched(run: Path, goal: float, at: str, out: Path) -> Frames:
     if not all(x.is_file() for x in kept):
         student = opened(run)
         now, model = ruler(student, at), student.model
-        strength = largest(lambda x: now(x) < goal, LEAST, 1.0, CALLS)
+        strength = meeting(now, start_of(run, at), goal, 1.0, CALLS)
         with torch.no_grad(), model.gates(turned(model, strength)):
             found = evaluate(model, read_data(student.cfg), student.cfg)
         for name, table in zip(kept, found, strict=True):
@@ -91,7 +99,8 @@ def matched(run: Path, goal: float, at: str, out: Path) -> Frames:
 
 
 def beside(one: Path, other: Path, at: str, out: Path) -> tuple[float, Steps, Steps]:
-    """Where both are equally far: how far, and what each one's shifts and costs are by item."""
+    """Where both are equally far: how far (by `ruler`), and what each one's shifts and costs are by
+    item."""
     runs, ends = (one, other), [end_of(x, at) for x in (one, other)]
     goal, steps = min(ends), []
     for run, end in zip(runs, ends, strict=True):
@@ -120,7 +129,8 @@ def rows(runs: list[Path], at: str, out: Path) -> Iterator[dict[str, str]]:
         if not seeds:
             raise UserError(f"{first} and {name} have no loop seed in common")
         found = [beside(arms[first][x], arms[name][x], at, out) for x in seeds]
-        goals = [x[0] for x in found]
+        goals = [x[0] ** 2 if at == "kl" else x[0] - start_of(arms[first][seed], at)
+                 for x, seed in zip(found, seeds, strict=True)]
         sides = [[x[i] for x in found] for i in (1, 2)]
         for label in found[0][1]:
             ours, theirs = (stacked(x, label) for x in sides)
