@@ -68,6 +68,7 @@ def check_bands_cost_the_same_and_are_what_each_alone_comes_to(folders, tmp_path
         assert response == pytest.approx((sides[0] - sides[1]).mean() / 2, abs=2e-3)
 
 
+@pytest.mark.long
 def check_a_run_settles_its_band_once(folders, tmp_path, monkeypatch):
     """The best band is steered from the first round on, and a run that goes on asks no more."""
     cfg = short_config(tmp_path, small_config(folders(depth=10), quant="none", said_tokens=6),

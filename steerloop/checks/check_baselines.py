@@ -95,6 +95,7 @@ def check_gates_are_turned_to_a_shift(small, tmp_path):
     assert level(found) == pytest.approx(goal, abs=0.02)
 
 
+@pytest.mark.long
 def check_the_plain_rival_is_a_run_without_a_barrier(folders, tmp_path, monkeypatch):
     """After its first round it is, bit for bit, what `--barrier nll` heals from the same data."""
     saved = []

@@ -326,6 +326,7 @@ def check_a_blocked_weight_asks_for_no_gradient():
         layer(x)
 
 
+@pytest.mark.long
 def check_freed_memory_is_kept_or_not():
     """In a process of its own: holes that others left in the heap would take the block."""
     program = textwrap.dedent("""

@@ -339,6 +339,7 @@ def check_the_walk_starts_at_the_allowance(case):
     assert kappa == 0.6 and table["dose"].max() == pytest.approx(0.6)
 
 
+@pytest.mark.long
 def check_a_run_stops_when_its_budget_is_spent(folders, tmp_path):
     """With a budget of what one round spends: a smaller κ, fewer rounds, and no round over it is
     shipped."""

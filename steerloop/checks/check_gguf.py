@@ -348,6 +348,7 @@ def check_the_base_that_a_file_names():
     assert origin({"general.source.repo_url": "https://example.com/a/b/c"}) == ""
 
 
+@pytest.mark.long
 def check_a_run_on_a_file_its_exports_and_its_end(llama, tmp_path):
     model = tmp_path / "m" / "a.gguf"
     model.parent.mkdir()

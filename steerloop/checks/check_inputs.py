@@ -111,6 +111,7 @@ def check_a_model_that_moved_is_found_by_name_and_known_by_content(run, tmp_path
         open_student(run, "1", model=str(tmp_path / "elsewhere"))
 
 
+@pytest.mark.long
 def check_names_mean_what_they_meant_where_the_run_began(folders, tmp_path, monkeypatch):
     """Relative names, a folder that hides a preset, another working directory on resume."""
     copytree(folders(), tmp_path / "here/tiny")

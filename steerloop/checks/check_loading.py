@@ -229,6 +229,7 @@ def check_a_hangup_is_one_line_and_loses_nothing(good, tmp_path):
     assert "rounds/00/adapter.safetensors" in whole_files(tmp_path / "runs")
 
 
+@pytest.mark.long
 def check_a_full_disk_is_one_line_and_loses_nothing(good, tmp_path):
     """No file may grow past 16 kB: the adapter of the first round is the first that does."""
     limit = (16_000, 16_000)

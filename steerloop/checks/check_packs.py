@@ -141,6 +141,7 @@ def check_a_run_of_a_trait_without_vignettes_is_measured_and_shown(folders, tmp_
     verify(write_bundle(run, tmp_path / "one.tar.gz"), "cpu", cfg.model)
 
 
+@pytest.mark.long
 def check_a_sweep_is_read_by_a_readout_of_the_trait(folders, tmp_path):
     """A point says how far the student went as a run of the same arm does, and by what."""
     (trait,) = packs(tmp_path, "kind")

@@ -21,6 +21,7 @@ from steerloop.sweep.tables import rows as read_points
 from steerloop.texts.data import read_data
 
 
+@pytest.mark.long
 def check_an_arm_climbs_as_train_does(folders, tmp_path):
     cfg = short_config(tmp_path, small_config(folders(), quant="none"), lr=3e-2)
     events = map(json.loads, (train.train(cfg) / "events.jsonl").read_text().splitlines())

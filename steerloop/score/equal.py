@@ -121,7 +121,8 @@ def costs(now: Frames, base: Frames) -> Steps:
 
 
 def rows(runs: list[Path], at: str, out: Path) -> Iterator[dict[str, str]]:
-    """A row per other arm: its own, the first arm's, and the difference, over seeds and items."""
+    """A row per other arm and measure: its own, the first arm's, and the difference, over seeds and
+    items. Raises UserError for arms without a loop seed in common."""
     arms = arms_of(runs)
     first, *others = arms
     for name in others:
