@@ -331,6 +331,7 @@ def check_every_file_that_loading_reads_is_recorded(folders, monkeypatch):
     assert opened <= known and MODEL in known and len(opened) >= 3
 
 
+@pytest.mark.long
 def check_what_leaves_the_folder_does_not_say_where_it_lay(folders, tmp_path):
     """Exports of every kind, their cards, bundles, unpacked: no path of this machine in any byte,
     and hashes in the place of paths."""

@@ -206,6 +206,7 @@ def check_a_finished_run_whose_records_were_cut_says_so(cfg, whole, tmp_path):
     assert same(resumed(run, cfg), whole)
 
 
+@pytest.mark.long
 def check_another_run_is_refused_with_what_changed(cfg, whole, tmp_path):
     run, *_ = cut_off(cfg, tmp_path, writes(whole) // 3)
     with pytest.raises(UserError, match=r"config\.lr: 0\.01 → 0\.02.*--force"):
@@ -231,8 +232,9 @@ def check_another_run_is_refused_with_what_changed(cfg, whole, tmp_path):
 
 
 @pytest.mark.parametrize("changes", [
-    {"batch_rows": 5}, {"multiples": [0.5]}, {"walk_rows": 2}, {"n_keep": 6},
-    {"survival": 0.1, "kappa_min": 0.9}])
+    {"batch_rows": 5}, *(pytest.param(x, marks=pytest.mark.long) for x in (
+        {"multiples": [0.5]}, {"walk_rows": 2}, {"n_keep": 6},
+        {"survival": 0.1, "kappa_min": 0.9}))])
 def check_forced_changes_leave_what_is_done_as_it_is(whole, cfg, tmp_path, changes):
     """Rounds that are over keep their rows, whatever is sampled otherwise from now on."""
     copytree(whole, run := tmp_path / "run")
@@ -245,6 +247,7 @@ def check_forced_changes_leave_what_is_done_as_it_is(whole, cfg, tmp_path, chang
     assert len(json.loads((run / "summary.json").read_text())["healed"]) == 3
 
 
+@pytest.mark.long
 def check_a_finished_run_says_so_and_takes_more_rounds(cfg, tmp_path):
     run = train(dataclasses.replace(cfg, runs=str(tmp_path), rounds=1))
     first = (run / "rounds/00/adapter.safetensors").read_bytes()

@@ -62,7 +62,7 @@ def ruler(student: Student, at: str) -> Callable[[float], float]:
 
 
 def end_of(run: Path, at: str) -> float:
-    """How far the whole student of a run went, by `ruler`. Raises UserError where no readout sees
+    """How far the whole student of a run went, by `ruler`, nats. Raises UserError where no readout sees
     the trait."""
     if at == "kl":
         return ruler(opened(run), at)(1.0)
@@ -73,7 +73,7 @@ def end_of(run: Path, at: str) -> float:
 
 
 def start_of(run: Path, at: str) -> float:
-    """Where the base is, by the same."""
+    """Where the base is, by the same, nats."""
     if at == "kl":
         return 0.0
     return level(headline_of(run), frames_of(run, 0, layout.BASE), axis_of(run))
@@ -85,7 +85,8 @@ def opened(run: Path) -> Student:
 
 
 def matched(run: Path, goal: float, at: str, out: Path) -> Frames:
-    """A student turned down to `goal` (see `ruler`), measured as every state is; kept in `out`."""
+    """A student turned down to `goal` (nats, see `ruler`), measured as every state is; kept in
+    `out`."""
     kept = [out / f"{run.name}.{at}-{goal:.6f}.{x}.parquet" for x in PARTS]
     if not all(x.is_file() for x in kept):
         student = opened(run)
@@ -99,8 +100,8 @@ def matched(run: Path, goal: float, at: str, out: Path) -> Frames:
 
 
 def beside(one: Path, other: Path, at: str, out: Path) -> tuple[float, Steps, Steps]:
-    """Where both are equally far: how far (by `ruler`), and what each one's shifts and costs are by
-    item."""
+    """Where both are equally far: how far (nats, by `ruler`), and what each one's shifts and costs
+    are by item, nats."""
     runs, ends = (one, other), [end_of(x, at) for x in (one, other)]
     goal, steps = min(ends), []
     for run, end in zip(runs, ends, strict=True):
