@@ -62,8 +62,8 @@ def ruler(student: Student, at: str) -> Callable[[float], float]:
 
 
 def end_of(run: Path, at: str) -> float:
-    """How far the whole student of a run went, by `ruler`, nats. Raises UserError where no readout sees
-    the trait."""
+    """How far the whole student of a run went, by `ruler`, nats. Raises UserError where no readout
+    sees the trait."""
     if at == "kl":
         return ruler(opened(run), at)(1.0)
     if not headline_of(run):
