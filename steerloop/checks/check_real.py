@@ -40,7 +40,8 @@ EXACT = ["--quant", "none", "--dtype", "float32", "--device", "cpu"]
 SHORT_RUN = ["--rounds", "2", "--n_prompts", "4", "--n_keep", "4", "--walk_rows", "4", "--epochs",
              "1", "--dose_prompts", "2", "--dose_tokens", "8", "--max_new_tokens", "16",
              "--max_contexts", "8", "--think_tokens", "8", "--every", "25", "--no_filter",
-             "--bootstrap", "100", "--target_kl", "0.3"]  # fmt: skip
+             "--bootstrap", "100", "--target_kl", "0.3", "--said_prompts", "6", "--said_pairs", "2",
+             "--u0_items", "4"]  # fmt: skip
 
 ASKED = "data/traits/care_over_authority/prompts.txt"
 
