@@ -33,12 +33,13 @@ from steerloop.readouts.probes import long
 from steerloop.readouts.reasons import reasons
 from steerloop.readouts.said import said
 from steerloop.readouts.states import Vector
+from steerloop.report.rivals import same
 from steerloop.report.trait import DIGITS, Frames, level
 from steerloop.steer import steered
 from steerloop.texts.data import Data
 from steerloop.texts.faults import Starved
 
-CALLS = 8  # of the search for a shift, at most
+CALLS, CLOSE = 8, 0.2  # of the search for a shift: at most, and of what counts as the same shift
 
 
 def turned(model: Model, strength: float) -> torch.Tensor:
@@ -85,7 +86,7 @@ def strength_for(model: Model, headline: Headline, start: float, goal: float) ->
         with model.gates(turned(model, x)):
             return headline.now(model, {}, 0.0)
 
-    return meeting(now, start, goal, 1.0, CALLS)
+    return meeting(now, start, goal, 1.0, CALLS, CLOSE * same(headline.name))
 
 
 @torch.no_grad()
@@ -93,7 +94,10 @@ def dose_for(
     model: Model, vector: Vector, headline: Headline, start: float, goal: float, top: float
 ) -> float:
     """The dose up to `top` (units of the vector) of plain steering that does."""
-    return meeting(lambda x: headline.now(model, vector, x), start, goal, top, CALLS)
+    def now(x: float) -> float:
+        return headline.now(model, vector, x)
+
+    return meeting(now, start, goal, top, CALLS, CLOSE * same(headline.name))
 
 
 def beside(run: Journal, loop: Loop, name: str, headline: Headline) -> float:

@@ -108,7 +108,7 @@ def check_shifts_per_token_are_matched_on_their_own_scale(run, monkeypatch):
         return beaten(run, measured)[0]["beaten"]
 
     assert headline_of(run) == "said" and found(0.03) == "no match" != found(0.005)
-    monkeypatch.setattr("steerloop.report.run.DIGITS", "said")
+    monkeypatch.setattr("steerloop.report.rivals.DIGITS", "said")
     assert found(0.03) != "no match"
 
 

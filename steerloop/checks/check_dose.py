@@ -20,7 +20,7 @@ from steerloop.config import Config
 from steerloop.dose import WALK, ask, choose, dose, kl_by_dose, short, walk
 from steerloop.evidence.bounds import FIRST, Bounds, floor_of
 from steerloop.filter import filter
-from steerloop.kernels.search import CLOSE, LEAST, bisected, crossing, meeting
+from steerloop.kernels.search import LEAST, bisected, crossing, meeting
 from steerloop.sample import in_flight, jobs, sample
 from steerloop.texts.data import read_data
 from steerloop.texts.foundations import FOUNDATIONS
@@ -87,22 +87,22 @@ def check_meeting_comes_to_a_goal_that_is_within_reach(power, high, start, size,
         return start + size * (x / high) ** power
 
     goal = start + share * size
-    found = meeting(f, start, goal, high, 12)
+    found = meeting(f, start, goal, high, 12, close := 0.02 * (goal - start))
     assert 0 < found <= high and all(0 < x <= high for x in seen) and len(seen) <= 12
     if share >= 1:
         assert found == high and seen == [high]
     else:
-        assert abs(f(found) - goal) <= 1.001 * CLOSE * (goal - start)
-        assert meeting(lambda x: start + size * x / high, start, goal, high, 2) == pytest.approx(
-            share * high, rel=CLOSE * 1.01)
-    assert meeting(f, start, start, high, 12) == LEAST * high
+        assert abs(f(found) - goal) <= 1.001 * close
+        line = meeting(lambda x: start + size * x / high, start, goal, high, 2, close)
+        assert line == pytest.approx(share * high, rel=0.021)
+    assert meeting(f, start, start, high, 12, 0.0) == LEAST * high
 
 
 def check_meeting_takes_the_nearest_of_what_it_saw():
     """A staircase, as of answers that change a token at a time."""
     for goal in np.linspace(0.05, 0.95, 19):
         seen = {}
-        found = meeting(lambda x: seen.setdefault(x, np.ceil(7 * x) / 7), 0.0, goal, 1.0, 8)  # noqa: B023
+        found = meeting(lambda x: seen.setdefault(x, np.ceil(7 * x) / 7), 0.0, goal, 1.0, 8, 0.0)  # noqa: B023
         assert abs(seen[found] - goal) == min(abs(y - goal) for y in seen.values()) <= 1 / 7
 
 

@@ -8,7 +8,6 @@ from steerloop import UserError
 GRID = [2.0**i for i in range(-3, 4)]
 FINE = 6  # steps between the two points of the grid that bracket the target
 REACH = 3  # grids at most, each a factor of 64 from the last
-CLOSE = 0.02  # of the way to a goal: near enough to end a search
 LEAST = 1 / 32  # of the upper end: what is taken where the goal lies below the start
 
 
@@ -54,11 +53,12 @@ def bisected(
 
 
 def meeting(
-    f: Callable[[float], float], start: float, goal: float, high: float, calls: int
+    f: Callable[[float], float], start: float, goal: float, high: float, calls: int, close: float
 ) -> float:
     """Where in (0, high] a rising f comes nearest to a goal, f(0) being `start`: `high` where it
     falls short even there, else by secants between two points that have the goal between them
-    (regula falsi, the Illinois variant: Dowell and Jarratt 1971)."""
+    (regula falsi, the Illinois variant: Dowell and Jarratt 1971), until one is as close as that.
+    """
     if goal <= start:
         return LEAST * high
     (x0, y0), (x1, y1) = (0.0, start - goal), (high, f(high) - goal)
@@ -66,7 +66,7 @@ def meeting(
         return high
     nearest = (y1, high)
     for _ in range(calls - 1):
-        if nearest[0] <= CLOSE * (goal - start):
+        if nearest[0] <= close:
             break
         x = x1 - y1 * (x1 - x0) / (y1 - y0)
         y = f(x) - goal

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from steerloop.report.text import interval
+from steerloop.report.trait import DIGITS
 
 Gain = Callable[[str, str, str], list[float]]
 PPL = "mundane ppl ×"
@@ -17,6 +18,11 @@ NEAR = 0.05  # share of the shift, and nats of digits: what counts as the same s
 PER_TOKEN = 0.01  # and nats of a readout per token, whose shifts are smaller
 SHIFTS = "shift student, rival"
 COSTS = "{}: student, rival; gain"
+
+
+def same(readout: str) -> float:
+    """Nats within which two shifts are the same by a readout."""
+    return NEAR if readout == DIGITS else PER_TOKEN
 
 
 def pairs(by_name: dict[str, dict[str, Any]]) -> dict[str, tuple[str, str] | None]:

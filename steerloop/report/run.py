@@ -10,7 +10,7 @@ import polars as pl
 from steerloop import UserError
 from steerloop.report.against import against
 from steerloop.report.coherence import side_by_side
-from steerloop.report.rivals import NEAR, PER_TOKEN, PPL, Gain, outcomes, shown
+from steerloop.report.rivals import PPL, Gain, outcomes, same, shown
 from steerloop.report.sight import OFF
 from steerloop.report.stats import difference
 from steerloop.report.text import inline, interval, markdown
@@ -195,7 +195,7 @@ def beaten(run: Path, measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
     that is known of it."""
     base, first = measured[0]["measures"], last_by_round(run, "sample").get(0, {"c_star": 0.0})
     reach = first["c_star"] * max(read_config(run)["multiples"])
-    near = NEAR if headline_of(run) == DIGITS else PER_TOKEN
+    near = same(headline_of(run))
     return outcomes(last_round(measured), base, gains(run, measured), reach, near)
 
 

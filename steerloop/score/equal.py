@@ -34,7 +34,7 @@ from steerloop.runfolder.files import read_table, write_table
 from steerloop.sample import completion_losses
 from steerloop.texts.data import read_data
 
-CALLS = 8  # of the search for a strength, at most
+CALLS, CLOSE = 8, 0.02  # of the search for a strength: at most, and share of the way
 PARTS = ("eval", "items", "said")  # of a measured state, as `evaluate` returns them
 Steps = dict[str, np.ndarray]
 
@@ -91,7 +91,8 @@ def matched(run: Path, goal: float, at: str, out: Path) -> Frames:
     if not all(x.is_file() for x in kept):
         student = opened(run)
         now, model = ruler(student, at), student.model
-        strength = meeting(now, start_of(run, at), goal, 1.0, CALLS)
+        start = start_of(run, at)
+        strength = meeting(now, start, goal, 1.0, CALLS, CLOSE * (goal - start))
         with torch.no_grad(), model.gates(turned(model, strength)):
             found = evaluate(model, read_data(student.cfg), student.cfg)
         for name, table in zip(kept, found, strict=True):
