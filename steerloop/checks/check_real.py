@@ -178,11 +178,11 @@ def check_two_rounds_killed_and_resumed_end_in_the_same_bits(whole, tmp_path):
 def check_exports_are_the_student(whole, tmp_path):
     """Their own parity checks refuse what is not; the fetched base is found again by its name."""
     run, _ = whole
-    student = open_student(run)
+    student = open_student(run, "2")
     export_adapter(student, tmp_path / "peft")
     settings = json.loads((tmp_path / "peft/adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == "smollm2-135m-instruct"
-    export_merged(open_student(run), tmp_path / "merged")
+    export_merged(open_student(run, "2"), tmp_path / "merged")
     hf = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert hf.config.to_dict().get("quantization_config") is None
     assert type(hf).__name__ == "LlamaForCausalLM"
