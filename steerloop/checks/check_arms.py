@@ -3,7 +3,6 @@
 import json
 import shutil
 from argparse import Namespace
-from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -11,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from steerloop import UserError
-from steerloop.checks.small import data_files, short_config, small_config
+from steerloop.checks.small import plain_trait
 from steerloop.report.__main__ import show
 from steerloop.report.arms import across_seeds, pooled, repeated
 from steerloop.report.published import figures
@@ -19,7 +18,6 @@ from steerloop.report.published import main as published
 from steerloop.report.run import beaten, headline_of, states
 from steerloop.report.stats import t95
 from steerloop.runfolder.events import event_line, read_events
-from steerloop.texts.data import FILES
 from steerloop.train import train
 
 
@@ -49,14 +47,7 @@ def check_quantiles_of_t():
 @pytest.fixture(scope="module")
 def run(folders, tmp_path_factory):
     """A short run of a trait without vignettes."""
-    root = tmp_path_factory.mktemp("arms")
-    (folder := root / "kind").mkdir()
-    data_files(folder)
-    text = (folder / "persona.toml").read_text().replace("care", "kind")
-    (folder / "trait.toml").write_text(text.replace("authority", "unkind"))
-    cfg = small_config(folders(), trait=str(folder), quant="none", said_prompts=3)
-    cfg = short_config(root, cfg, rounds=1)
-    return train(replace(cfg, **{x: "" for x in FILES if x != "mundane"}))
+    return train(plain_trait(tmp_path_factory.mktemp("arms"), folders()))
 
 
 def like(run, folder, seed, teacher, by):

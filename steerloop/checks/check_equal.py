@@ -8,23 +8,16 @@ import torch
 
 from steerloop import UserError
 from steerloop.baselines import turned
-from steerloop.checks.small import data_files, short_config, small_config
+from steerloop.checks.small import plain_trait
 from steerloop.report.run import frames_of, states
 from steerloop.score import equal
-from steerloop.texts.data import FILES
 from steerloop.train import train
 
 
 @pytest.fixture(scope="module")
 def runs(folders, tmp_path_factory):
     """A student of the vector, and one of the base alone that learned half as fast."""
-    root = tmp_path_factory.mktemp("equal")
-    (folder := root / "kind").mkdir()
-    data_files(folder)
-    text = (folder / "persona.toml").read_text().replace("care", "kind")
-    (folder / "trait.toml").write_text(text.replace("authority", "unkind"))
-    cfg = small_config(folders(), trait=str(folder), quant="none", said_prompts=3)
-    cfg = replace(short_config(root, cfg, rounds=1), **{x: "" for x in FILES if x != "mundane"})
+    cfg = plain_trait(tmp_path_factory.mktemp("equal"), folders())
     return [train(cfg), train(replace(cfg, teacher="base", lr=cfg.lr / 2))]
 
 

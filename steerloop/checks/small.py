@@ -24,6 +24,7 @@ from transformers import (
 from steerloop import lora, train
 from steerloop.config import Config
 from steerloop.model import load
+from steerloop.texts.data import FILES
 from steerloop.texts.foundations import FOUNDATIONS
 
 SPECIALS = ["<pad>", "<eos>", "<bos>", "<unk>", "<turn>", "<end>"]
@@ -241,6 +242,17 @@ def short_config(folder: Path, cfg: Config, runs: str = "runs", **fields: object
         }
         | fields,
     )  # fmt: skip
+
+
+def plain_trait(root: Path, model: Path) -> Config:
+    """One short round of a trait that no vignettes measure, kind over unkind."""
+    (folder := root / "kind").mkdir()
+    data_files(folder)
+    text = (folder / "persona.toml").read_text().replace("care", "kind")
+    (folder / "trait.toml").write_text(text.replace("authority", "unkind"))
+    cfg = small_config(model, trait=str(folder), quant="none", said_prompts=3)
+    cfg = short_config(root, cfg, rounds=1)
+    return replace(cfg, **{x: "" for x in FILES if x != "mundane"})
 
 
 def short_run(folder: Path, cfg: Config, runs: str = "runs", **fields: object) -> Path:
