@@ -1,6 +1,8 @@
 """Students of two arms where they are equally far from the base, or moved the trait as far."""
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from steerloop import UserError
 from steerloop.baselines import turned
 from steerloop.checks.small import plain_trait
 from steerloop.report.run import frames_of, states
+from steerloop.runfolder.files import read_config
 from steerloop.score import equal
 from steerloop.train import train
 
@@ -40,14 +43,14 @@ def check_kl_is_its_slow_twin(runs):
 @pytest.mark.parametrize("at", ["kl", "shift"])
 def check_the_one_that_went_further_is_turned_down(runs, tmp_path, monkeypatch, at):
     """To where the other is, and no less; what is kept is not measured again."""
-    ends = [equal.end_of(x, at) for x in runs]
+    by = at if at == "kl" else "said"
+    ends = [equal.end_of(x, by) for x in runs]
     goal, ours, theirs = equal.beside(*runs, at, tmp_path)
-    assert goal == min(ends) < max(ends)
     far, near = np.argmax(ends), np.argmin(ends)
-    names = {x.name.split(".")[0] for x in tmp_path.iterdir()}
-    assert names == {runs[far].name} and len(list(tmp_path.iterdir())) == 3
-    whole = states(runs[near])[-2 if states(runs[near])[-1]["state"] == "matched" else -1]
-    assert whole["state"] == "healed"
+    start = equal.start_of(runs[0], by)
+    assert {*tmp_path.iterdir()} == {*equal.kept_at(runs[far], min(ends), by, tmp_path)}
+    (whole,) = (x for x in states(runs[near]) if x["state"] == "healed")
+    assert start < min(ends) < max(ends) and goal == min(ends) - start
     assert (ours, theirs)[near]["said"].mean() == pytest.approx(whole["headline"][0], abs=1e-9)
     if at == "kl":
         now = equal.ruler(equal.opened(runs[far]), "kl")
@@ -57,6 +60,28 @@ def check_the_one_that_went_further_is_turned_down(runs, tmp_path, monkeypatch, 
     again = equal.beside(*runs, at, tmp_path)
     assert all(np.array_equal(x, y) for one, other in zip((ours, theirs), again[1:], strict=True)
                for x, y in zip(one.values(), other.values(), strict=True))
+
+
+def check_one_that_moved_the_other_way_has_no_match(runs, tmp_path, monkeypatch):
+    """By shift; and the table says so where no seed is left."""
+    far = equal.end_of
+    monkeypatch.setattr(equal, "end_of", lambda run, by: far(run, by) - 9 * (run == runs[1]))
+    assert equal.beside(*runs, "shift", tmp_path) is None and not list(tmp_path.iterdir())
+    (row,) = equal.rows(runs, "shift", tmp_path)
+    assert row == {"at equal shift": "no match", "beside": row["beside"], "seeds": ""}
+
+
+def check_what_is_kept_is_of_one_student(runs, tmp_path):
+    """Two runs whose folders have one name; and a run that has texts of its own no more."""
+    twin = shutil.copytree(runs[1], tmp_path / runs[0].name)
+    kept = [equal.kept_at(x, 0.5, "kl", tmp_path) for x in (runs[0], runs[1], twin)]
+    assert kept[0][0] not in (kept[1][0], kept[2][0])
+    answers = Path(read_config(runs[1])["trait"]) / "contrast.jsonl"
+    before = answers.read_text()
+    answers.write_text(before.replace("hurts", "harms"))
+    with pytest.raises(UserError, match=r"contrast: .*put them back"):
+        equal.opened(runs[1])
+    answers.write_text(before)
 
 
 def check_the_table_names_arms_and_measures(runs, tmp_path, capsys, monkeypatch):

@@ -51,6 +51,15 @@ def repeated(runs: list[Path]) -> bool:
     return any(len(x) > 1 for x in arms_of(runs).values())
 
 
+def read_by(runs: list[Path]) -> tuple[str, list[str]]:
+    """The readout by which the first of them is read, and the axis of all. Raises UserError for
+    runs of other axes, or where nothing reads the first."""
+    readout, axis = headline_of(runs[0]), axis_of(runs[0])
+    if not readout or any(axis_of(x) != axis for x in runs):
+        raise UserError("runs of one axis, read by something, can be held against one another")
+    return readout, axis
+
+
 def pooled(steps: Steps) -> list[float]:
     """[mean, low, high] over seeds and items, as above; without end of a single number."""
     parts = [(x.var(ddof=1) / len(x), len(x) - 1.0)
@@ -111,9 +120,7 @@ def cost(run: Path) -> dict[str, float]:
 def across_seeds(runs: list[Path]) -> str:
     """The two tables, as Markdown. Where the runs ended after other rounds, each is taken at its
     last. Raises UserError for runs of other axes, or that are read by nothing."""
-    arms, axis, readout = arms_of(runs), axis_of(runs[0]), headline_of(runs[0])
-    if not readout or any(axis_of(x) != axis for x in runs):
-        raise UserError("runs of one axis, read by something, can be pooled")
+    arms, (readout, axis) = arms_of(runs), read_by(runs)
     steps = {name: {seed: steps_of(run, readout, axis) for seed, run in arm.items()}
              for name, arm in arms.items()}
     own: list[dict[str, Any]] = []

@@ -13,9 +13,11 @@ import math
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import torch
+from loguru import logger
 
 from steerloop import UserError
 from steerloop.baselines import Headline, turned
@@ -25,73 +27,79 @@ from steerloop.evaluate import evaluate
 from steerloop.export.student import Student, finished_rounds, open_student
 from steerloop.kernels.search import meeting
 from steerloop.model import Model
-from steerloop.report.arms import arms_of, pooled, stacked, steps_between
-from steerloop.report.run import axis_of, frames_of, headline_of, last_healed, states
+from steerloop.report.arms import arms_of, pooled, read_by, stacked, steps_between
+from steerloop.report.run import axis_of, frames_of, last_healed, states
 from steerloop.report.text import interval, markdown
 from steerloop.report.trait import Frames, level
 from steerloop.runfolder import layout
-from steerloop.runfolder.files import read_table, write_table
+from steerloop.runfolder.files import read_table, sha256, write_table
+from steerloop.runfolder.inputs import compared
 from steerloop.sample import completion_losses
-from steerloop.texts.data import read_data
+from steerloop.texts.data import FILES, read_data
 
+KL = "kl"
 CALLS, CLOSE = 8, 0.02  # of the search for a strength: at most, and share of the way
 PARTS = ("eval", "items", "said")  # of a measured state, as `evaluate` returns them
 Steps = dict[str, np.ndarray]
 
 
-def kl_to_base(model: Model, student: Student, run: Path) -> float:
+def kl_to_base(model: Model, student: Student) -> float:
     """Mean KL(model as it stands ‖ base) per token of the base's own answers, nats."""
-    answers = frames_of(run, 0, layout.BASE)[2]
+    answers = frames_of(student.run, 0, layout.BASE)[2]
     _, kls = completion_losses(model, answers, student.cfg, ref=model.gates.before(0))
     return torch.cat(kls).mean().item()
 
 
-def ruler(student: Student, at: str) -> Callable[[float], float]:
-    """Strength of all gates → how far a student then is: the root of its KL to base, which is
-    close to linear, or the headline; nats."""
-    run, model, cfg = student.run, student.model, student.cfg
-    headline = Headline(headline_of(run), read_data(cfg), cfg)
+def ruler(student: Student, by: str) -> Callable[[float], float]:
+    """Strength of all gates → how far a student then is, nats: by "kl" the root of its KL to base,
+    which is close to linear, else where a readout finds it."""
+    model, cfg = student.model, student.cfg
+    headline = Headline(by, read_data(cfg), cfg)
 
     def measured(strength: float) -> float:
         with torch.no_grad(), model.gates(turned(model, strength)):
-            if at == "kl":
-                return math.sqrt(kl_to_base(model, student, run))
-            return headline.now(model, {}, 0.0)
+            return (math.sqrt(kl_to_base(model, student)) if by == KL
+                    else headline.now(model, {}, 0.0))
 
     return measured
 
 
-def end_of(run: Path, at: str) -> float:
-    """How far the whole student of a run went, by `ruler`, nats. Raises UserError where no readout
-    sees the trait."""
-    if at == "kl":
-        return ruler(opened(run), at)(1.0)
-    if not headline_of(run):
-        raise UserError(f"{run} is read by nothing (U0): no shift can be matched, only --at kl")
-    return level(headline_of(run), frames_of(run, last_healed(states(run)), layout.HEALED),
-                 axis_of(run))
+def start_of(run: Path, by: str) -> float:
+    """Where the base is, by `ruler`, nats."""
+    return 0.0 if by == KL else level(by, frames_of(run, 0, layout.BASE), axis_of(run))
 
 
-def start_of(run: Path, at: str) -> float:
-    """Where the base is, by the same, nats."""
-    if at == "kl":
-        return 0.0
-    return level(headline_of(run), frames_of(run, 0, layout.BASE), axis_of(run))
+def end_of(run: Path, by: str) -> float:
+    """And where the student, nats."""
+    return ruler(opened(run), by)(1.0) if by == KL else level(by, healed(run), axis_of(run))
+
+
+def healed(run: Path) -> Frames:
+    """The student after the last round, as it was measured."""
+    return frames_of(run, last_healed(states(run)), layout.HEALED)
 
 
 def opened(run: Path) -> Student:
-    """The student after the last round."""
-    return open_student(run, str(finished_rounds(run)))
+    """The same in memory. Raises UserError where its texts are not those of the run any more."""
+    student = open_student(run, str(finished_rounds(run)))
+    compared(run, student.cfg, list(FILES), force=False)
+    return student
 
 
-def matched(run: Path, goal: float, at: str, out: Path) -> Frames:
+def kept_at(run: Path, goal: float, by: str, out: Path) -> list[Path]:
+    """Where the tables are of the student of a run, whatever its folder is called, turned down to
+    `goal`, nats."""
+    who = sha256(layout.adapter(run, finished_rounds(run) - 1))[:12]
+    return [out / f"{run.name}.{who}.{by}-{goal:.6f}.{x}.parquet" for x in PARTS]
+
+
+def matched(run: Path, goal: float, by: str, out: Path) -> Frames:
     """A student turned down to `goal` (nats, see `ruler`), measured as every state is; kept in
     `out`."""
-    kept = [out / f"{run.name}.{at}-{goal:.6f}.{x}.parquet" for x in PARTS]
+    kept = kept_at(run, goal, by, out)
     if not all(x.is_file() for x in kept):
-        student = opened(run)
-        now, model = ruler(student, at), student.model
-        start = start_of(run, at)
+        student, start = opened(run), start_of(run, by)
+        now, model = ruler(student, by), student.model
         strength = meeting(now, start, goal, 1.0, CALLS, CLOSE * (goal - start))
         with torch.no_grad(), model.gates(turned(model, strength)):
             found = evaluate(model, read_data(student.cfg), student.cfg)
@@ -100,17 +108,20 @@ def matched(run: Path, goal: float, at: str, out: Path) -> Frames:
     return [read_table(x) for x in kept]
 
 
-def beside(one: Path, other: Path, at: str, out: Path) -> tuple[float, Steps, Steps]:
-    """Where both are equally far: how far (nats, by `ruler`), and what each one's shifts and costs
-    are by item, nats."""
-    runs, ends = (one, other), [end_of(x, at) for x in (one, other)]
-    goal, steps = min(ends), []
+def beside(one: Path, other: Path, at: str, out: Path) -> tuple[float, Steps, Steps] | None:
+    """Where both are equally far: how far from the base (nats, by `ruler`), and what each one's
+    shifts and costs are by item, nats. None where one of them did not come away from the base."""
+    readout, axis = read_by([one, other])
+    by = KL if at == KL else readout
+    runs, ends = (one, other), [end_of(x, by) for x in (one, other)]
+    goal, start, steps = min(ends), start_of(one, by), []
+    if goal <= start:
+        return None
     for run, end in zip(runs, ends, strict=True):
-        whole = frames_of(run, last_healed(states(run)), layout.HEALED)
-        now = whole if end == goal else matched(run, goal, at, out)
+        now = healed(run) if end == goal else matched(run, goal, by, out)
         base = frames_of(run, 0, layout.BASE)
-        steps.append(steps_between(headline_of(one), now, base, axis_of(one)) | costs(now, base))
-    return goal, *steps
+        steps.append(steps_between(readout, now, base, axis) | costs(now, base))
+    return goal - start, *steps
 
 
 def costs(now: Frames, base: Frames) -> Steps:
@@ -123,7 +134,7 @@ def costs(now: Frames, base: Frames) -> Steps:
 
 
 def rows(runs: list[Path], at: str, out: Path) -> Iterator[dict[str, str]]:
-    """A row per other arm and measure: its own, the first arm's, and the difference, over seeds and
+    """A row per other arm and measure: the first arm's, its own, and the difference, over seeds and
     items. Raises UserError for arms without a loop seed in common."""
     arms = arms_of(runs)
     first, *others = arms
@@ -131,24 +142,29 @@ def rows(runs: list[Path], at: str, out: Path) -> Iterator[dict[str, str]]:
         seeds = sorted(arms[first].keys() & arms[name].keys())
         if not seeds:
             raise UserError(f"{first} and {name} have no loop seed in common")
-        found = [beside(arms[first][x], arms[name][x], at, out) for x in seeds]
-        goals = [x[0] ** 2 if at == "kl" else x[0] - start_of(arms[first][seed], at)
-                 for x, seed in zip(found, seeds, strict=True)]
-        sides = [[x[i] for x in found] for i in (1, 2)]
-        for label in found[0][1]:
-            ours, theirs = (stacked(x, label) for x in sides)
-            yield {"at equal " + at: f"{math.fsum(goals) / len(goals):.4f}",
-                   "measure, nats": label, "seeds": " ".join(map(str, seeds)),
-                   first: interval(pooled(ours), "+.3f"), "beside": name,
-                   "its own": interval(pooled(theirs), "+.3f"),
-                   "difference": interval(pooled(ours - theirs), "+.3f")}
+        pairs = {x: beside(arms[first][x], arms[name][x], at, out) for x in seeds}
+        found = {x: pair for x, pair in pairs.items() if pair}
+        told = {"at equal " + at: "no match", "beside": name, "seeds": " ".join(map(str, found))}
+        if left := " ".join(str(x) for x in seeds if x not in found):
+            logger.warning(f"{first} beside {name}, seed {left}: one of the two did not move "
+                           "towards the trait, so there is no equal shift")
+        if not found:
+            yield told
+            continue
+        far, ours, theirs = zip(*found.values(), strict=True)
+        told["at equal " + at] = f"{fmean(x**2 if at == KL else x for x in far):.4f}"
+        for label in ours[0]:
+            mine, its = (stacked(list(x), label) for x in (ours, theirs))
+            yield told | {"measure, nats": label, first: interval(pooled(mine), "+.3f"),
+                          "its own": interval(pooled(its), "+.3f"),
+                          "difference": interval(pooled(mine - its), "+.3f")}
 
 
 def parse(argv: list[str]) -> Namespace:
     """Command line → options."""
     parser = Parser(prog="python -m steerloop.score.equal", description=__doc__)
     parser.add_argument("runs", nargs="+", type=path, metavar="RUN", help="run folders")
-    parser.add_argument("--at", choices=["kl", "shift"], default="kl", help="what is equal")
+    parser.add_argument("--at", choices=[KL, "shift"], default=KL, help="what is equal")
     parser.add_argument("--out", type=path, default=Path("runs/equal"), help="what is kept")
     args = parser.parse_args(argv)
     if len(args.runs) < 2:
