@@ -48,6 +48,12 @@ def worst(
     return pl.DataFrame(listed, PLACE, orient="row")
 
 
+def kl_to_base(model: Model, rows: pl.DataFrame, cfg: Config) -> float:
+    """Mean KL(model as it stands ‖ base) per token of these completions, nats."""
+    _, kls = completion_losses(model, rows, cfg, ref=model.gates.before(0))
+    return torch.cat(kls).mean().item()
+
+
 def drift(
     model: Model, kept: pl.DataFrame, data: Data, cfg: Config, vector: Vector
 ) -> tuple[dict[str, float], pl.DataFrame]:

@@ -91,6 +91,15 @@ def steps_between(
     return found
 
 
+def costs(now: Frames, base: Frames) -> dict[str, np.ndarray]:
+    """By item, how much less likely the base finds a state's answers, and the state ordinary text,
+    than it was: nats per token."""
+    logs = [np.log(x[2].sort("prompt_id")["ppl"].to_numpy()) for x in (now, base)]
+    plain = [x[1].filter(measure="mundane_nll").sort("item")["value"].to_numpy()
+             for x in (now, base)]
+    return {"log ppl of its answers": logs[0] - logs[1], "log mundane ppl": plain[0] - plain[1]}
+
+
 def went(readout: str, now: Frames, base: Frames, axis: list[str]) -> np.ndarray:
     """A readout's steps by item."""
     if readout == DIGITS:

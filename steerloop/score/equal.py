@@ -24,17 +24,16 @@ from steerloop.baselines import Headline, turned
 from steerloop.cli.entry import command
 from steerloop.cli.options import Parser, path
 from steerloop.evaluate import evaluate
+from steerloop.evidence.drift import kl_to_base
 from steerloop.export.student import Student, finished_rounds, open_student
 from steerloop.kernels.search import meeting
-from steerloop.model import Model
-from steerloop.report.arms import arms_of, pooled, read_by, stacked, steps_between
+from steerloop.report.arms import arms_of, costs, pooled, read_by, stacked, steps_between
 from steerloop.report.run import axis_of, frames_of, last_healed, states
 from steerloop.report.text import interval, markdown
 from steerloop.report.trait import Frames, level
 from steerloop.runfolder import layout
 from steerloop.runfolder.files import read_table, sha256, write_table
 from steerloop.runfolder.inputs import compared
-from steerloop.sample import completion_losses
 from steerloop.texts.data import FILES, read_data
 
 KL = "kl"
@@ -43,22 +42,16 @@ PARTS = ("eval", "items", "said")  # of a measured state, as `evaluate` returns 
 Steps = dict[str, np.ndarray]
 
 
-def kl_to_base(model: Model, student: Student) -> float:
-    """Mean KL(model as it stands ‖ base) per token of the base's own answers, nats."""
-    answers = frames_of(student.run, 0, layout.BASE)[2]
-    _, kls = completion_losses(model, answers, student.cfg, ref=model.gates.before(0))
-    return torch.cat(kls).mean().item()
-
-
 def ruler(student: Student, by: str) -> Callable[[float], float]:
     """Strength of all gates → how far a student then is, nats: by "kl" the root of its KL to base,
     which is close to linear, else where a readout finds it."""
     model, cfg = student.model, student.cfg
     headline = Headline(by, read_data(cfg), cfg)
+    answers = frames_of(student.run, 0, layout.BASE)[2]
 
     def measured(strength: float) -> float:
         with torch.no_grad(), model.gates(turned(model, strength)):
-            return (math.sqrt(kl_to_base(model, student)) if by == KL
+            return (math.sqrt(kl_to_base(model, answers, cfg)) if by == KL
                     else headline.now(model, {}, 0.0))
 
     return measured
@@ -122,15 +115,6 @@ def beside(one: Path, other: Path, at: str, out: Path) -> tuple[float, Steps, St
         base = frames_of(run, 0, layout.BASE)
         steps.append(steps_between(readout, now, base, axis) | costs(now, base))
     return goal - start, *steps
-
-
-def costs(now: Frames, base: Frames) -> Steps:
-    """By item, how much less likely the base finds a state's answers, and the state ordinary text,
-    than it was: nats per token."""
-    logs = [np.log(x[2].sort("prompt_id")["ppl"].to_numpy()) for x in (now, base)]
-    plain = [x[1].filter(measure="mundane_nll").sort("item")["value"].to_numpy()
-             for x in (now, base)]
-    return {"log ppl of its answers": logs[0] - logs[1], "log mundane ppl": plain[0] - plain[1]}
 
 
 def rows(runs: list[Path], at: str, out: Path) -> Iterator[dict[str, str]]:

@@ -3,27 +3,36 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+DIRTY = {"filter": False, "multiples": [1.0, 1.75, 2.5]}  # overdosed, only empty rows dropped
 REGIMES: dict[str, dict[str, Any]] = {
     "filtered": {},
-    "dirty": {"filter": False, "multiples": [1.0, 1.75, 2.5]},  # overdosed, only empty rows dropped
+    "dirty": DIRTY,
+    "register": {"trait": "register"},  # on published models: the trait, arms do the rest
+    "mood": {"trait": "mood"},
 }
 
 
 @dataclass(frozen=True)
 class Arm:
     """`setting` of a `family`, as changes of the config; `fixed_dose` keeps the dose of round 1.
-    Where `pilot` is not 0, τ is that share of the mean A_row of plain training on the same rows."""
+    Where `pilot` is not 0, τ is that share of the mean A_row of plain training on the same rows.
+    Arms of one `source` learn from the same completions, those of one `vector` share it and c*."""
 
     family: str
     setting: str
     changes: dict[str, Any] = field(default_factory=dict)
     fixed_dose: bool = False
     pilot: float = 0.0
+    source: str = ""
+    vector: str = ""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """`arms` for `rounds`; measured `each` round or after the last one alone."""
+    """`arms` for `rounds`; measured `each` round or after the last one alone. With `items` a row
+    has what every item came to, and texts; then arms are measured once more where two are `equal`:
+    by KL to base (kl) or by the headline (shift), the gates of the one that went further turned
+    down."""
 
     arms: list[Arm]
     rounds: int
@@ -31,6 +40,8 @@ class Sweep:
     each: bool = True
     probes: tuple[str, ...] = ("opening_mass",)
     whole: bool = False  # by train.py, run folder and all
+    items: bool = False
+    equal: tuple[tuple[str, str, str], ...] = ()  # (arm, arm, kl or shift)
 
 
 def barrier(lam: float, tau: float, ref: str = "base") -> Arm:
@@ -80,6 +91,22 @@ ROUNDS = [
     for ref in ("base", "prev") for budget in BUDGETS for fixed in (False, True)
 ]
 
+# Who moves the trait, and is the barrier more than a filter? The arm of a regime's own pack would
+# be the vector itself, and is left out.
+VECTOR, PLAIN, DIRTY_PLAIN, DIRTY_KL = "vector", "nll", "nll, dirty", "vector, dirty"
+REAL = [
+    Arm(VECTOR, ""),
+    Arm("base", "", {"teacher": "base"}, source="base"),
+    Arm("prompt", "", {"teacher": "prompt"}, source="prompt"),
+    Arm("null", "", {"teacher": "null"}, source="null", vector="null"),
+    *(Arm(x, "", {"teacher": x}, source=x, vector=x) for x in ("register", "mood")),
+    plain(PLAIN, ""),
+    Arm(DIRTY_KL, "", DIRTY, source="dirty"),
+    Arm(DIRTY_PLAIN, "", DIRTY | {"barrier": "nll"}, source="dirty"),
+]
+EQUAL = ((VECTOR, "prompt", "kl"), (DIRTY_KL, PLAIN, "shift"), (VECTOR, PLAIN, "shift"),
+         (DIRTY_KL, DIRTY_PLAIN, "shift"))
+
 SWEEPS = {
     "baselines": Sweep([Arm("baselines", "", {"baselines": True})], 3, ("filtered",),
                        probes=("opening_mass", "answers"), whole=True),
@@ -87,4 +114,5 @@ SWEEPS = {
     "references": Sweep(REFERENCES, 2, ("filtered", "dirty"), each=False),
     "barrier": Sweep(BARRIERS, 3, ("filtered", "dirty"), each=False),
     "rounds": Sweep(ROUNDS, 10, ("filtered", "dirty")),
+    "real": Sweep(REAL, 1, ("register", "mood"), probes=(), items=True, equal=EQUAL),
 }

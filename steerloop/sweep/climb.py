@@ -9,19 +9,20 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import polars as pl
-import torch
+from torch import Tensor
 
 from steerloop import UserError, report
 from steerloop.config import Config
+from steerloop.evidence.drift import kl_to_base
 from steerloop.model import Model, load
 from steerloop.readouts.states import Vector
 from steerloop.report.against import against
+from steerloop.report.arms import costs, steps_between
 from steerloop.report.run import beaten, headline_of, last_round, states
-from steerloop.report.trait import unasked
+from steerloop.report.trait import Frames, unasked
 from steerloop.runfolder.recorder import Recorder
-from steerloop.sample import completion_losses
 from steerloop.sweep.arms import Arm, Sweep
-from steerloop.texts.data import Data
+from steerloop.texts.data import Data, read_data
 from steerloop.train import loop, train
 
 # Rival → state:
@@ -59,6 +60,7 @@ class Climb(Recorder):
         self.unmoved: list[pl.DataFrame] = []  # the base as it was measured
         self.now: dict[str, Any] = {}  # of the round under way
         self.rows: list[dict[str, Any]] = []
+        self.delta: dict[str, Tensor] = {}  # of the heal that was last
 
     def rounds(self, rounds: int) -> Iterator[int]:
         for self.round in range(rounds):
@@ -71,11 +73,13 @@ class Climb(Recorder):
             return self.dose(stage, *args)
         if name == "choose":
             table, self.now["kappa"] = stage(*args)
+            self.now["kept"] = table["keep"].mean()
             if self.arm.fixed_dose and self.round == 0:
                 self.held = self.now["kappa"] * self.now["c_star"]
             return table, self.now["kappa"]
         if name == "heal":
             stats, delta = stage(*self.piloted(stage, *args))
+            self.delta = delta
             self.now |= {"operating_kl": stats["operating_kl"], "pull": stats["pull"],
                          "active": stats["active"] if "kl" in self.cfg.barrier else None}
             return stats, delta
@@ -90,8 +94,10 @@ class Climb(Recorder):
     def first(self, name: str, stage: Callable[..., Any], *args: Any) -> Any:
         """What the arms share of the first round is made by the first of them."""
         self.batches += name == "filter"
-        own = self.round > 0 or (self.cfg.kl_budget and name in ("sample", "filter"))
-        key = f"{name} {self.round} {self.batches}"
+        drawn = name in ("sample", "filter")
+        own = self.round > 0 or (self.cfg.kl_budget and drawn)
+        whose = self.arm.source if drawn else self.arm.vector if name in ("extract", "dose") else ""
+        key = f"{name} {whose} {self.round} {self.batches}"
         if own or key not in self.shared:
             made = stage(*args)
             if own:
@@ -122,8 +128,7 @@ class Climb(Recorder):
         self, model: Model, kept: pl.DataFrame, data: Data, cfg: Config, vector: Vector
     ) -> tuple[dict[str, float], None]:
         """The ledger's part of it alone."""
-        kl = torch.cat(completion_losses(model, kept, cfg, ref=model.gates.before(0))[1])
-        self.now["kl_base"] = kl.mean().item()
+        self.now["kl_base"] = kl_to_base(model, kept, cfg)
         return {"kl_base": self.now["kl_base"]}, None
 
     def evaluate(self, stage: Callable[..., Any], *args: Any) -> Any:
@@ -131,21 +136,44 @@ class Climb(Recorder):
         student that is taken to be above the floor."""
         if not self.sweep.each and self.round + 1 < self.cfg.rounds:
             return self.unmoved
-        frames, now, axis = stage(*args), self.now, [self.data.down, self.data.up]
+        frames, now = stage(*args), self.now
+        order = ("round", "ended", "c_star", "kappa", "kept", "kl_base", "active", "operating_kl",
+                 "pull")
+        self.rows.append({k: now[k] for k in order} | self.row(args[0], frames))
+        return frames
+
+    def row(self, model: Model, frames: Frames) -> dict[str, Any]:
+        """What a measured state adds to a point; where the sweep asks for items, them, too."""
+        axis = [self.data.down, self.data.up]
         headline = unasked(self.unmoved, axis)["headline"]
         found = against(frames, self.unmoved, axis, headline, asdict(self.cfg))
-        order = ("round", "ended", "c_star", "kappa", "kl_base", "active", "operating_kl", "pull")
-        self.rows.append({k: now[k] for k in order} | {"read_by": headline} | shown(
-            report.measures(frames, self.unmoved, self.cfg.ppl_factor), self.base, found))
-        return frames
+        row = {"read_by": headline} | shown(
+            report.measures(frames, self.unmoved, self.cfg.ppl_factor), self.base, found)
+        if self.sweep.items:
+            row |= items_of(model, frames, self.unmoved, headline, axis, self.cfg)
+        return row
+
+
+def items_of(
+    model: Model, frames: Frames, base: Frames, headline: str, axis: list[str], cfg: Config
+) -> dict[str, Any]:
+    """What every item of a measured state came to against base, nats; KL to base on the base's own
+    answers; and the answers."""
+    steps = steps_between(headline, frames, base, axis) | costs(frames, base)
+    said = frames[2].sort("prompt_id")
+    return {"kl_own": kl_to_base(model, base[2], cfg),
+            "items": {k: [round(y, 4) for y in x.tolist()] for k, x in steps.items()},
+            "dropped": said["drop_reason"].to_list(), "answers": said["text"].to_list()}
 
 
 def climb(
     data: Data, cfg: Config, arm: Arm, sweep: Sweep, shared: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """Rows of one arm: a row a measured round; the last one says how the loop ended, if early.
-    What can't go on is a row, too."""
+    What can't go on is a row, too. Where the sweep asks for items, the last Δ is left in
+    `shared`."""
     cfg = replace(cfg, **arm.changes)
+    data = read_data(cfg) if cfg.guide else data
     run, model = Climb(data, cfg, arm, sweep, shared), load(cfg)
     try:
         ended = loop(model, data, cfg, run)
@@ -153,6 +181,8 @@ def climb(
         if run.round < 0:  # no arm of the group can begin
             raise
         ended = str(e).partition(":")[0]
+    if sweep.items:
+        shared[f"delta {arm.family}"] = run.delta
     last = run.rows[-1] if run.rows else {"round": 0, "kl_base": 0.0}
     if arm.fixed_dose and 0 < cfg.kl_budget < last["kl_base"]:
         last["ended"] = "budget spent"  # a held dose knows no forecast: it is seen afterwards

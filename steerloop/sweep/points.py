@@ -10,11 +10,12 @@ import torch
 from loguru import logger
 
 from steerloop import UserError
-from steerloop.config import parse
+from steerloop.config import Config, parse
 from steerloop.runfolder.identity import code_version
 from steerloop.runfolder.inputs import fingerprint, model_record
 from steerloop.sweep.arms import REGIMES, SWEEPS
 from steerloop.sweep.climb import climb, whole
+from steerloop.sweep.equal import Row, further, setting, turned_down
 from steerloop.texts.data import read_data
 
 
@@ -76,29 +77,66 @@ class Group:
 
 
 def run(group: Group) -> None:
-    """Append the missing points of a group to its file, each line whole."""
+    """Append the missing points of a group to its file."""
     path, sweep = file_of(group.out, group.sweep), SWEEPS[group.sweep]
     done = {(x["arm"], x["setting"]) for x in read_rows(path)
             if group.key.items() <= x.items() and (x["round"] == sweep.rounds or x["ended"])}
-    todo = [arm for arm in sweep.arms if (arm.family, arm.setting) not in done]
-    if not todo:
+    arms = {x.family: x for x in sweep.arms if x.family != group.regime}
+    todo = [arm for arm in sweep.arms
+            if arm.family != group.regime and (arm.family, arm.setting) not in done]
+    if not todo and not missing(group):
         return
     torch.set_num_threads(1)
-    cfg = parse(["--seed", str(group.seed), "--split", group.split, "--device", "cpu",
-                 "--rounds", str(sweep.rounds), "--runs", str(group.out / "runs")])
+    cfg = config(group)
+    data, shared = read_data(cfg), {}
+    for arm in todo:
+        measured = whole(cfg, arm) if sweep.whole else climb(data, cfg, arm, sweep, shared)
+        append(group, arm.family, arm.setting, measured)
+    for far, near, at in missing(group):
+        row = turned_down(data, cfg, arms[far["arm"]], sweep, shared, near, at)
+        append(group, far["arm"], setting(at, near["arm"]), [row])
+
+
+def config(group: Group) -> Config:
+    """What all arms of a group have in common: a published model has its own preset."""
+    sweep, regime = SWEEPS[group.sweep], dict(REGIMES[group.regime])
+    flags = ["--seed", str(group.seed), "--split", group.split, "--device", "cpu",
+             "--rounds", str(sweep.rounds), "--runs", str(group.out / "runs")]
+    if trait := regime.pop("trait", ""):
+        flags += ["--model", group.model, "--trait", trait]
+    cfg = parse(flags)
     if not sweep.whole:
         cfg.batch, cfg.accumulate = 6, 1  # the same gradient, sooner
     cfg.model = group.model
     cfg.probes = [x for x in cfg.probes if x.rpartition(":")[2] in sweep.probes]
-    for name, value in REGIMES[group.regime].items():
+    for name, value in regime.items():
         setattr(cfg, name, value)
-    data, origin = read_data(cfg), {"code": code_version(), "weights": group.weights}
-    shared: dict[str, Any] = {}
-    for arm in todo:
-        name = {"arm": arm.family, "family": arm.family, "setting": arm.setting} | origin
-        measured = whole(cfg, arm) if sweep.whole else climb(data, cfg, arm, sweep, shared)
-        rows = [group.key | name | row for row in measured]
-        clear_torn(path)
-        with path.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(row) + "\n" for row in rows))
-        logger.info(f"{group.key} {name} {rows[-1]}")
+    return cfg
+
+
+def missing(group: Group) -> list[tuple[Row, Row, str]]:
+    """Which arms are still to be measured where they are equal to another: (the point that went
+    further, the other, by what), of those that have their own points."""
+    mine = [x for x in read_rows(file_of(group.out, group.sweep))
+            if group.key.items() <= x.items()]
+    ends = {x["arm"]: x for x in mine if not x["setting"]}
+    found = []
+    for one, other, at in SWEEPS[group.sweep].equal:
+        pair = further(ends[one], ends[other], at) if {one, other} <= ends.keys() else None
+        if pair and not any((x["arm"], x["setting"]) == (
+                pair[0]["arm"], setting(at, pair[1]["arm"])) for x in mine):
+            found.append((*pair, at))
+    return found
+
+
+def append(group: Group, arm: str, where: str, measured: list[Row]) -> None:
+    """Rows of an arm at the end of the file, each line whole."""
+    path = file_of(group.out, group.sweep)
+    name = {"arm": arm, "family": arm, "setting": where, "code": code_version(),
+            "weights": group.weights}
+    rows = [group.key | name | row for row in measured]
+    clear_torn(path)
+    with path.open("a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
+    last = {k: x for k, x in rows[-1].items() if k not in ("items", "answers", "dropped")}
+    logger.info(f"{last}")
