@@ -92,26 +92,9 @@ sweep-barrier *ARGS:
     # H: with tau set from each one's own operating KL, the hinges on KL cost least per nat of trait
     {{ python }} -m steerloop.sweep barrier --seeds 0 1 2 {{ ARGS }}
 
-# a sweep by name (baselines, frontier, references, barrier, rounds), resumable; flags may follow
+# a sweep by name (baselines, frontier, references, barrier, rounds, real), resumable; flags may follow
 sweep *ARGS:
     {{ python }} -m steerloop.sweep {{ ARGS }}
-
-# who moves the trait: the vector, or what it is held against; one round each, resumable; then the pooled tables
-teachers trait="register" other="mood" seeds="0 1 2 3 4" *ARGS:
-    #!/usr/bin/env bash
-    # H: at the same KL and from as many completions, only the trait's own vector moves what is said
-    set -euo pipefail
-    for seed in {{ seeds }}; do for teacher in vector base null {{ other }} prompt; do
-        at="runs/teachers/{{ trait }}/$teacher-$seed"
-        if compgen -G "$at/*/summary.json" >/dev/null; then continue; fi
-        if run=$(compgen -G "$at/*/config.json"); then set -- --resume "$(dirname "$run")"
-        else set -- --model smollm2-135m --trait {{ trait }} --teacher "$teacher" --seed "$seed" \
-            --rounds 1 --no_u0 --runs "$at" {{ ARGS }}; fi
-        {{ python }} -m steerloop.train "$@"
-    done; done
-    runs=(runs/teachers/{{ trait }}/{vector-*,[!v]*}/*/)
-    {{ python }} -m steerloop.report "${runs[@]}"
-    {{ python }} -m steerloop.score.equal "${runs[@]}" --at kl --out runs/teachers/equal
 
 # a first run on your own model: checks, U0 of traits until one passes, one round with its rivals, a bundle to send
 first-run model="gemma-3-1b-it" traits="care_over_authority care_over_norms" *ARGS:

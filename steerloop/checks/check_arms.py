@@ -37,7 +37,12 @@ def check_pooled_intervals_cover(seeds, items):
 
 
 def check_quantiles_of_t():
-    assert t95(4.0) == 2.776 and t95(1.5) == 12.706
+    assert t95(4.0) == 2.776 and t95(0.0) == np.inf and t95(1 - 1e-12) == t95(1.0) == 12.706
+    grid = np.linspace(-4000, 4000, 8_000_001)
+    for freedom in (1.3, 1.5, 2.4, 6.7):  # no less than the true one, by its density
+        p = (1 + grid**2 / freedom) ** (-(freedom + 1) / 2)
+        inside = p[np.abs(grid) <= t95(freedom)].sum() / p.sum()
+        assert 0.95 <= inside < 0.965
     assert t95(12.0) == pytest.approx(2.1788, abs=2e-3)
     assert t95(1e9) == pytest.approx(1.96, abs=1e-3)
     assert pooled(np.ones((1, 1)))[1:] == [-np.inf, np.inf]

@@ -55,10 +55,16 @@ T95 = (math.inf, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 def t95(freedom: float) -> float:
-    """Half a 95 % t-interval in standard errors, by degrees of freedom (from 10 on by the expansion
-    of Cornish & Fisher); without end of none."""
-    if freedom < len(T95):
-        return T95[int(freedom)]
+    """Half a 95 % t-interval in standard errors, by degrees of freedom: between the whole ones by
+    chords over their inverses, a little too wide (from 10 on by the expansion of Cornish & Fisher);
+    without end below one."""
+    freedom = round(freedom, 9)  # a one that rounding made a little less is one
+    if freedom <= len(T95) - 1:
+        low = int(freedom)
+        if low in (0, freedom):
+            return T95[low]
+        share = (1 / low - 1 / freedom) / (1 / low - 1 / (low + 1))
+        return (1 - share) * T95[low] + share * T95[low + 1]
     return Z + (Z**3 + Z) / (4 * freedom) + (5 * Z**5 + 16 * Z**3 + 3 * Z) / (96 * freedom**2)
 
 

@@ -1,5 +1,6 @@
-"""Sweeps on the embedded model: arms × seeds × regimes of data, resumable, one row a point.
+"""Sweeps: arms × seeds × regimes of data, resumable, one row a point.
 
     python -m steerloop.sweep frontier --seeds 0 1 2 3 4     run what is missing, then the tables
+    python -m steerloop.sweep real --models smollm2-135m     teachers, barrier, filter by trait
     python -m steerloop.sweep                                docs/results.md from the rows there are
 """

@@ -28,7 +28,7 @@ def parse(argv: list[str]) -> Namespace:
     add = parser.add_argument
     add("sweep", nargs="?", choices=SWEEPS, help="none: only write the tables")
     add("--models", nargs="+", type=filled, default=["embedded"],
-        help="embedded, or directories of models of that kind")
+        help="embedded, or directories of models of that kind; of real: published ones")
     add("--seeds", nargs="+", type=number(int, 0, SEEDS), default=list(range(5)), help="loop seeds")
     add("--regimes", nargs="+", choices=REGIMES, help="those of the sweep if none")
     add("--split", choices=["dev", "test"], default="test")

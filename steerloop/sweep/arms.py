@@ -107,6 +107,11 @@ REAL = [
 EQUAL = ((VECTOR, "prompt", "kl"), (DIRTY_KL, PLAIN, "shift"), (VECTOR, PLAIN, "shift"),
          (DIRTY_KL, DIRTY_PLAIN, "shift"))
 
+def arms_in(sweep: Sweep, regime: str) -> list[Arm]:
+    """The arms of a sweep in a regime: a pack beside its own vector is none."""
+    return [x for x in sweep.arms if x.family != regime]
+
+
 SWEEPS = {
     "baselines": Sweep([Arm("baselines", "", {"baselines": True})], 3, ("filtered",),
                        probes=("opening_mass", "answers"), whole=True),

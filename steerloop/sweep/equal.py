@@ -28,13 +28,17 @@ def setting(at: str, other: str) -> str:
     return f"at the {at} of {other}"
 
 
+def column(at: str) -> str:
+    """Which column of a point says how far from the base it is, nats."""
+    return "kl_own" if at == KL else "shift"
+
+
 def further(one: Row, other: Row, at: str) -> tuple[Row, Row] | None:
     """The point that went further, and the other one; None where that did not move at all."""
-    column = "kl_own" if at == KL else "shift"
     if "items" not in one or "items" not in other:
         return None
-    near, far = sorted((one, other), key=lambda x: x[column])
-    return (far, near) if near[column] > 0 else None
+    near, far = sorted((one, other), key=lambda x: x[column(at)])
+    return (far, near) if near[column(at)] > 0 else None
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from steerloop import UserError
 from steerloop.config import Config, parse
 from steerloop.runfolder.identity import code_version
 from steerloop.runfolder.inputs import fingerprint, model_record
-from steerloop.sweep.arms import REGIMES, SWEEPS
+from steerloop.sweep.arms import REGIMES, SWEEPS, arms_in
 from steerloop.sweep.climb import climb, whole
 from steerloop.sweep.equal import Row, further, setting, turned_down
 from steerloop.texts.data import read_data
@@ -68,7 +68,11 @@ class Group:
         return fingerprint({"model": model_record(self.model)})[:12]
 
     def check(self) -> None:
-        """Raises UserError where the rows that are there came from another model of that name."""
+        """Raises UserError where the rows that are there came from another model of that name, and
+        where the embedded one is asked for a trait of published models."""
+        if "trait" in REGIMES[self.regime] and self.model == "embedded":
+            raise UserError(f"{self.sweep} {self.regime} is for published models: give --models, "
+                            "such as smollm2-135m")
         path, name, mine = file_of(self.out, self.sweep), self.key["model"], self.weights
         there = {x.get("weights", mine) for x in read_rows(path) if x["model"] == name} - {mine}
         if there:
@@ -81,9 +85,8 @@ def run(group: Group) -> None:
     path, sweep = file_of(group.out, group.sweep), SWEEPS[group.sweep]
     done = {(x["arm"], x["setting"]) for x in read_rows(path)
             if group.key.items() <= x.items() and (x["round"] == sweep.rounds or x["ended"])}
-    arms = {x.family: x for x in sweep.arms if x.family != group.regime}
-    todo = [arm for arm in sweep.arms
-            if arm.family != group.regime and (arm.family, arm.setting) not in done]
+    arms = arms_in(sweep, group.regime)
+    todo = [arm for arm in arms if (arm.family, arm.setting) not in done]
     if not todo and not missing(group):
         return
     torch.set_num_threads(1)
@@ -93,7 +96,8 @@ def run(group: Group) -> None:
         measured = whole(cfg, arm) if sweep.whole else climb(data, cfg, arm, sweep, shared)
         append(group, arm.family, arm.setting, measured)
     for far, near, at in missing(group):
-        row = turned_down(data, cfg, arms[far["arm"]], sweep, shared, near, at)
+        (arm,) = (x for x in arms if x.family == far["arm"])
+        row = turned_down(data, cfg, arm, sweep, shared, near, at)
         append(group, far["arm"], setting(at, near["arm"]), [row])
 
 

@@ -14,7 +14,8 @@ from steerloop.report.against import LEAST
 from steerloop.report.stats import over_seeds
 from steerloop.report.text import markdown
 from steerloop.report.trait import DIGITS
-from steerloop.sweep.arms import FRONTIER, SWEEPS
+from steerloop.sweep.arms import FRONTIER, SWEEPS, arms_in
+from steerloop.sweep.paired import real
 from steerloop.sweep.points import file_of, read_rows
 
 TARGETS = (0.5, 1.0, 1.5)  # nats of shift
@@ -172,13 +173,14 @@ def rounds(points: pl.DataFrame) -> dict[str, str]:
 
 TABLES: dict[str, Callable[[pl.DataFrame], dict[str, str]]] = {
     "baselines": baselines, "frontier": frontier, "references": frontier, "barrier": barrier,
-    "rounds": rounds}
+    "rounds": rounds, "real": real}
 TITLES = {
     "baselines": "Baselines, round 3",
     "frontier": "Matched-trait frontier, round 1",
     "references": "Base against prev at matched trait, round 2",
     "barrier": "Ablation of the barrier, round 3",
     "rounds": "How many rounds the loop runs",
+    "real": "Teachers, barrier and filter, round 1",
 }
 
 
@@ -197,14 +199,20 @@ class Block:
         return "\n\n".join([f"**{self.title}**", *chosen, self.source])
 
 
+def points_of(sweep: str, regime: str) -> int:
+    """How many points a loop seed has when all of its arms are done."""
+    arms = arms_in(SWEEPS[sweep], regime)
+    return len(arms) + len(SWEEPS[sweep].equal)
+
+
 def block(folder: Path, sweep: str, key: tuple[Any, ...], points: pl.DataFrame) -> Block:
     """The points of one model, split and regime."""
     model, split, regime = key
     kept = folder / model if (folder / model).is_dir() else Path("runs") / model
-    where = model if model == "embedded" else kept
+    where = model if model == "embedded" or SWEEPS[sweep].items else kept
     seeds = " ".join(map(str, sorted(points["seed"].unique())))
     done = len(points.select("arm", "setting", "seed").unique())
-    wanted = len(SWEEPS[sweep].arms) * points["seed"].n_unique()
+    wanted = points_of(sweep, regime) * points["seed"].n_unique()
     source = (f"{done} of {wanted} points, code {', '.join(sorted(points['code'].unique()))}: "
               f"`python -m steerloop.sweep {sweep} --models {where} --split {split} "
               f"--regimes {regime} --seeds {seeds}`")
