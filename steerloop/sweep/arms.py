@@ -103,9 +103,11 @@ REAL = [
     plain(PLAIN, ""),
     Arm(DIRTY_KL, "", DIRTY, source="dirty"),
     Arm(DIRTY_PLAIN, "", DIRTY | {"barrier": "nll"}, source="dirty"),
+    *(Arm(f"{VECTOR}, {x} a step", "", {"batch": x}) for x in (2, 12)),  # completions; 6 elsewhere
 ]
 EQUAL = ((VECTOR, "prompt", "kl"), (DIRTY_KL, PLAIN, "shift"), (VECTOR, PLAIN, "shift"),
          (DIRTY_KL, DIRTY_PLAIN, "shift"))
+
 
 def arms_in(sweep: Sweep, regime: str) -> list[Arm]:
     """The arms of a sweep in a regime: a pack beside its own vector is none."""
