@@ -123,7 +123,7 @@ def check_a_group_does_its_arms_then_what_is_equal(tmp_path, monkeypatch):
 def check_a_trait_is_a_regime_under_the_preset_of_the_model(tmp_path):
     cfg = config(Group("real", "smollm2-135m", "test", "mood", 3, tmp_path))
     assert (cfg.trait.endswith("mood"), cfg.seed, cfg.n_keep, cfg.rounds) == (True, 3, 32, 1)
-    assert cfg.model == "smollm2-135m" and not cfg.probes
+    assert cfg.model == "smollm2-135m" and not cfg.probes and cfg.said_pairs == 6
     assert "mood" not in {x.family for x in arms_in(SWEEPS["real"], "mood")}
     with pytest.raises(UserError, match="--models"):
         Group("real", "embedded", "test", "mood", 0, tmp_path).check()

@@ -4,11 +4,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 DIRTY = {"filter": False, "multiples": [1.0, 1.75, 2.5]}  # overdosed, only empty rows dropped
+FINE = {"said_pairs": 6, "dose_prompts": 8, "dose_tokens": 64}  # than presets: steps are small
 REGIMES: dict[str, dict[str, Any]] = {
     "filtered": {},
     "dirty": DIRTY,
-    "register": {"trait": "register"},  # on published models: the trait, arms do the rest
-    "mood": {"trait": "mood"},
+    "register": FINE | {"trait": "register"},  # on published models: the trait, arms do the rest
+    "mood": FINE | {"trait": "mood"},
 }
 
 
