@@ -102,7 +102,9 @@ first-run model="gemma-3-1b-it" traits="care_over_authority care_over_norms" *AR
     # H: what an earlier prototype saw on this model is seen here, or the readouts say that they are blind
     set -euo pipefail
     at="runs/first/$(basename "{{ model }}")"
-    if run=$(compgen -G "$at/*/config.json"); then {{ python }} -m steerloop.train --resume "$(dirname "$run")"
+    if compgen -G "$at/*/summary.json" >/dev/null; then echo "$at: trained before"
+    elif run=$(compgen -G "$at/*/config.json"); then
+        {{ python }} -m steerloop.train --resume "$(dirname "$run")"
     else
         {{ python }} -m steerloop.checks.fast_dev_run
         read -r first _ <<< "{{ traits }}"
@@ -114,7 +116,8 @@ first-run model="gemma-3-1b-it" traits="care_over_authority care_over_norms" *AR
             --runs "$at" {{ ARGS }}
     fi
     {{ python }} -m steerloop.report.published "$at"/*/
-    {{ python }} -m steerloop.export "$at"/*/ --to bundle
+    bundle=$(compgen -G "$at/*/exports/bundle.tar.gz") || {{ python }} -m steerloop.export "$at"/*/ --to bundle
+    [ -z "$bundle" ] || echo "$bundle"
 
 # the second embedded model, half an hour: settings are tuned on it, results reported on both
 second-model:
