@@ -15,7 +15,7 @@ from steerloop.sweep import points
 from steerloop.sweep.arms import EQUAL, REAL, SWEEPS, VECTOR, Arm, Sweep, arms_in
 from steerloop.sweep.climb import climb
 from steerloop.sweep.equal import further, setting, turned_down
-from steerloop.sweep.paired import real
+from steerloop.sweep.paired import NONE, real
 from steerloop.sweep.points import Group, config, missing, read_rows, run
 from steerloop.texts.data import read_data
 from steerloop.train import train
@@ -151,6 +151,7 @@ def check_tables_pair_by_seed_and_item():
     mean, low, high = pooled(np.array([[0.05, 0.0], [0.1, 0.05]]))
     assert tables["equal"][2] == ["vector, less nll", "shift, 0.212", "0 1",
                                   f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"]
+    assert set(real(pl.DataFrame(rows[-1:])).values()) == {NONE}
 
 
 def check_rows_are_plain_json(climbed):

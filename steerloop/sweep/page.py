@@ -18,6 +18,7 @@ from pathlib import Path
 from steerloop import UserError
 from steerloop.runfolder.files import write_whole
 from steerloop.sweep.arms import SWEEPS
+from steerloop.sweep.paired import NONE
 from steerloop.sweep.tables import Block, blocks
 from steerloop.texts.reader import read_text
 
@@ -55,7 +56,7 @@ def fill(page: str, by_name: dict[str, Block]) -> tuple[str, dict[str, list[str]
         if not end:
             raise UserError(f"'<!-- table: {place} -->' has no '<!-- end -->' on a line of its own")
         name, measures = asked(place, by_name)
-        text = by_name[name].text(measures) if name in by_name else "No points yet."
+        text = by_name[name].text(measures) if name in by_name else NONE
         left[name] = [x for x in left.get(name, []) if x not in measures]
         texts += [marked(place, text), words]
     if any(END in f"\n{x}" for x in texts[::2]):

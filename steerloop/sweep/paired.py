@@ -14,6 +14,7 @@ from steerloop.report.text import interval, markdown
 from steerloop.sweep.arms import EQUAL, VECTOR
 from steerloop.sweep.equal import column, setting
 
+NONE = "No points yet."
 Found = dict[int, dict[str, Any]]  # loop seed → point
 
 
@@ -69,7 +70,7 @@ def equal(found: dict[tuple[str, str], Found], one: str, other: str, at: str) ->
 
 
 def real(points: pl.DataFrame) -> dict[str, str]:
-    """Three tables, those without a row left out."""
+    """Three tables; one without a row says so."""
     found = measured(points)
     ends = {arm: x for (arm, where), x in found.items() if not where}
     ours = ends.get(VECTOR, {})
@@ -78,4 +79,4 @@ def real(points: pl.DataFrame) -> dict[str, str]:
         "paired": [{f"{VECTOR}, less": arm} | less(ours, x) for arm, x in ends.items()
                    if arm != VECTOR and ours.keys() & x.keys()],
         "equal": [row for pair in EQUAL if (row := equal(found, *pair))]}
-    return {name: markdown(rows) for name, rows in tables.items() if rows}
+    return {name: markdown(rows) if rows else NONE for name, rows in tables.items()}
