@@ -10,6 +10,8 @@ import pytest
 
 from steerloop import UserError
 from steerloop.checks.small import plain_trait
+from steerloop.config import Config
+from steerloop.healing.threshold import threshold
 from steerloop.report.arms import pooled, steps_of
 from steerloop.sweep import points
 from steerloop.sweep.arms import EQUAL, REAL, SWEEPS, VECTOR, Arm, Sweep, arms_in
@@ -127,6 +129,13 @@ def check_a_trait_is_a_regime_under_the_preset_of_the_model(tmp_path):
     assert "mood" not in {x.family for x in arms_in(SWEEPS["real"], "mood")}
     with pytest.raises(UserError, match="--models"):
         Group("real", "embedded", "test", "mood", 0, tmp_path).check()
+
+
+def check_the_barrier_of_dirty_data_is_that_of_a_run():
+    """By overdoses τ would be more than five times as large, and never reached."""
+    (arm,) = (x for x in REAL if x.family == "kl_rev, dirty")
+    assert arm.changes["tau"] == pytest.approx(threshold(Config()), abs=1e-3)
+    assert threshold(Config(multiples=arm.changes["multiples"])) > 5 * arm.changes["tau"]
 
 
 def point(arm, seed, said, where=""):

@@ -94,7 +94,8 @@ ROUNDS = [
 
 # Who moves the trait, and is the barrier more than a filter? The arm of a regime's own pack would
 # be the vector itself, and is left out.
-VECTOR, PLAIN, DIRTY_PLAIN, DIRTY_KL = "vector", "nll", "nll, dirty", "vector, dirty"
+VECTOR, PLAIN, DIRTY_PLAIN, DIRTY_KL = "vector", "nll", "nll, dirty", "kl_rev, dirty"
+DOSED = 0.242  # τ by the doses that are not too much: by those of dirty data nothing is above it
 REAL = [
     Arm(VECTOR, ""),
     Arm("base", "", {"teacher": "base"}, source="base"),
@@ -102,7 +103,7 @@ REAL = [
     Arm("null", "", {"teacher": "null"}, source="null", vector="null"),
     *(Arm(x, "", {"teacher": x}, source=x, vector=x) for x in ("register", "mood")),
     plain(PLAIN, ""),
-    Arm(DIRTY_KL, "", DIRTY, source="dirty"),
+    Arm(DIRTY_KL, "", DIRTY | {"tau": DOSED, "lam": 1.0}, source="dirty"),
     Arm(DIRTY_PLAIN, "", DIRTY | {"barrier": "nll"}, source="dirty"),
     *(Arm(f"{VECTOR}, {x} a step", "", {"batch": x}) for x in (2, 12)),  # completions; 6 elsewhere
 ]
