@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 DIRTY = {"filter": False, "multiples": [1.0, 1.75, 2.5]}  # overdosed, only empty rows dropped
-FINE = {"said_pairs": 6, "dose_prompts": 8, "dose_tokens": 64}  # than presets: steps are small
+FINE = {  # than presets: steps are small
+    "said_pairs": 6, "dose_prompts": 8, "dose_tokens": 64, "max_contexts": 256}
 REGIMES: dict[str, dict[str, Any]] = {
     "filtered": {},
     "dirty": DIRTY,
