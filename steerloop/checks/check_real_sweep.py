@@ -161,6 +161,9 @@ def check_tables_pair_by_seed_and_item():
     assert tables["equal"][2] == ["vector, less nll", "shift, 0.212", "0 1",
                                   f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"]
     assert set(real(pl.DataFrame(rows[-1:])).values()) == {NONE}
+    for x in rows[:-1]:
+        x.pop("coherence")
+    assert "coherence" in real(pl.DataFrame(rows, infer_schema_length=None))["arms"]
 
 
 def check_rows_are_plain_json(climbed):

@@ -37,14 +37,19 @@ def seeds(found: Iterable[int]) -> dict[str, str]:
     return {"seeds": " ".join(map(str, sorted(found)))}
 
 
+def average(points: list[dict[str, Any]], name: str) -> str:
+    """Over the points that have it; coherence is not known where no canary is valid."""
+    values = [x[name] for x in points if x.get(name) is not None]
+    return f"{fmean(values):.3f}" if values else ""
+
+
 def own(arm: str, mine: Found) -> dict[str, str]:
     """What an arm came to; what share of its teacher's completions the filter kept."""
-    there, points = [steps(x) for x in mine.values()], mine.values()
+    there, points = [steps(x) for x in mine.values()], [*mine.values()]
     return {"arm": arm} | seeds(mine) | {
         f"Δ{k}": interval(pooled(stacked(there, k)), "+.3f") for k in there[0]} | {
-        "KL to base": f"{fmean(x['kl_own'] for x in points):.3f}",
-        "coherence": f"{fmean(x['coherence'] for x in points):.3f}",
-        "filter kept": f"{fmean(x['kept'] for x in points):.2f}"}
+        "KL to base": average(points, "kl_own"), "coherence": average(points, "coherence"),
+        "filter kept": average(points, "kept")}
 
 
 def less(ours: Found, theirs: Found) -> dict[str, str]:
