@@ -31,6 +31,7 @@ def parse(argv: list[str]) -> Namespace:
         help="embedded, or directories of models of that kind; of real: published ones")
     add("--seeds", nargs="+", type=number(int, 0, SEEDS), default=list(range(5)), help="loop seeds")
     add("--regimes", nargs="+", choices=REGIMES, help="those of the sweep if none")
+    add("--arms", nargs="+", type=filled, help="by name; all of the sweep if none")
     add("--split", choices=["dev", "test"], default="test")
     add("--processes", type=number(int, 1, 256), default=2, help="side by side, one thread each")
     add("--points", type=path, default=POINTS, help="folder of the rows")
@@ -41,7 +42,7 @@ def parse(argv: list[str]) -> Namespace:
 def sweep(args: Namespace) -> None:
     """Run a sweep. What it has is kept when it is stopped; the same command goes on."""
     args.points.mkdir(parents=True, exist_ok=True)
-    groups = [Group(args.sweep, model, args.split, regime, seed, args.points)
+    groups = [Group(args.sweep, model, args.split, regime, seed, args.points, args.arms)
               for model in args.models for seed in args.seeds
               for regime in (SWEEPS[args.sweep].regimes if args.sweep else ())
               if regime in (args.regimes or REGIMES)]

@@ -111,6 +111,18 @@ REAL = [
 EQUAL = ((VECTOR, "prompt", "kl"), (DIRTY_KL, PLAIN, "shift"), (VECTOR, PLAIN, "shift"),
          (DIRTY_KL, DIRTY_PLAIN, "shift"))
 
+# What keeps three rounds of it near the base: a dearer barrier, a smaller dose, a limit?
+FIRM, GENTLE = {"lam": 1.0, "lam_pow": 0.0}, {"target_kl": 0.3}
+HELD = [
+    Arm(VECTOR, ""),
+    Arm("λ 1", "", FIRM),
+    Arm("dose .3", "", GENTLE, source="gentle", vector="gentle"),
+    Arm("dose .3, λ 1", "", GENTLE | FIRM, source="gentle", vector="gentle"),
+    Arm("budget .2", "", {"kl_budget": 0.2}),
+    plain(PLAIN, ""),
+    *(x for x in REAL if x.family in (DIRTY_KL, DIRTY_PLAIN)),
+]
+
 
 def arms_in(sweep: Sweep, regime: str) -> list[Arm]:
     """The arms of a sweep in a regime: a pack beside its own vector is none."""
@@ -125,4 +137,5 @@ SWEEPS = {
     "barrier": Sweep(BARRIERS, 3, ("filtered", "dirty"), each=False),
     "rounds": Sweep(ROUNDS, 10, ("filtered", "dirty")),
     "real": Sweep(REAL, 1, ("register", "mood"), probes=(), items=True, equal=EQUAL),
+    "held": Sweep(HELD, 3, ("register", "mood"), probes=(), items=True),
 }

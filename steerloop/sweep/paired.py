@@ -43,6 +43,21 @@ def average(points: list[dict[str, Any]], name: str) -> str:
     return f"{fmean(values):.3f}" if values else ""
 
 
+def held(points: pl.DataFrame) -> dict[str, str]:
+    """A row a round of every arm: what it came to by then, in the seeds that came so far; the share
+    of rows over τ and the mean A of the last epoch, nats; what ended it before the last round."""
+    table = []
+    for (arm,), rows in points.group_by("arm", maintain_order=True):
+        ended = ", ".join(sorted({x for x in rows["ended"] if x}))
+        for (n,), now in rows.group_by("round", maintain_order=True):
+            for mine in measured(now).values():
+                last = [*mine.values()]
+                table.append({"after round": str(n)} | own(arm, mine) | {
+                    "rows over τ": average(last, "active"), "A": average(last, "operating_kl"),
+                    "ended early": ended})
+    return {"rounds": markdown(table) if table else NONE}
+
+
 def own(arm: str, mine: Found) -> dict[str, str]:
     """What an arm came to; what share of its teacher's completions the filter kept."""
     there, points = [steps(x) for x in mine.values()], [*mine.values()]

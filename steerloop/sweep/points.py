@@ -13,7 +13,7 @@ from steerloop import UserError
 from steerloop.config import Config, parse
 from steerloop.runfolder.identity import code_version
 from steerloop.runfolder.inputs import fingerprint, model_record
-from steerloop.sweep.arms import REGIMES, SWEEPS, arms_in
+from steerloop.sweep.arms import REGIMES, SWEEPS, Arm, arms_in
 from steerloop.sweep.climb import climb, whole
 from steerloop.sweep.equal import Row, further, setting, turned_down
 from steerloop.texts.data import read_data
@@ -47,7 +47,7 @@ def clear_torn(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Group:
-    """Arms that share their first round."""
+    """Arms that share their first round: those of the sweep, or the ones named `only`."""
 
     sweep: str
     model: str
@@ -55,6 +55,7 @@ class Group:
     regime: str
     seed: int
     out: Path
+    only: list[str] | None = None
 
     @property
     def key(self) -> dict[str, str | int]:
@@ -67,12 +68,23 @@ class Group:
         """What tells its model from another of the same name."""
         return fingerprint({"model": model_record(self.model)})[:12]
 
+    @property
+    def arms(self) -> list[Arm]:
+        """Those that it is for."""
+        arms = arms_in(SWEEPS[self.sweep], self.regime)
+        return [x for x in arms if not self.only or x.family in self.only]
+
     def check(self) -> None:
-        """Raises UserError where the rows that are there came from another model of that name, and
-        where the embedded one is asked for a trait of published models."""
+        """Raises UserError where the rows that are there came from another model of that name,
+        where the embedded one is asked for a trait of published models, and for an arm that is
+        none."""
         if "trait" in REGIMES[self.regime] and self.model == "embedded":
             raise UserError(f"{self.sweep} {self.regime} is for published models: give --models, "
                             "such as smollm2-135m")
+        known = [x.family for x in SWEEPS[self.sweep].arms]
+        if wrong := set(self.only or ()) - set(known):
+            raise UserError(f"{self.sweep} has no arm {', '.join(sorted(wrong))}; it has "
+                            f"{', '.join(dict.fromkeys(known))}")
         path, name, mine = file_of(self.out, self.sweep), self.key["model"], self.weights
         there = {x.get("weights", mine) for x in read_rows(path) if x["model"] == name} - {mine}
         if there:
@@ -85,8 +97,7 @@ def run(group: Group) -> None:
     path, sweep = file_of(group.out, group.sweep), SWEEPS[group.sweep]
     done = {(x["arm"], x["setting"]) for x in read_rows(path)
             if group.key.items() <= x.items() and (x["round"] == sweep.rounds or x["ended"])}
-    arms = arms_in(sweep, group.regime)
-    todo = [arm for arm in arms if (arm.family, arm.setting) not in done]
+    todo = [arm for arm in group.arms if (arm.family, arm.setting) not in done]
     if not todo and not missing(group):
         return
     torch.set_num_threads(1)
@@ -96,7 +107,7 @@ def run(group: Group) -> None:
         measured = whole(cfg, arm) if sweep.whole else climb(data, cfg, arm, sweep, shared)
         append(group, arm.family, arm.setting, measured)
     for far, near, at in missing(group):
-        (arm,) = (x for x in arms if x.family == far["arm"])
+        (arm,) = (x for x in group.arms if x.family == far["arm"])
         row = turned_down(data, cfg, arm, sweep, shared, near, at)
         append(group, far["arm"], setting(at, near["arm"]), [row])
 
@@ -123,7 +134,8 @@ def missing(group: Group) -> list[tuple[Row, Row, str]]:
     further, the other, by what), of those that have their own points."""
     mine = [x for x in read_rows(file_of(group.out, group.sweep))
             if group.key.items() <= x.items()]
-    ends = {x["arm"]: x for x in mine if not x["setting"]}
+    meant = [x.family for x in group.arms]
+    ends = {x["arm"]: x for x in mine if not x["setting"] and x["arm"] in meant}
     found = []
     for one, other, at in SWEEPS[group.sweep].equal:
         pair = further(ends[one], ends[other], at) if {one, other} <= ends.keys() else None

@@ -15,7 +15,7 @@ from steerloop.report.stats import over_seeds
 from steerloop.report.text import markdown
 from steerloop.report.trait import DIGITS
 from steerloop.sweep.arms import FRONTIER, SWEEPS, arms_in
-from steerloop.sweep.paired import real
+from steerloop.sweep.paired import held, real
 from steerloop.sweep.points import file_of, read_rows
 
 TARGETS = (0.5, 1.0, 1.5)  # nats of shift
@@ -173,7 +173,7 @@ def rounds(points: pl.DataFrame) -> dict[str, str]:
 
 TABLES: dict[str, Callable[[pl.DataFrame], dict[str, str]]] = {
     "baselines": baselines, "frontier": frontier, "references": frontier, "barrier": barrier,
-    "rounds": rounds, "real": real}
+    "rounds": rounds, "real": real, "held": held}
 TITLES = {
     "baselines": "Baselines, round 3",
     "frontier": "Matched-trait frontier, round 1",
@@ -181,6 +181,7 @@ TITLES = {
     "barrier": "Ablation of the barrier, round 3",
     "rounds": "How many rounds the loop runs",
     "real": "Teachers, barrier and filter, round 1",
+    "held": "Three rounds",
 }
 
 
