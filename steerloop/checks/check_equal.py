@@ -53,7 +53,7 @@ def check_the_one_that_went_further_is_turned_down(runs, tmp_path, monkeypatch, 
     assert start < min(ends) < max(ends) and goal == min(ends) - start
     assert (ours, theirs)[near]["said"].mean() == pytest.approx(whole["headline"][0], abs=1e-9)
     if at == "kl":
-        now = equal.ruler(equal.opened(runs[far]), "kl")
+        now = equal.strengths(equal.opened(runs[far]), "kl")
         strength = equal.meeting(now, 0.0, goal, 1.0, equal.CALLS, equal.CLOSE * goal)
         assert 0 < strength < 1 and now(strength) == pytest.approx(goal, rel=0.02)
     monkeypatch.setattr(equal, "evaluate", None)

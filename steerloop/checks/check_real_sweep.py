@@ -17,7 +17,7 @@ from steerloop.sweep import points
 from steerloop.sweep.arms import EQUAL, REAL, SWEEPS, VECTOR, Arm, Sweep, arms_in
 from steerloop.sweep.climb import climb
 from steerloop.sweep.equal import further, setting, turned_down
-from steerloop.sweep.paired import NONE, real
+from steerloop.sweep.paired import NONE, held, real
 from steerloop.sweep.points import Group, config, missing, read_rows, run
 from steerloop.texts.data import read_data
 from steerloop.train import train
@@ -122,6 +122,26 @@ def check_a_group_does_its_arms_then_what_is_equal(tmp_path, monkeypatch):
         setting(at, x if ran.index(x) < ran.index(y) else y) for x, y, at in EQUAL]
 
 
+def check_only_the_arms_that_are_named(tmp_path, monkeypatch):
+    """And of what is equal, those pairs that have both; a name that is none is said."""
+    ran = []
+
+    def climb(data, cfg, arm, sweep, shared):
+        ran.append(arm.family)
+        return [{"round": 1, "ended": "", "items": {}, "shift": 1.0, "kl_own": 1.0 / len(ran)}]
+
+    monkeypatch.setattr(points, "climb", climb)
+    monkeypatch.setattr(points, "turned_down", lambda *_: {"round": 1, "ended": "", "items": {}})
+    monkeypatch.setattr("torch.set_num_threads", lambda n: None)
+    for only in (["nll"], ["prompt", VECTOR]):
+        run(Group("real", "embedded", "test", "register", 0, tmp_path, only))
+    assert ran == ["nll", VECTOR, "prompt"]
+    rows = read_rows(tmp_path / "real.jsonl")
+    assert [x["setting"] for x in rows if x["setting"]] == [setting("kl", "prompt")]
+    with pytest.raises(UserError, match="no arm nul; it has vector, base"):
+        Group("real", "embedded", "test", "filtered", 0, tmp_path, ["nul", VECTOR]).check()
+
+
 def check_a_trait_is_a_regime_under_the_preset_of_the_model(tmp_path):
     cfg = config(Group("real", "smollm2-135m", "test", "mood", 3, tmp_path))
     assert (cfg.trait.endswith("mood"), cfg.seed, cfg.n_keep, cfg.rounds) == (True, 3, 32, 1)
@@ -164,6 +184,20 @@ def check_tables_pair_by_seed_and_item():
     for x in rows[:-1]:
         x.pop("coherence")
     assert "coherence" in real(pl.DataFrame(rows, infer_schema_length=None))["arms"]
+
+
+def check_a_row_a_round():
+    """Of the seeds that came so far, and what ended an arm early."""
+    rows = [point(VECTOR, 0, [0.1]) | {"round": 1, "ended": "", "active": 0.5},
+            point(VECTOR, 1, [0.3]) | {"round": 1, "ended": "", "active": None},
+            point(VECTOR, 0, [0.5]) | {"round": 2, "ended": "", "active": 1.0},
+            {"arm": VECTOR, "setting": "", "seed": 1, "round": 2, "ended": "budget spent"}]
+    table = [[x.strip() for x in line.strip("|").split("|")] for line in held(
+        pl.DataFrame(rows, infer_schema_length=None))["rounds"].splitlines()]
+    found = [dict(zip(table[0], x, strict=True)) for x in table[2:]]
+    assert [(x["after round"], x["seeds"], x["rows over τ"]) for x in found] == [
+        ("1", "0 1", "0.500"), ("2", "0", "1.000")]
+    assert found[0]["Δsaid"].startswith("+0.200") and found[1]["ended early"] == "budget spent"
 
 
 def check_rows_are_plain_json(climbed):

@@ -9,7 +9,6 @@ same text for all arms of a seed. What is measured is kept in FOLDER, so the com
 it was cut off.
 """
 
-import math
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +23,6 @@ from steerloop.baselines import Headline, turned
 from steerloop.cli.entry import command
 from steerloop.cli.options import Parser, path
 from steerloop.evaluate import evaluate
-from steerloop.evidence.drift import kl_to_base
 from steerloop.export.student import Student, finished_rounds, open_student
 from steerloop.kernels.search import meeting
 from steerloop.report.arms import arms_of, costs, pooled, read_by, stacked, steps_between
@@ -34,27 +32,18 @@ from steerloop.report.trait import Frames, level
 from steerloop.runfolder import layout
 from steerloop.runfolder.files import read_table, sha256, write_table
 from steerloop.runfolder.inputs import compared
+from steerloop.sweep.equal import KL, ruler
 from steerloop.texts.data import FILES, read_data
 
-KL = "kl"
 CALLS, CLOSE = 8, 0.02  # of the search for a strength: at most, and share of the way
 PARTS = ("eval", "items", "said")  # of a measured state, as `evaluate` returns them
 Steps = dict[str, np.ndarray]
 
 
-def ruler(student: Student, by: str) -> Callable[[float], float]:
-    """Strength of all gates → how far a student then is, nats: by "kl" the root of its KL to base,
-    which is close to linear, else where a readout finds it."""
-    model, cfg = student.model, student.cfg
-    headline = Headline(by, read_data(cfg), cfg)
-    answers = frames_of(student.run, 0, layout.BASE)[2]
-
-    def measured(strength: float) -> float:
-        with torch.no_grad(), model.gates(turned(model, strength)):
-            return (math.sqrt(kl_to_base(model, answers, cfg)) if by == KL
-                    else headline.now(model, {}, 0.0))
-
-    return measured
+def strengths(student: Student, by: str) -> Callable[[float], float]:
+    """The `ruler` of a student: strength of all gates → how far it then is, nats."""
+    headline = Headline(by, read_data(student.cfg), student.cfg)
+    return ruler(student.model, headline, frames_of(student.run, 0, layout.BASE)[2], by)
 
 
 def start_of(run: Path, by: str) -> float:
@@ -64,7 +53,7 @@ def start_of(run: Path, by: str) -> float:
 
 def end_of(run: Path, by: str) -> float:
     """And where the student, nats."""
-    return ruler(opened(run), by)(1.0) if by == KL else level(by, healed(run), axis_of(run))
+    return strengths(opened(run), by)(1.0) if by == KL else level(by, healed(run), axis_of(run))
 
 
 def healed(run: Path) -> Frames:
@@ -92,7 +81,7 @@ def matched(run: Path, goal: float, by: str, out: Path) -> Frames:
     kept = kept_at(run, goal, by, out)
     if not all(x.is_file() for x in kept):
         student, start = opened(run), start_of(run, by)
-        now, model = ruler(student, by), student.model
+        now, model = strengths(student, by), student.model
         strength = meeting(now, start, goal, 1.0, CALLS, CLOSE * (goal - start))
         with torch.no_grad(), model.gates(turned(model, strength)):
             found = evaluate(model, read_data(student.cfg), student.cfg)

@@ -2,9 +2,11 @@
 trait moved as far. The gates of the one that went further are turned down until they are."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import polars as pl
 import torch
 
 from steerloop.baselines import Headline, turned
@@ -13,7 +15,7 @@ from steerloop.evaluate import evaluate
 from steerloop.evidence.drift import kl_to_base
 from steerloop.kernels.search import meeting
 from steerloop.lora import fold
-from steerloop.model import load
+from steerloop.model import Model, load
 from steerloop.sweep.arms import Arm, Sweep
 from steerloop.sweep.climb import Climb, climb
 from steerloop.texts.data import Data
@@ -41,6 +43,19 @@ def further(one: Row, other: Row, at: str) -> tuple[Row, Row] | None:
     return (far, near) if near[column(at)] > 0 else None
 
 
+def ruler(
+    model: Model, headline: Headline, answers: pl.DataFrame, at: str
+) -> Callable[[float], float]:
+    """Strength of all gates → how far the student then is, nats: by "kl" the root of its KL to base
+    on the base's own `answers`, which is close to linear, else where the headline finds it."""
+    def measured(strength: float) -> float:
+        with torch.no_grad(), model.gates(turned(model, strength)):
+            return (math.sqrt(kl_to_base(model, answers, headline.cfg)) if at == KL
+                    else headline.now(model, {}, 0.0))
+
+    return measured
+
+
 @torch.no_grad()
 def turned_down(
     data: Data, cfg: Config, arm: Arm, sweep: Sweep, shared: dict[str, Any], other: Row, at: str
@@ -56,12 +71,7 @@ def turned_down(
     headline = Headline(other["read_by"], data, cfg)
     start = 0.0 if at == KL else headline.of(run.unmoved)
     goal = math.sqrt(other["kl_own"]) if at == KL else start + other["shift"]
-
-    def now(strength: float) -> float:
-        with model.gates(turned(model, strength)):
-            return (math.sqrt(kl_to_base(model, run.unmoved[2], cfg)) if at == KL
-                    else headline.now(model, {}, 0.0))
-
+    now = ruler(model, headline, run.unmoved[2], at)
     strength = meeting(now, start, goal, 1.0, CALLS, CLOSE * (goal - start))
     with model.gates(turned(model, strength)):
         frames = evaluate(model, data, cfg)
