@@ -92,7 +92,7 @@ sweep-barrier *ARGS:
     # H: with tau set from each one's own operating KL, the hinges on KL cost least per nat of trait
     {{ python }} -m steerloop.sweep barrier --seeds 0 1 2 {{ ARGS }}
 
-# a sweep by name (baselines, frontier, references, barrier, rounds, real, held), resumable; flags may follow
+# a sweep by name (baselines, frontier, references, barrier, rounds, real, nf4, held), resumable; flags may follow
 sweep *ARGS:
     {{ python }} -m steerloop.sweep {{ ARGS }}
 

@@ -11,6 +11,7 @@ REGIMES: dict[str, dict[str, Any]] = {
     "dirty": DIRTY,
     "register": FINE | {"trait": "register"},  # on published models: the trait, arms do the rest
     "mood": FINE | {"trait": "mood"},
+    "register-nf4": FINE | {"trait": "register", "quant": "nf4"},
 }
 
 
@@ -97,6 +98,8 @@ ROUNDS = [
 # be the vector itself, and is left out.
 VECTOR, PLAIN, DIRTY_PLAIN, DIRTY_KL = "vector", "nll", "nll, dirty", "kl_rev, dirty"
 DOSED = 0.242  # τ by the doses that are not too much: by those of dirty data nothing is above it
+BARRED, PASSED = {"tau": DOSED, "lam": 1.0}, {"multiples": DIRTY["multiples"]}
+PASSED_KL, PASSED_PLAIN = "kl_rev, passed", "nll, passed"  # overdosed, and the filter let it pass
 REAL = [
     Arm(VECTOR, ""),
     Arm("base", "", {"teacher": "base"}, source="base"),
@@ -104,12 +107,14 @@ REAL = [
     Arm("null", "", {"teacher": "null"}, source="null", vector="null"),
     *(Arm(x, "", {"teacher": x}, source=x, vector=x) for x in ("register", "mood")),
     plain(PLAIN, ""),
-    Arm(DIRTY_KL, "", DIRTY | {"tau": DOSED, "lam": 1.0}, source="dirty"),
+    Arm(DIRTY_KL, "", DIRTY | BARRED, source="dirty"),
     Arm(DIRTY_PLAIN, "", DIRTY | {"barrier": "nll"}, source="dirty"),
+    Arm(PASSED_KL, "", PASSED | BARRED, source="passed"),
+    Arm(PASSED_PLAIN, "", PASSED | {"barrier": "nll"}, source="passed"),
     *(Arm(f"{VECTOR}, {x} a step", "", {"batch": x}) for x in (2, 12)),  # completions; 6 elsewhere
 ]
 EQUAL = ((VECTOR, "prompt", "kl"), (DIRTY_KL, PLAIN, "shift"), (VECTOR, PLAIN, "shift"),
-         (DIRTY_KL, DIRTY_PLAIN, "shift"))
+         (DIRTY_KL, DIRTY_PLAIN, "shift"), (PASSED_KL, PASSED_PLAIN, "shift"))
 
 # What keeps three rounds of it near the base: a dearer barrier, a smaller dose, a limit?
 FIRM, GENTLE = {"lam": 1.0, "lam_pow": 0.0}, {"target_kl": 0.3}
@@ -137,5 +142,7 @@ SWEEPS = {
     "barrier": Sweep(BARRIERS, 3, ("filtered", "dirty"), each=False),
     "rounds": Sweep(ROUNDS, 10, ("filtered", "dirty")),
     "real": Sweep(REAL, 1, ("register", "mood"), probes=(), items=True, equal=EQUAL),
+    "nf4": Sweep([x for x in REAL if x.family in (VECTOR, "base")], 1, ("register-nf4",),
+                 probes=(), items=True),
     "held": Sweep(HELD, 3, ("register", "mood"), probes=(), items=True),
 }

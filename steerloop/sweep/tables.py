@@ -173,7 +173,7 @@ def rounds(points: pl.DataFrame) -> dict[str, str]:
 
 TABLES: dict[str, Callable[[pl.DataFrame], dict[str, str]]] = {
     "baselines": baselines, "frontier": frontier, "references": frontier, "barrier": barrier,
-    "rounds": rounds, "real": real, "held": held}
+    "rounds": rounds, "real": real, "nf4": real, "held": held}
 TITLES = {
     "baselines": "Baselines, round 3",
     "frontier": "Matched-trait frontier, round 1",
@@ -181,6 +181,7 @@ TITLES = {
     "barrier": "Ablation of the barrier, round 3",
     "rounds": "How many rounds the loop runs",
     "real": "Teachers, barrier and filter, round 1",
+    "nf4": "Over a base in 4 bits, round 1",
     "held": "Three rounds",
 }
 
