@@ -2,6 +2,7 @@
 is measured against the reference that was asked for; the loop does lower its own loss."""
 
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -17,13 +18,13 @@ from steerloop.checks.small import completions
 from steerloop.checks.twins import dense_aggregate, dense_kl, row_logits
 from steerloop.dose import dose
 from steerloop.heal import heal, step_loss
-from steerloop.healing.course import added
+from steerloop.healing.course import Course
 from steerloop.healing.optimiser import Scheduled, cosine_rate
 from steerloop.healing.threshold import AT_DOSE, threshold
 from steerloop.kernels.batch import Row
 from steerloop.kernels.spectral import sigma_max
 from steerloop.runfolder.folder import Folder
-from steerloop.runfolder.recorder import Recorder
+from steerloop.runfolder.recorder import NOTHING, Recorder
 from steerloop.sample import completion_losses, jobs, sample
 from steerloop.steer import extract
 
@@ -158,7 +159,8 @@ def check_a_barrier_that_never_fires_is_reported(small, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["kl_rev", "spectral"])
 def check_the_pull_is_the_norm_of_what_the_barrier_adds(small, kind):
-    s, barrier = stirred(small), Barrier(kind, "rmse", 0.8, 0.05)
+    """As a heal takes it: the NLL's gradient before an epoch, the step's own as it is taken."""
+    s, barrier = stirred(small, epochs=2), Barrier(kind, "rmse", 0.8, 0.05)
     rows = step_rows(s, completions(6), s.model.gates.before(0))
     rows = [row._replace(ref=None) for row in rows] if kind == "spectral" else rows
     sums = []
@@ -166,23 +168,26 @@ def check_the_pull_is_the_norm_of_what_the_barrier_adds(small, kind):
         step_loss(s.model, rows, barrier._replace(lam=lam), 3)
         sums.append(torch.cat([g.flatten() for g in grads(s)]))
     wanted = ((sums[0] - sums[1]).norm() / sums[1].norm()).item()
-    found = added(s.live(), *(lambda lam=lam: step_loss(
-        s.model, rows, barrier._replace(lam=lam), 3) for lam in (0.8, 0.0)))
-    assert found == pytest.approx(wanted, rel=1e-4) and wanted > 0.01
+    course = Course(s.live(), barrier, s.cfg, 0, 1, NOTHING)
+    course.begin(1, partial(step_loss, s.model, rows, size=3))
     assert all(p.grad is None for p in s.live())
+    for _ in range(2):  # but for the first step of an epoch nothing is measured
+        course.advance(step_loss(s.model, rows, barrier, 3), [])
+    (found,) = course.pulls
+    assert found == pytest.approx(wanted, rel=1e-4) and wanted > 0.01
 
 
 def check_heal_reports_the_pull_and_is_not_moved_by_it(small, monkeypatch):
     found, pulls = [], []
-    for measured in (True, False):
+    monkeypatch.setattr("steerloop.healing.course.added", lambda *_: pulls.append(7.0) or 7.0)
+    for reported in (7.0, None):
         s = small(epochs=3, lam=3.0, tau_share=0.0, lr=2e-2)
-        if not measured:
-            monkeypatch.setattr("steerloop.healing.course.added",
-                                lambda *_: pulls.append(7.0) or 7.0)
         stats, _ = heal(s.model, completions(8), s.cfg, 0)
         found.append([p.detach().clone() for p in s.live()])
-        assert (stats["pull"] == 7.0) is not measured and stats["pull"] > 0
+        assert stats["pull"] == reported
+        monkeypatch.setattr(Course, "begin", lambda *_: None)
     assert all(map(torch.equal, *found)) and len(pulls) == 2  # one at each later epoch's start
+    monkeypatch.undo()
     s = small(epochs=2, barrier="nll")
     assert heal(s.model, completions(8), s.cfg, 0)[0]["pull"] is None
 

@@ -2,7 +2,6 @@
 how often the barrier was active, how hard it pulled)."""
 
 from collections.abc import Callable
-from functools import partial
 from math import isfinite
 from statistics import fmean
 from typing import Any
@@ -37,6 +36,7 @@ class Course:
         self.log: list[Losses] = []
         self.norms: list[float] = []  # of the gradient of each step, before it was clipped
         self.pulls: list[float] = []
+        self.free: torch.Tensor | None = None  # gradient of a step by the NLL alone
         if (state := run.saved(self.name)) is not None:
             tensors, note = state
             self.optimiser.restore(tensors)
@@ -45,21 +45,25 @@ class Course:
             self.done = self.step // per_epoch
         self.bar = Bar(total=steps, initial=self.step, desc="heal", unit="step")
 
-    def begin(self, epoch: int, loss: Callable[[Barrier], object]) -> None:
+    def begin(self, epoch: int, loss: Callable[..., object]) -> None:
         """An epoch begins, whose first step has this `loss`: but for the first one the state is
-        kept, and the barrier's gradient measured beside that of the NLL."""
+        kept, and the gradient of the NLL taken, beside which that of the step shows the pull."""
         if epoch == 0:
             return
         note = {"done": self.step, "log": self.log, "norms": self.norms, "pulls": self.pulls}
         self.run.save(self.name, self.optimiser.state_tensors(), **note)
         if self.barrier.kind != "nll" and self.barrier.lam:
-            free = self.barrier._replace(lam=0.0)
-            self.pulls.append(added(self.optimiser.live, partial(loss, barrier=self.barrier),
-                                    partial(loss, barrier=free)))
+            loss(barrier=self.barrier._replace(lam=0.0))
+            self.free = gradient(self.optimiser.live)
+            for x in self.optimiser.live:
+                x.grad = None
 
     def advance(self, losses: Losses, rows: list[int]) -> None:
         """Take a step by the gradient that is there; `losses` of it are nats, its `rows` are those
         of the table. Raises FloatingPointError, Δ as it was, where it is not finite."""
+        if self.free is not None:
+            self.pulls.append(added(gradient(self.optimiser.live), self.free))
+            self.free = None
         norm = self.optimiser.advance(self.step)
         if not isfinite(norm):
             self.bar.close()
@@ -107,14 +111,11 @@ class Course:
         return stats
 
 
-def added(
-    live: list[torch.nn.Parameter], whole: Callable[[], object], part: Callable[[], object]
-) -> float:
-    """‖∇whole − ∇part‖ / ‖∇part‖, where both accumulate gradients; none is left behind."""
-    grads = []
-    for run in (whole, part):
-        run()
-        grads.append(torch.cat([x.grad.flatten() for x in live]))
-        for x in live:
-            x.grad = None
-    return ((grads[0] - grads[1]).norm() / grads[1].norm()).item()
+def gradient(live: list[torch.nn.Parameter]) -> torch.Tensor:
+    """What is accumulated of it, in one vector."""
+    return torch.cat([x.grad.flatten() for x in live])
+
+
+def added(whole: torch.Tensor, part: torch.Tensor) -> float:
+    """‖whole − part‖ / ‖part‖, of two gradients."""
+    return ((whole - part).norm() / part.norm()).item()
