@@ -6,7 +6,6 @@ which of the doses, copy) and pick tokens by inverse CDF. So batch size, mixed d
 leaving and resuming change no draw, nor does a weight or dose that differs by rounding.
 """
 
-from contextlib import nullcontext
 from functools import partial
 
 import polars as pl
@@ -92,15 +91,16 @@ def completion_losses(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Per row, NLL and KL(model ‖ reference) of its completion tokens, each (n), nats, on the CPU.
 
-    The model is the one under the gates in force, steered by `vector` and then dense as where it
-    sampled; the reference is unsteered, under the gates `ref` (R) or the same. Gates do not move in
-    a dense phase, so two states are read one after the other without. With neither vector nor `ref`
-    the KL is 0.
+    The model is the one under the gates in force, steered by `vector`, and dense as where it
+    samples; the reference is unsteered, under the gates `ref` (R) or the same. Gates do not move in
+    a dense phase, so with `ref` two states are read one after the other without. With neither
+    vector nor `ref` the KL is 0.
     """
     nlls, kls = [], []
+    table, back = model.ordered(table)
     for batch in Bar(model.batches(table, cfg.batch_rows), "score"):
         h_ref = None
-        with model.dense() if vector else nullcontext():
+        with model.dense(ref is None):
             with steered(model, vector or {}, batch):
                 h = model.hidden(batch)
             if vector and ref is None:
@@ -111,4 +111,4 @@ def completion_losses(
         nll, kl = token_losses(h, h_ref, batch.targets, model.head)
         nlls += batch.split(nll.cpu())
         kls += batch.split(kl.cpu())
-    return nlls, kls
+    return [nlls[i] for i in back], [kls[i] for i in back]

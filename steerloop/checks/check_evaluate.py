@@ -186,16 +186,19 @@ def extra(model, cfg):
 
 def check_evaluate_hands_on_probes_and_mundane_text(case):
     s, data = case
+    longer = [x * n for x, n in zip(data.mundane["text"], (1, 3, 2), strict=True)]
+    data = replace(data, mundane=data.mundane.with_columns(text=pl.Series(longer)))
     cfg = replace(s.cfg, probes=[f"{extra.__module__}:extra"])
     rows, items, answers = evaluate(s.model, data, cfg)
     assert len(rows) == len(data.vignettes) and len(answers) == len(data.contrast)
     assert items.filter(measure="extra")["value"].to_list() == [1.0, 2.0]
-    (prompt, text), bare = data.mundane.row(0), s.bare()
-    ids, tokens = s.model.render(prompt), s.model.to_ids(text)
-    logp = row_logits(bare, ids + tokens).log_softmax(-1)
-    wanted = sum(-logp[len(ids) + i - 1, x].item() for i, x in enumerate(tokens)) / len(tokens)
-    found = items.filter(measure="mundane_nll")["value"]
-    assert len(found) == len(data.mundane) == 3 and found[0] == pytest.approx(wanted, rel=1e-4)
+    found, bare = items.filter(measure="mundane_nll")["value"], s.bare()
+    assert len(found) == len(data.mundane) == 3
+    for value, (prompt, text) in zip(found, data.mundane.rows(), strict=True):
+        ids, tokens = s.model.render(prompt), s.model.to_ids(text)
+        logp = row_logits(bare, ids + tokens).log_softmax(-1)
+        wanted = sum(-logp[len(ids) + i - 1, x].item() for i, x in enumerate(tokens)) / len(tokens)
+        assert value == pytest.approx(wanted, rel=1e-4)
 
 
 def check_embedded_model_answers_and_steering_moves_authority(world):

@@ -10,6 +10,7 @@ from steerloop.checks.small import DEPTH, WIDTH, token_batch
 from steerloop.checks.twins import add_to_blocks
 from steerloop.config import parse
 from steerloop.kernels.spectral import cosine
+from steerloop.readouts.states import states
 from steerloop.steer import extract, steered
 from steerloop.texts.data import read_data
 
@@ -53,6 +54,14 @@ def check_extract_is_the_difference_of_hidden_states(small, size, blocks):
         wanted = total / len(CONTEXTS)
         assert wanted.norm() > 0.1
         assert torch.allclose(found[block], wanted, atol=1e-4, rtol=1e-4)
+
+
+def check_states_are_those_of_prompts_alone(small):
+    """In the order in which they were asked, whatever is read together."""
+    s = small()
+    prompts = [s.model.render(x) for x in ("a", "a b c d e f", "a b", "a b c d e f g h", "b")]
+    alone = torch.cat([states(s.model, [x], [2], 1)[2] for x in prompts])
+    assert torch.allclose(states(s.model, prompts, [2], 2)[2], alone, atol=1e-4, rtol=1e-4)
 
 
 def check_nothing_above_the_deepest_block_runs(small):
@@ -125,7 +134,7 @@ def check_steering_is_gone_after_an_exception(small):
 
 def check_a_failing_extraction_leaves_no_hook(small, monkeypatch):
     s = small()
-    monkeypatch.setattr(s.model.decoder.layers[1], "mlp", None)
+    monkeypatch.setattr(s.model.decoder.layers[1].mlp, "forward", None)
     with pytest.raises(TypeError):
         extracted(s, [1, 2], 4)
     assert not any(block._forward_hooks for block in s.model.decoder.layers)

@@ -81,6 +81,13 @@ class Row(NamedTuple):
     number: int
 
 
+def by_length(lengths: list[int]) -> tuple[list[int], list[int]]:
+    """The order in which rows of like lengths come together, the longest first, which spares
+    padding; and the way back: where each row then is."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    return order, sorted(range(len(order)), key=order.__getitem__)
+
+
 def like_lengths(rows: list[Row], size: int) -> Iterator[tuple[Ids, Ids, Tensor | None]]:
     """Micro-batches of `size` rows: prompts, completions, the reference's states (n, d).
 
@@ -111,3 +118,9 @@ class Batching:
         """The same of a table with prompt_ids, completion_ids and dose, `size` rows at a time."""
         parts = table.select("prompt_ids", "completion_ids", "dose").iter_slices(size)
         return [self.batch(*(column.to_list() for column in part)) for part in parts]
+
+    def ordered(self, table: pl.DataFrame) -> tuple[pl.DataFrame, list[int]]:
+        """Such a table with rows of like lengths together; and where each row then is."""
+        sizes = table["prompt_ids"].list.len() + table["completion_ids"].list.len()
+        order, back = by_length(sizes.to_list())
+        return table[order], back

@@ -149,11 +149,12 @@ class Dense:
         self.known = None, {}
 
     @contextmanager
-    def __call__(self) -> Iterator[None]:
-        """Until the block ends the model is dense, and its gates cannot move. Under gates of one
-        row each it stays as it is."""
+    def __call__(self, wanted: bool = True) -> Iterator[None]:
+        """Until the block ends the model is dense, where that is `wanted`, and its gates cannot
+        move. Under gates of one row each it stays as it is."""
         gates = self.gates.value
-        if self.inside or not self.on or (gates is not None and gates.ndim > 1):
+        each = gates is not None and gates.ndim > 1
+        if self.inside or not self.on or not wanted or each:
             yield
             return
         if self.known[0] != (state := self.state()):

@@ -24,11 +24,13 @@ def mundane(model: Model, data: Data, cfg: Config) -> list[float]:
             raise UserError(f"{said(data, item, cfg)} has no tokens in this model's vocabulary: "
                             "give it another one")
     table = pl.DataFrame({"prompt_ids": prompts, "completion_ids": texts}).with_columns(dose=0.0)
+    table, back = model.ordered(table)
     nlls = []
-    for batch in Bar(model.batches(table, cfg.batch_rows), "read"):
-        nll, _ = token_losses(model.hidden(batch), None, batch.targets, model.head)
-        nlls += batch.split(nll.cpu())
-    means = [nll.mean().item() for nll in nlls]
+    with model.dense():
+        for batch in Bar(model.batches(table, cfg.batch_rows), "read"):
+            nll, _ = token_losses(model.hidden(batch), None, batch.targets, model.head)
+            nlls += batch.split(nll.cpu())
+    means = [nlls[i].mean().item() for i in back]
     for item, nll in enumerate(means):
         if not math.isfinite(nll):
             raise UserError(f"{said(data, item, cfg)} has a loss of {nll} under this model: its "

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steerloop.kernels.batch import Ids
+from steerloop.kernels.batch import Ids, by_length
 from steerloop.model import Model
 from steerloop.runfolder.progress import Bar
 
@@ -26,6 +26,7 @@ def states(
     """What each block puts out at the last token of each of n prompts. Nothing above the deepest
     block is computed. `size`: rows of one batch."""
     found: dict[int, list[Tensor]] = {b: [] for b in blocks}
+    order, back = by_length([len(x) for x in prompts])
 
     def read(h: Tensor, block: int) -> Tensor:
         found[block].append(h[:, -1].float())
@@ -34,10 +35,11 @@ def states(
         return h
 
     hooks = {b: partial(read, block=b) for b in blocks}
-    for i in Bar(range(0, len(prompts), size), "extract"):
-        with model.hooked(hooks), suppress(_Deepest):
-            model.trunk(*model.pad(prompts[i : i + size]))
-    return {b: torch.cat(parts) for b, parts in found.items()}
+    with model.dense():
+        for i in Bar(range(0, len(prompts), size), "extract"):
+            with model.hooked(hooks), suppress(_Deepest):
+                model.trunk(*model.pad([prompts[j] for j in order[i : i + size]]))
+    return {b: torch.cat(parts)[back] for b, parts in found.items()}
 
 
 def differences(
