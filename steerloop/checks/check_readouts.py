@@ -34,18 +34,42 @@ def mean_logp(hf, prompt, ending):
     return fmean(logp[len(prompt) + i - 1, x].item() for i, x in enumerate(ending))
 
 
-def check_endings_are_those_of_single_forwards(case):
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("persona", ["", "You are kind, and patient with people."])
+def check_endings_are_those_of_single_forwards(case, k, persona):
     """Prompts of several lengths, endings of several lengths, cut into batches anyhow."""
     s, _ = case
-    prompts = [s.model.render(x) for x in ("Why?", "Must I go to the old town hall?", "So?")]
+    prompts = [s.model.render(x, persona)
+               for x in ("Why?", "Must I go to the old town hall?", "Why so?")]
     texts = [[s.model.to_ids(x + y) for y in ("no", "yes, I would", "he said")]
              for x in ("", "a ", "the long ")]
     pairs = zip(prompts, texts, strict=True)
     wanted = [[mean_logp(s.model.hf, p, x) for x in row] for p, row in pairs]
     for size in (1, 2, 99):
-        found = endings(s.model, prompts, texts, size, "x").tolist()
+        found = endings(s.model, prompts, [x[:k] for x in texts], size, "x").tolist()
         for a, b in zip(found, wanted, strict=True):
-            assert a == pytest.approx(b, rel=1e-3, abs=1e-3)
+            assert a == pytest.approx(b[:k], rel=1e-3, abs=1e-3)
+
+
+def check_one_ending_each_reads_the_common_start_once(case, monkeypatch):
+    """And where a cache is gone on from a token at a time, every row from its start."""
+    s, _ = case
+    prompts = [s.model.render(x, "You are kind.") for x in ("Why?", "Why not?", "Why me?")]
+    read, trunk = [], type(s.model.trunk).__call__
+
+    def counted(self, ids, *rest):
+        read.append(ids.numel())
+        return trunk(self, ids, *rest)
+
+    monkeypatch.setattr(type(s.model.trunk), "__call__", counted)
+    texts = [[s.model.to_ids("no")]] * 3
+    many = endings(s.model, prompts, texts, 9, "x")
+    monkeypatch.setattr(s.model.trunk, "stepwise", True)
+    alone = endings(s.model, prompts, texts, 9, "x")
+    start = next(i for i, x in enumerate(zip(*prompts, strict=False)) if len({*x}) > 1)
+    longest = max(map(len, prompts)) + len(texts[0][0])
+    assert read == [start, 3 * (longest - start), 3 * longest] and start > 8
+    assert torch.allclose(many, alone, atol=1e-4)
 
 
 def check_contrast_is_the_two_sides_of_every_item(case):

@@ -1,4 +1,4 @@
-"""What several endings of a prompt cost the model, the prompt read once.
+"""What endings of a prompt cost the model, what several have in common read once.
 
 Letters: p prompts of a batch, k endings of each, b rows (p k), t tokens of an ending.
 """
@@ -11,6 +11,7 @@ from torch import Tensor
 from steerloop.barrier import token_losses
 from steerloop.kernels.batch import Ids, pad
 from steerloop.kernels.caches import arrange, empty_cache
+from steerloop.kernels.prefix import common
 from steerloop.model import Model
 from steerloop.runfolder.progress import Bar
 
@@ -30,7 +31,7 @@ def endings(
         for i in Bar(range(0, len(prompts), step), bar):
             part = prompts[i : i + step]
             after = [ids for row in texts[i : i + step] for ids in row]
-            read = whole if model.trunk.stepwise else gone_on
+            read = whole if k == 1 or model.trunk.stepwise else gone_on
             means.append(rearrange(read(model, part, after), "(p k) -> p k", k=k).cpu())
     return torch.cat(means)
 
@@ -51,10 +52,19 @@ def gone_on(model: Model, prompts: Ids, after: Ids) -> Float[Tensor, "b"]:
 
 
 def whole(model: Model, prompts: Ids, after: Ids) -> Float[Tensor, "b"]:
-    """Every row read from its start: for models that take cached text a token at a time."""
-    copies = len(after) // len(prompts)
-    batch = model.batch([x for x in prompts for _ in range(copies)], after)
-    nll, _ = token_losses(model.hidden(batch), None, batch.targets, model.head)
+    """Every row read to its end in one pass. What all begin with, such as a persona, is read once;
+    but by models that take cached text a token at a time, in every row."""
+    rows = [x for x in prompts for _ in range(len(after) // len(prompts))]
+    n = 0 if model.trunk.stepwise else min(common(rows[0][:-1], x[:-1]) for x in rows)
+    batch = model.batch([x[n:] for x in rows], after)
+    cache, mask = None, batch.mask
+    if n:
+        cache, begun = empty_cache(model.hf), torch.ones_like(mask[:, :1]).expand(-1, n)
+        model.trunk(torch.tensor([rows[0][:n]], device=model.device), begun[:1], cache)
+        arrange(cache, torch.zeros(len(rows), dtype=torch.long))
+        mask = torch.cat([begun, mask], dim=1)
+    h = rearrange(model.trunk(batch.ids, mask, cache), "b t d -> (b t) d")[batch.positions]
+    nll, _ = token_losses(h, None, batch.targets, model.head)
     return per_row(nll, torch.bincount(batch.rows, minlength=len(after)))
 
 
