@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 DIRTY = {"filter": False, "multiples": [1.0, 1.75, 2.5]}  # overdosed, only empty rows dropped
-FINE = {  # than presets: steps are small
-    "said_pairs": 6, "dose_prompts": 8, "dose_tokens": 64, "max_contexts": 256}
+FINE = {  # than presets: steps are small; and a barrier that arms change, whatever presets say
+    "said_pairs": 6, "dose_prompts": 8, "dose_tokens": 64, "max_contexts": 256, "lam": 0.3,
+    "lam_pow": -0.5}
 REGIMES: dict[str, dict[str, Any]] = {
     "filtered": {},
     "dirty": DIRTY,
