@@ -281,7 +281,8 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def check_a_hostile_template_ends_in_one_line(name, monkeypatch):
     body, says = HOSTILE[name]
-    monkeypatch.setattr(template, "SECONDS", 0.3)
+    if "seconds" in says:  # elsewhere a slow machine would meet that bound first
+        monkeypatch.setattr(template, "SECONDS", 0.3)
     start = time.thread_time()
     with pytest.raises(UserError, match=says) as e:
         Chat(build_tokenizer(body + TURNS), [1])
