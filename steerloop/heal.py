@@ -52,11 +52,12 @@ def step_loss(model: Model, rows: list[Row], barrier: Barrier, size: int) -> lis
         loss, nll, top = heal_loss(h, ref, batch.targets, batch.rows, model.head, step)
         if torch.is_grad_enabled():
             loss.backward()
-        nlls += nll.tolist()
-        tops += top.tolist()
+        nlls.append(nll)
+        tops.append(top)
     if barrier.kind == "spectral":  # a property of Δ, not of the rows
-        tops.append(spectral_loss(model.layers, barrier.lam))
-    return [nlls, tops]
+        tops.append(spectral_loss(model.layers, barrier.lam)[None])
+    nats = torch.cat(nlls + tops).tolist()  # together: a GPU is waited for once
+    return [nats[:n_total], nats[n_total:]]
 
 
 @torch.enable_grad()
@@ -98,5 +99,5 @@ def heal(
                 losses = step_loss(model, part, barrier, cfg.batch)
                 course.advance(losses, [row.number for row in part])
     with torch.no_grad():
-        val, _ = step_loss(model, held, barrier, cfg.batch)
+        val = step_loss(model, held, barrier, cfg.batch)[0] if held else []
     return course.account(val), lora.live_delta(model.layers)

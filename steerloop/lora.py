@@ -26,14 +26,14 @@ class Gates:
     """Which rounds are heard; one object shared by all layers of a model.
 
     `value` is None (the student: every round open), a vector (R,), or one vector per batch row
-    (b, R). All zero is the untouched base, bitwise. `live` is the slot in training.
+    (b, R). All zero is the untouched base, bitwise: `closed`. `live` is the slot in training.
     """
 
-    def __init__(self, rounds: int) -> None:
-        self.rounds = rounds
+    def __init__(self, rounds: int, device: torch.device | str = "cpu") -> None:
+        self.rounds, self.device = rounds, device
         self.live = 0
         self.value: Tensor | None = None
-        self.fixed = False
+        self.closed = self.fixed = False
 
     @contextmanager
     def __call__(self, value: Float[Tensor, "*b R"] | None) -> Iterator[None]:
@@ -44,11 +44,13 @@ class Gates:
         """
         if torch.is_grad_enabled() or self.fixed:
             raise RuntimeError("gates move only under torch.no_grad(), outside of dense phases")
-        before, self.value = self.value, value
+        before = self.value, self.closed
+        self.value = None if value is None else value.to(self.device)
+        self.closed = value is not None and not value.any()
         try:
             yield
         finally:
-            self.value = before
+            self.value, self.closed = before
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -61,7 +63,7 @@ class Gates:
 
     def before(self, round: int) -> Float[Tensor, "R"]:
         """The student as it was before a round: 0 is the base, `live` the previous student."""
-        return (torch.arange(self.rounds) < round).float()
+        return (torch.arange(self.rounds, device=self.device) < round).float()
 
 
 class GatedLoRALinear(nn.Module):
@@ -103,12 +105,11 @@ class GatedLoRALinear(nn.Module):
         return A, B
 
     def forward(self, x: Float[Tensor, "b t d_in"]) -> Float[Tensor, "b t d_out"]:
-        gate = self.gates.value
-        if gate is not None and not gate.any():
+        if self.gates.closed:
             return self.base(x)
         A, B = self.factors()
         low = F.linear(x, A)
-        if gate is not None:
+        if (gate := self.gates.value) is not None:
             gate = repeat(gate.to(low), "... R -> ... (R r)", r=self.r)
             if gate.ndim == 2:  # of each row
                 gate = rearrange(gate, "b Rr -> b 1 Rr")

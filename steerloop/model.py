@@ -83,11 +83,9 @@ def load(cfg: Config) -> Model:
     blocks = trained(cfg, len(decoder.layers))  # a wrong choice is said at once
     check_trainable(hf, cfg.checkpointing)
     names = projections(hf, decoder.layers, blocks, cfg.targets)
-    gates = lora.Gates(cfg.rounds)
+    gates = lora.Gates(cfg.rounds, device)
     layers = lora.wrap(hf, names, gates, cfg.r, cfg.alpha)
     dense = Dense(hf, layers, gates, cfg.decode)
     trunk, head = Trunk(decoder), output_head(hf)
-    model = Model(
-        tokenizer, stop_ids(hf), hf, decoder, trunk, head, gates, layers, dense, device
-    )  # fmt: skip
+    model = Model(tokenizer, stop_ids(hf), hf, decoder, trunk, head, gates, layers, dense, device)
     return check_fit(cfg.model, model)

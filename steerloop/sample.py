@@ -58,7 +58,7 @@ def sample(
         for part in table.iter_slices(cfg.batch_rows):
             rows = in_flight(model, part, cfg, key)
             with steered(model, vector, rows):
-                step = steps(model.trunk, model.head, rows, model.gates)
+                step = steps(model.trunk, model.head, rows)
                 completions += generate(step, rows, choose, model.stop_ids, stops, bar.drew)
     texts = [model.to_text(ids) for ids in completions]
     return table.with_columns(
@@ -74,11 +74,10 @@ def in_flight(model: Model, table: pl.DataFrame, cfg: Config, key: str) -> Rows:
         name = f"{cfg.seed}|{key}|{prompt}|{multiple}|{copy}"
         own.append(draws(name, cfg.max_new_tokens))
     ids, mask = model.pad(table["prompt_ids"].to_list())
-    doses = torch.tensor(table["dose"].to_list(), device=model.device)
-    return Rows(
-        torch.arange(len(table)), ids, mask, doses.float(), torch.stack(own).to(model.device),
-        empty_cache(model.hf),
-    )  # fmt: skip
+    doses = torch.tensor(table["dose"].to_list(), device=model.device).float()
+    drawn = torch.stack(own).to(model.device)
+    index = torch.arange(len(table))
+    return Rows(index, ids, mask, doses, drawn, empty_cache(model.hf))
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ Letters: b rows, R slots of the stack.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -20,7 +20,7 @@ from steerloop import UserError
 from steerloop.export.student import Student
 from steerloop.kernels.caches import empty_cache
 from steerloop.kernels.decode import Rows, draws, generate, pick
-from steerloop.kernels.graphs import Eager
+from steerloop.kernels.graphs import steps
 from steerloop.readouts.states import Vector
 from steerloop.steer import steered
 from steerloop.texts.printable import printable
@@ -108,24 +108,23 @@ def answer(
     u = draws(f"{talk.seed}|chat|{len(talk.turns)}", talk.tokens).expand(b, -1).to(model.device)
     rows = Rows(torch.arange(b), *model.pad([ids] * b),
                 talk.c_star * torch.tensor(doses, device=model.device), u,
-                empty_cache(model.hf))
-    gates = gates.to(model.device)
+                empty_cache(model.hf), model.gates if len(gates.unique(dim=0)) > 1 else None)
     stream = streamed(model.to_text, show) if show else None
-
-    def trunk(*inputs: Any) -> Float[Tensor, "b t d"]:
-        with model.gates(gates[rows.index.to(gates.device)]):
-            return model.trunk(*inputs)
-
     choose = partial(pick, temperature=talk.temperature, k=cfg.top_k, p=cfg.top_p)
 
     def choose_and_show(logits: Tensor, draw: Tensor) -> Tensor:
+        nonlocal stream
         token = choose(logits, draw)
-        if stream and rows.index[0] == 0:
-            stream(int(token[0]))
+        if stream:
+            stream(first := int(token[0]))
+            if first in model.stop_ids:  # its row may stay for a while
+                stream = stream(None)
         return token
 
-    with steered(model, talk.vector if any(doses) else {}, rows):
-        ids = generate(Eager(trunk, model.head), rows, choose_and_show, model.stop_ids)
+    vector = talk.vector if any(doses) else {}
+    with model.gates(gates if rows.gates else gates[0]), steered(model, vector, rows):
+        step = steps(model.trunk, model.head, rows)
+        ids = generate(step, rows, choose_and_show, model.stop_ids)
     if stream:
         stream(None)
     return ids

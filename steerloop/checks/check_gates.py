@@ -112,4 +112,4 @@ def check_gates_are_restored_after_an_exception(small):
         with pytest.raises(ZeroDivisionError), gates(gates.before(0)):
             raise ZeroDivisionError
         assert gates.value is outer
-    assert gates.value is None
+    assert gates.value is None and not gates.closed

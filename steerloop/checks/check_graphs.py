@@ -4,7 +4,9 @@ masks, positions and rows that end are the real ones."""
 
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
+from weakref import WeakKeyDictionary
 
 import pytest
 import torch
@@ -13,8 +15,9 @@ from steerloop.checks.check_sample import LONG
 from steerloop.checks.families import DENSE, save_family
 from steerloop.checks.small import Small, small_config
 from steerloop.kernels import graphs
+from steerloop.kernels.decode import generate, pick
 from steerloop.readouts.forced_choice import choices
-from steerloop.sample import jobs, sample
+from steerloop.sample import in_flight, jobs, sample
 from steerloop.texts.data import read_data
 
 PROMPTS = ["Why?", "Must I go to the old town hall today, or may I stay at home with you?", "So."]
@@ -25,6 +28,14 @@ DOSES = [0.0, 0.5, 2.0]
 def recorded(monkeypatch):
     """As if the device had graphs; the batch sizes that were recorded."""
     sizes = []
+    monkeypatch.setattr(graphs, "recordable", lambda _: True)
+    monkeypatch.setattr(graphs, "repeatable", recorded_by(sizes))
+    monkeypatch.setattr(graphs, "refused", WeakKeyDictionary())
+    return sizes
+
+
+def recorded_by(sizes):
+    """Recording as above, of which `sizes` hears."""
 
     def repeatable(run, device):
         run()
@@ -33,10 +44,7 @@ def recorded(monkeypatch):
         sizes.append(len(out))
         return lambda: out.copy_(run()), out
 
-    monkeypatch.setattr(graphs, "recordable", lambda _: True)
-    monkeypatch.setattr(graphs, "repeatable", repeatable)
-    monkeypatch.setattr(graphs, "refused", set())
-    return sizes
+    return repeatable
 
 
 def drawn(s, stops=True):
@@ -86,17 +94,44 @@ def check_what_cannot_be_recorded_is_tried_once_said_once_and_decoded(
     monkeypatch.setattr(graphs, "repeatable", repeatable)
     monkeypatch.setattr(graphs.logger, "warning", said.append)
     assert drawn(s).to_list() == wanted == drawn(s).to_list()
-    assert len(said) == len(tried) == 1
+    assert len(said) == 1 and len(tried) == len(set(map(len, tried)))  # each batch once
     assert "synchronizing" in said[0] and "\n" not in said[0]
+    assert f"({__file__}:" in said[0]  # and where
+
+    monkeypatch.setattr(graphs, "repeatable", recorded_by(recorded))
+    fewer = jobs(s.model, PROMPTS, DOSES[:1])  # another batch may do what that one could not
+    sample(s.model, fewer, s.vector(), s.cfg, "0|test")
+    assert recorded and len(said) == 1
 
 
-def check_gates_that_move_in_the_layers_are_not_recorded(small, monkeypatch, recorded):
-    said, s = [], small(decode="nf4", **LONG)
-    monkeypatch.setattr(graphs.logger, "warning", said.append)
-    with torch.no_grad(), s.model.gates(s.model.gates.before(0)):
-        wanted = drawn(s).to_list()
-        assert not recorded and len(said) == 1 and "gates" in said[0]
-    assert drawn(s).to_list() == wanted and recorded  # nothing was trained: the same model
+@pytest.mark.parametrize("decode", ["nf4", "dense"])
+def check_gates_in_the_layers_are_recorded(small, monkeypatch, recorded, decode):
+    """One vector for all; and one a row, whose rows leave at different times."""
+    s = small(decode=decode, **LONG)
+    s.stir(seed=0)
+    s.fold()
+    s.stir(seed=1)
+    s.fold()
+    gates = s.model.gates
+
+    def mixed():
+        rows = in_flight(s.model, jobs(s.model, PROMPTS, DOSES), s.cfg, "0|test")
+        choose = partial(pick, temperature=1.0, k=64, p=1.0)
+        each = torch.tensor([[0.0, 0, 0], [1, 0, 0], [1, 1, 0]]).repeat(3, 1)
+        with torch.no_grad(), gates(each):
+            rows.gates = gates
+            step = graphs.steps(s.model.trunk, s.model.head, rows)
+            return generate(step, rows, choose, s.model.stop_ids)
+
+    def shut():
+        with torch.no_grad(), gates(gates.before(1)):
+            return drawn(s).to_list()
+
+    found = mixed(), shut()
+    assert recorded and len(set(map(len, found[0]))) > 1
+    monkeypatch.setattr(graphs, "recordable", lambda _: False)
+    assert found == (mixed(), shut())
+    assert gates.value is None
 
 
 def check_few_steps_and_caches_of_other_kinds_are_not_recorded(small, monkeypatch, recorded):

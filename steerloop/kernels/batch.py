@@ -16,6 +16,13 @@ Ids = list[list[int]]
 Doses = list[float] | list[list[float]]  # of rows: one each, or one for each of several directions
 
 
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """What was built on the host, on a device; a GPU fetches it when it comes to it, unwaited."""
+    if device.type == "cuda":
+        x = x.pin_memory()
+    return x.to(device, non_blocking=True)
+
+
 @dataclass
 class Batch:
     """Right-padded prompts and completions, and where completion tokens are predicted."""
@@ -24,7 +31,7 @@ class Batch:
     mask: Bool[Tensor, "b t"]
     positions: Int[Tensor, "n"]  # in the flattened (b t), each one before its target
     targets: Int[Tensor, "n"]
-    rows: Int[Tensor, "n"]  # sorted
+    rows: Int[Tensor, "n"]  # sorted, on the CPU: what is cut by them is cut without a wait
     dose: Float[Tensor, "b ..."]  # or one for each of several directions
 
     def split(self, x: Float[Tensor, "n *d"]) -> tuple[Tensor, ...]:
@@ -36,12 +43,19 @@ def pad(
     rows: Ids, blank: int, device: torch.device, left: bool
 ) -> tuple[Int[Tensor, "b t"], Bool[Tensor, "b t"]]:
     """Rows of several lengths → ids and mask that end together (left) or start together."""
+    return tuple(sent(x, device) for x in padded(rows, blank, left))
+
+
+def padded(
+    rows: Ids, blank: int, left: bool
+) -> tuple[Int[Tensor, "b t"], Bool[Tensor, "b t"]]:
+    """The same on the CPU."""
     t = max(map(len, rows))
     fill = [[blank] * (t - len(x)) for x in rows]
     ids = [b + x if left else x + b for x, b in zip(rows, fill, strict=True)]
     size = torch.tensor([len(x) for x in rows])[:, None]
     mask = torch.arange(t) >= t - size if left else torch.arange(t) < size
-    return torch.tensor(ids, device=device), mask.to(device)
+    return torch.tensor(ids), mask
 
 
 def collate(
@@ -50,18 +64,16 @@ def collate(
     """Prompts and completions → Batch; an empty completion predicts nothing, and without `doses`
     (units of the vector) nothing is steered."""
     pairs = list(zip(prompts, completions, strict=True))
-    ids, mask = pad([p + c for p, c in pairs], blank, device, left=False)
+    ids, mask = padded([p + c for p, c in pairs], blank, left=False)
     at = torch.arange(ids.shape[1])
     ends = torch.tensor([(len(p) - 1, len(p) + len(c) - 1) for p, c in pairs])
-    predicts = ((at >= ends[:, :1]) & (at < ends[:, 1:])).to(device)
-    return Batch(
-        ids=ids,
-        mask=mask,
-        positions=predicts.flatten().nonzero()[:, 0],
-        targets=torch.tensor([x for c in completions for x in c], device=device).long(),
-        rows=predicts.nonzero()[:, 0],
-        dose=torch.tensor(doses or [0.0] * len(pairs), device=device).float(),
-    )
+    predicts = (at >= ends[:, :1]) & (at < ends[:, 1:])
+    targets = torch.tensor([x for c in completions for x in c], dtype=torch.long)
+    dose = torch.tensor(doses or [0.0] * len(pairs), dtype=torch.float32)
+    positions = predicts.flatten().nonzero()[:, 0]
+    ids, mask, positions, targets, dose = (
+        sent(x, device) for x in (ids, mask, positions, targets, dose))
+    return Batch(ids, mask, positions, targets, predicts.nonzero()[:, 0], dose)
 
 
 @runtime_checkable

@@ -8,16 +8,27 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import Cache
 
+from steerloop.kernels.batch import sent
 from steerloop.kernels.caches import arrange
 from steerloop.kernels.graphs import Eager
+from steerloop.kernels.masks import waits
 
 Choose = Callable[[Tensor, Tensor], Tensor]  # (logits (b, v), draws (b,)) → tokens (b,)
+READ = 8  # tokens of every row that a GPU draws before the host looks at them, and waits
+
+
+@runtime_checkable
+class Mixed(Protocol):
+    """The gates of a model, one vector a row: (b, R)."""
+
+    value: Tensor | None
 
 
 @dataclass
@@ -30,12 +41,16 @@ class Rows:
     dose: Float[Tensor, "b ..."]  # or one for each of several directions
     draws: Float[Tensor, "b m"]
     cache: Cache
+    gates: Mixed | None = None  # those of the model, where each row has its own
 
     def select(self, keep: Int[Tensor, "k"]) -> None:
         """Keep these rows only: the one place where a batch shrinks."""
-        for name in ("index", "ids", "mask", "dose", "draws"):
-            x = getattr(self, name)
-            setattr(self, name, x[keep.to(x.device)])
+        there = sent(keep, self.ids.device)
+        self.index = self.index[keep]
+        for name in ("ids", "mask", "dose", "draws"):
+            setattr(self, name, getattr(self, name)[there])
+        if self.gates is not None:
+            self.gates.value = self.gates.value[there]
         arrange(self.cache, keep)
 
     def fork(self, keep: Int[Tensor, "k"], m: int) -> "Rows":
@@ -79,31 +94,46 @@ def generate(
     """The new token ids of each row, its stop token included; m = the width of `rows.draws`.
 
     `step` reads what is new and gives logits (kernels/graphs.py). `stops=False` suppresses the stop
-    tokens, so that every row gets m. Rows that stop leave the batch. How many tokens a step drew
-    and how many rows ended with it is `told`.
+    tokens, so that every row gets m. Rows that stop leave the batch when the host looks at the
+    tokens: on a CPU after each, where that is free. How many were drawn since it last looked, and
+    how many rows ended, is `told`.
     """
     out: list[list[int]] = [[] for _ in rows.index]
-    stop = torch.tensor(stop_ids, device=rows.ids.device)
-    over = torch.zeros(len(rows.index), dtype=torch.bool)
-    for u in range(rows.draws.shape[1]):
+    device, m = rows.ids.device, rows.draws.shape[1]
+    stop, every = sent(torch.tensor(stop_ids), device), READ if waits(device) else 1
+    alive, unseen = [*range(len(out))], []  # places of rows that go on; tokens of all
+    for u in range(m):
         logits = step(rows)
         if not stops:
             logits.index_fill_(-1, stop, -torch.inf)
         token = choose(logits, rows.draws[:, u])
-        for i, x, gone in zip(rows.index.tolist(), token.tolist(), over.tolist(), strict=True):
-            if not gone:
-                out[i].append(x)
         rows.ids = token[:, None]
         rows.mask = torch.cat([rows.mask, rows.ids >= 0], dim=1)
-        before, over = len(over) - int(over.sum()), over | torch.isin(token, stop).cpu()
-        alive = (~over).nonzero()[:, 0]
-        told(before, before - len(alive))
-        if len(alive) == 0:
+        unseen.append(token)
+        if len(unseen) < every and u + 1 < m:
+            continue
+        before, seen = sum(map(len, out)), torch.stack(unseen, dim=1).tolist()
+        went, alive, unseen = alive, [], []
+        for place in went:
+            ids = ended(seen[place], stop_ids)
+            out[rows.index[place]] += ids
+            if ids[-1] not in stop_ids:
+                alive.append(place)
+        told(sum(map(len, out)) - before, len(went) - len(alive))
+        if not alive:
             break
-        if step.shrinks(len(alive), len(token)):
+        if step.shrinks(len(alive), len(seen)):
             step.close(rows)
-            rows.select(alive)
-            over = over[alive]
-    told(0, len(over) - int(over.sum()))  # the limit ended them
+            rows.select(torch.tensor(alive))
+            alive = [*range(len(alive))]
+    told(0, len(alive))  # the limit ended them
     step.close(rows)
     return out
+
+
+def ended(ids: list[int], stop_ids: list[int]) -> list[int]:
+    """Tokens up to the first that stops, with it."""
+    for n, token in enumerate(ids, 1):
+        if token in stop_ids:
+            return ids[:n]
+    return ids

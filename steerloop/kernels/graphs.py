@@ -11,8 +11,9 @@ Letters: b rows in flight, T tokens so far, v vocabulary.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, Protocol, runtime_checkable
-from weakref import WeakSet
+from traceback import extract_tb
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -22,12 +23,12 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 
-from steerloop.kernels.caches import Read, cached, empty_cache
+from steerloop.kernels.caches import Read, empty_cache
 from steerloop.kernels.trunk import Trunk
 
 PAYS = 16  # steps from which recording is repaid
 KNOWN = (DynamicLayer, DynamicSlidingWindowLayer)
-refused: WeakSet[Any] = WeakSet()  # decoders and gates with which no step could be recorded
+refused: WeakKeyDictionary[Any, set[Any]] = WeakKeyDictionary()  # decoder → batches, reasons
 Logits = Callable[[Tensor], Tensor]  # hidden states (b, d) → (b, v)
 
 
@@ -75,23 +76,22 @@ class Recorded(Eager):
     def record(self, rows: Any) -> bool:
         """Record a step of these rows, if that is possible and pays."""
         read = rows.mask.shape[1] - 1  # the last of T is read by the step itself
+        batch = len(rows.ids), self.end
         if (rows.ids.shape[1] > 1 or not read or self.end - read < PAYS
-                or self.decoder in refused):
+                or batch in refused.get(self.decoder, ())):
             return False
         self.ids = rows.ids.clone()
-        self.mask = F.pad(rows.mask.long(), (0, self.end - read - 1))
+        self.mask = F.pad(rows.mask, (0, self.end - read - 1))
         rows.cache = fixed(rows.cache, read, self.end)
 
         def run() -> Float[Tensor, "b v"]:  # reads and writes the buffers alone
             place = self.mask.sum(-1, keepdim=True) - 1
-            out = self.decoder(input_ids=self.ids, attention_mask=self.mask, position_ids=place,
-                               **cached(self.decoder, rows.cache))
-            return self.head(out.last_hidden_state[:, -1])
+            return self.head(self.trunk(self.ids, self.mask, rows.cache, place)[:, -1])
 
         try:
             self.replay, self.logits = repeatable(run, rows.ids.device)
         except RuntimeError as e:  # what can't be recorded
-            refuse(self.decoder, str(e.__context__ or e))
+            refuse(self.decoder, batch, e.__context__ or e)
             rows.cache = flowing(rows.cache, read, self.decoder)
             return False
         for layer in rows.cache.layers:
@@ -104,23 +104,13 @@ class Recorded(Eager):
             rows.cache = flowing(rows.cache, rows.mask.shape[1] - 1, self.decoder)
 
 
-@runtime_checkable
-class Fixable(Protocol):
-    """Gates: none, (R) or (b, R), which a graph cannot follow unless they are `fixed`."""
-
-    value: Tensor | None
-    fixed: bool
-
-
-def steps(trunk: Trunk, head: Logits, rows: Any, gates: Fixable) -> Eager:
-    """The way to take the steps of rows that are to be decoded, under these gates."""
+def steps(trunk: Trunk, head: Logits, rows: Any) -> Eager:
+    """The way to take the steps of rows that are to be decoded. What is heard beside the base, and
+    steers, stays as it is until they are; doses and gates of a row are those of `rows`."""
     if not recordable(rows.ids.device):
         return Eager(trunk, head)
-    if gates.value is not None and not gates.fixed:
-        refuse(gates, "gates that can move (--decode dense holds them)")
-        return Eager(trunk, head)
     if any(type(x) not in KNOWN for x in rows.cache.layers):
-        refuse(trunk.decoder, "its cache has layers of another kind")
+        refuse(trunk.decoder, len(rows.ids), TypeError("its cache has layers of another kind"))
         return Eager(trunk, head)
     return Recorded(trunk, head, rows)
 
@@ -130,12 +120,15 @@ def recordable(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def refuse(what: Any, why: str) -> None:
-    """Says once that, and why, steps are not recorded."""
-    if what not in refused:
-        refused.add(what)
-        first = (why.strip() or "no reason given").splitlines()[0]
+def refuse(decoder: PreTrainedModel, batch: Any, why: BaseException) -> None:
+    """Steps of such a `batch` are not recorded; why and where is said once."""
+    first = (str(why).strip() or type(why).__name__).splitlines()[0]
+    for frame in extract_tb(why.__traceback__)[-1:]:  # the innermost: there it was asked for
+        first += f" ({frame.filename}:{frame.lineno})"
+    known = refused.setdefault(decoder, set())
+    if first not in known:
         logger.warning(f"decoding step by step, slower than from a CUDA graph: {first}")
+    known |= {batch, first}
 
 
 def fixed(cache: Cache, read: int, end: int) -> Cache:

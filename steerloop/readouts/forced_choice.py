@@ -99,12 +99,12 @@ def read(
     with model.dense():
         share = not model.trunk.stepwise  # reading on by single tokens costs more than it spares
         rows = paired(model.trunk, model.pad, empty_cache(model.hf), asked, think, share)
-        step = steps(model.trunk, model.head, rows, model.gates)
+        step = steps(model.trunk, model.head, rows)
         generate(step, rows, greedy, model.stop_ids, stops=False)
         said = []
         if free:
             apart = rows.fork(torch.arange(len(asked)), JSON_TOKENS)
-            step = steps(model.trunk, model.head, apart, model.gates)
+            step = steps(model.trunk, model.head, apart)
             ids = generate(step, apart, greedy, model.stop_ids)
             said = [model.to_text(x) for x in ids]
         return follow(model.trunk, rows, scaffold), said
