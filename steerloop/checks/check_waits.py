@@ -1,7 +1,6 @@
 """Where a GPU would be waited for: nowhere in a decoding step, twice in an optimiser step. No GPU
 is needed to see it (bench/dispatched.py). And what is done instead computes the same."""
 
-from contextlib import ExitStack
 from functools import partial
 from types import SimpleNamespace
 
@@ -63,9 +62,7 @@ def decoded(s, monkeypatch, choose=None, gates=None):
     monkeypatch.setattr(graphs, "repeatable", repeatable)
     choose = choose or partial(pick, temperature=1.0, k=s.cfg.top_k, p=s.cfg.top_p)
     vector = {b: v.to(META) for b, v in s.vector().items()}
-    with torch.no_grad(), ExitStack() as hold:
-        if gates is None:
-            hold.enter_context(s.model.dense())
+    with torch.no_grad(), s.model.dense(gates is None):
         onto_meta(s.model)
         rows = in_flight(s.model, jobs(s.model, PROMPTS, DOSES), s.cfg, "0|test")
         if gates is not None:
