@@ -84,18 +84,17 @@ def heal(
     rng.shuffle(rows)
     n_held = int(cfg.val_share * len(rows))
     held, rows = rows[:n_held], rows[n_held:]
-    size = cfg.batch * cfg.accumulate
-    starts = range(0, len(rows), size)
+    starts = range(0, len(rows), cfg.step_rows)
     course = Course(live, barrier, cfg, round, len(starts), run)
     with model.dense.unpacked(), checkpointed(model.hf, cfg.checkpointing):
         for epoch in range(cfg.epochs):
             rng.shuffle(rows)
             if epoch < course.done:
                 continue
-            first = partial(step_loss, model, rows[:size], size=cfg.batch)
+            first = partial(step_loss, model, rows[: cfg.step_rows], size=cfg.batch)
             course.begin(epoch, first)
             for at in starts:
-                part = rows[at : at + size]
+                part = rows[at : at + cfg.step_rows]
                 losses = step_loss(model, part, barrier, cfg.batch)
                 course.advance(losses, [row.number for row in part])
     with torch.no_grad():

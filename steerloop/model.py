@@ -28,6 +28,7 @@ from steerloop.loading.chat import Chat
 from steerloop.loading.fit import check_fit, check_trainable, output_head
 from steerloop.loading.given import give_template
 from steerloop.loading.layers import projections, trained
+from steerloop.loading.room import rows_at_once
 from steerloop.loading.weights import load_weights, stop_ids
 
 Change = Callable[[Tensor], Tensor]  # of what a block puts out, (b, t, d)
@@ -72,7 +73,8 @@ class Model(Chat, Batching):
 
 
 def load(cfg: Config) -> Model:
-    """Load weights and tokenizer, freeze and wrap: the student starts as the base, exactly.
+    """Load weights and tokenizer, freeze and wrap: the student starts as the base, exactly. Sets
+    `batch` and `batch_rows` of cfg where they are 0.
 
     Raises UserError when the model is not found or does not fit, or a target is not in it.
     """
@@ -88,4 +90,4 @@ def load(cfg: Config) -> Model:
     dense = Dense(hf, layers, gates, cfg.decode)
     trunk, head = Trunk(decoder), output_head(hf)
     model = Model(tokenizer, stop_ids(hf), hf, decoder, trunk, head, gates, layers, dense, device)
-    return check_fit(cfg.model, model)
+    return rows_at_once(check_fit(cfg.model, model), cfg)

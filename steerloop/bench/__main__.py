@@ -52,7 +52,6 @@ from steerloop.runfolder.files import write_whole
 from steerloop.runfolder.identity import code_version
 
 QUANT = {"nf4": "nf4", "bf16": "none"}  # --quant of the bench → that of a run
-PROMPT = 200  # tokens before a completion, for `memory`
 # rows, tokens, prompt: the sizes that docs/bench holds against their targets
 NAMED = {"loss": (8, 128, 0), "heal": (0, 200, 100), "sample": (48, 64, 100),
          "evaluate": (64, 0, 0), "round": (96, 512, 0), "dose": (12, 40, 0), "extract": (64, 0, 0),
@@ -122,7 +121,7 @@ def weights(chosen: Namespace) -> Iterator[Config]:
 def figures(chosen: Namespace) -> dict[str, Any]:
     """What was asked for."""
     if chosen.what == "memory":
-        return {"gb": memory.need(chosen.shape, Config(quant=QUANT[chosen.quant]), PROMPT)}
+        return {"gb": memory.need(chosen.shape, Config(quant=QUANT[chosen.quant]))}
     device = hardware(chosen.device, 0)
     size = races.Size(chosen.rows, min(chosen.twin_rows, chosen.rows or chosen.twin_rows),
                       chosen.tokens, chosen.prompt, chosen.think, chosen.repeats,

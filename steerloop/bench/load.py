@@ -27,8 +27,8 @@ from steerloop.sample import sample
 
 def run(cfg: Config, rows: int, tokens: int) -> dict[str, Any]:
     """Figures of loading a model beside the most that it should take (the model as it is held, and
-    its largest weight in fp32), of one optimiser step on cfg.batch × cfg.accumulate completions
-    of `tokens` tokens, and of `rows` × `tokens` sampled tokens."""
+    its largest weight in fp32), of one optimiser step on completions of `tokens` tokens, and of
+    `rows` × `tokens` sampled tokens."""
     cuda = cfg.device == "cuda"
     with watched(cuda) as weights:
         load_weights(cfg.model, cfg.dtype, cfg.attn, cfg.quant, torch.device(cfg.device))
@@ -47,8 +47,7 @@ def run(cfg: Config, rows: int, tokens: int) -> dict[str, Any]:
 
     def heal() -> None:
         lora.open_round(model.layers, model.gates, 0)
-        prompts, ends = texts(cfg.batch * cfg.accumulate, 64), texts(cfg.batch * cfg.accumulate,
-                                                                     tokens)
+        prompts, ends = texts(cfg.step_rows, 64), texts(cfg.step_rows, tokens)
         with torch.no_grad(), model.gates(model.gates.before(0)):
             refs = [x for at in range(0, len(ends), cfg.batch)
                     for batch in [model.batch(prompts[at : at + cfg.batch],

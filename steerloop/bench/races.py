@@ -163,12 +163,12 @@ def loss(shape: str, device: torch.device, dtype: torch.dtype, size: Size) -> Fi
 
 
 def heal(model: Model, cfg: Config, size: Size) -> Figures:
-    """One optimiser step on cfg.batch × cfg.accumulate completions of about `tokens` tokens.
+    """One optimiser step on completions of about `tokens` tokens.
 
     Ours reads the reference's hidden states once a round and uses them in every epoch, so a step
     carries 1 / cfg.epochs of that reading; the twin runs its reference in every step.
     """
-    rng, count = Random(0), cfg.batch * cfg.accumulate
+    rng, count = Random(0), cfg.step_rows
     ends = [x[: round(size.tokens * rng.uniform(0.8, 1.0))] for x in texts(count, size.tokens, 1)]
     prompts, barrier = texts(count, size.prompt), Barrier("kl_rev", cfg.agg, cfg.lam, 0.0)
     lora.open_round(model.layers, model.gates, 0)

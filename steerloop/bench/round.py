@@ -223,7 +223,7 @@ def healing(
     twin: twins.Twin, model: Model, kept: pl.DataFrame, cfg: Config, steps: int
 ) -> dict[str, float | int]:
     """Seconds of `steps` optimiser steps of PEFT, scaled from HEAL_STEPS."""
-    student, size = twins.adapted(twin, list(model.layers)), cfg.batch * cfg.accumulate
+    student, size = twins.adapted(twin, list(model.layers)), cfg.step_rows
     live = [p for p in student.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(live, cfg.lr, tuple(cfg.betas))
     rows = kept.select("prompt_ids", "completion_ids").rows()
@@ -251,7 +251,7 @@ def inside(model: Model, data: Data, cfg: Config, calls: list[Call]) -> dict[str
     c_star, (table, kappa) = result["dose"][0], result["choose"]
     doses = [kappa * a * c_star for a in cfg.multiples]
     rows = jobs(model, data.prompts, doses).head(cfg.batch_rows)
-    few = table.filter("train").head(4 * cfg.batch * cfg.accumulate)
+    few = table.filter("train").head(4 * cfg.step_rows)
     return {
         "sampling": top_operations(
             lambda: sample(model, rows, result["extract"], cfg, "bench"), cuda),

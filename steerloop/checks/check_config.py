@@ -47,7 +47,7 @@ def check_numbers_name_their_unit():
              "multiples": "multiples", "steer_band": "fractions", "lora_band": "fractions",
              "ppl_factor": "multiple", "survival": "share", "warmup": "share", "val_share": "share",
              "max_repeat": "share", "max_echo": "share", "max_loop": "share", "min_zip": "ratio",
-             "batch": "completions", "accumulate": "micro-batches", "epochs": "passes",
+             "step_rows": "completions", "batch": "completions", "epochs": "passes",
              "r": "rank", "clip": "norm"}
     helps = {f.name: f.metadata["help"] for f in FIELDS}
     assert {k for k, unit in units.items() if unit not in helps[k]} == set()
@@ -126,7 +126,7 @@ WRONG = {
     "nan in a list": ["--multiples", "1", "nan"],
     "nan where any number goes": ["--lam_pow", "nan"],
     "zero rounds": ["--rounds", "0"],
-    "zero batch": ["--batch", "0"],
+    "no completion a step": ["--step_rows", "0"],
     "share above one": ["--survival", "1.5"],
     "no value": ["--seed"],
     "missing labels": ["--labelled", "no/such/file.txt"],

@@ -216,7 +216,7 @@ def check_a_run_keeps_the_same_rows_with_every_short_cut_and_with_none(folders, 
             large(m, 1 if on else 2**60)
             cfg = small_config(folders(), quant="none", decode="dense" if on else "nf4")
             kept.append(kept_rows(short_run(tmp_path, cfg, str(on), batch_rows=64 if on else 1,
-                                            batch=4 if on else 1, accumulate=1 if on else 4)))
+                                            step_rows=4, batch=4 if on else 1)))
     assert kept[0].equals(kept[1]) and kept[0]["train"].sum() == 8
 
 

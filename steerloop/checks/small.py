@@ -119,6 +119,7 @@ def small_config(folder: Path, **fields: object) -> Config:
             "steer_blocks": [1, 2],
             "max_new_tokens": 2 * WINDOW + 4,
             "batch_rows": 16,
+            "batch": 3,
             "think_tokens": 0,
             "bootstrap": 50,
         }

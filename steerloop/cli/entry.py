@@ -115,8 +115,8 @@ def line(how: str, error: BaseException) -> str:
     plain = isinstance(error, (*FORESEEN, OSError)) if said else how != "error"
     parts = [": ".join(x for x in (how, "" if plain else type(error).__name__, said) if x)]
     if isinstance(error, MemoryError) or any(x in said for x in NO_MEMORY):
-        parts.append("try --checkpointing, --batch 1 --accumulate 6, a smaller --batch_rows or "
-                     "--max_new_tokens, --quant nf4")
+        parts.append("try --batch 1 --checkpointing, a smaller --batch_rows or --max_new_tokens, "
+                     "--quant nf4")
     parts += notes
     if not isinstance(error, (*FORESEEN, BrokenPipeError)) and not any(LOG in x for x in notes):
         parts.append(kept(error))

@@ -153,8 +153,11 @@ def summaries(root: Path) -> list[Path]:
 
 def upgraded(config: dict[str, Any]) -> dict[str, Any]:
     """A config as older versions wrote it → as it is written now: tau was text, a number or
-    "auto" (half of the operating KL), and every file of a trait was named by itself."""
+    "auto" (half of the operating KL), every file of a trait was named by itself, and a step was of
+    `accumulate` micro-batches."""
     config = {"trait": "none"} | config
+    if "accumulate" in config:
+        config["step_rows"] = config["batch"] * config.pop("accumulate")
     tau = config.get("tau")
     if not isinstance(tau, str):
         return config

@@ -34,6 +34,7 @@ from steerloop.kernels.trunk import Trunk
 from steerloop.loading.fit import check_fit, output_head
 from steerloop.loading.given import give_template
 from steerloop.loading.hub import SHORT, locate
+from steerloop.loading.room import rows_at_once
 from steerloop.loading.weights import load_weights, stop_ids
 from steerloop.model import Model
 from steerloop.readouts.probes import probes
@@ -102,14 +103,15 @@ def base_of(name: str, adapter: Adapter) -> str:
 
 
 def bare(cfg: Config) -> Model:
-    """A model with nothing wrapped: the library's own layers. Raises UserError."""
+    """A model with nothing wrapped: the library's own layers. Sets `batch_rows` of cfg where it is
+    0. Raises UserError."""
     device = hardware(cfg.device, cfg.threads)
     tokenizer, hf = load_weights(cfg.model, cfg.dtype, cfg.attn, cfg.quant, device)
     give_template(tokenizer, cfg.template)
     dense, decoder = Dense(hf, {}, gates := lora.Gates(1), cfg.decode), hf.get_decoder()
     model = Model(tokenizer, stop_ids(hf), hf, decoder, Trunk(decoder), output_head(hf), gates, {},
                   dense, device)
-    return check_fit(cfg.model, model)
+    return rows_at_once(check_fit(cfg.model, model), cfg)
 
 
 def put_on(model: Model, adapter: Adapter) -> Callable[[], AbstractContextManager]:

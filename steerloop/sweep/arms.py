@@ -112,7 +112,7 @@ REAL = [
     Arm(DIRTY_PLAIN, "", DIRTY | {"barrier": "nll"}, source="dirty"),
     Arm(PASSED_KL, "", PASSED | BARRED, source="passed"),
     Arm(PASSED_PLAIN, "", PASSED | {"barrier": "nll"}, source="passed"),
-    *(Arm(f"{VECTOR}, {x} a step", "", {"batch": x}) for x in (2, 12)),  # completions; 6 elsewhere
+    *(Arm(f"{VECTOR}, {x} a step", "", {"step_rows": x, "batch": x}) for x in (2, 12)),  # of 6
 ]
 EQUAL = ((VECTOR, "prompt", "kl"), (DIRTY_KL, PLAIN, "shift"), (VECTOR, PLAIN, "shift"),
          (DIRTY_KL, DIRTY_PLAIN, "shift"), (PASSED_KL, PASSED_PLAIN, "shift"))

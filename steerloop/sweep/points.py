@@ -121,7 +121,7 @@ def config(group: Group) -> Config:
         flags += ["--model", group.model, "--trait", trait]
     cfg = parse(flags)
     if not sweep.whole:
-        cfg.batch, cfg.accumulate = 6, 1  # the same gradient, sooner
+        cfg.batch = cfg.step_rows  # the same gradient, sooner
     cfg.model = group.model
     cfg.probes = [x for x in cfg.probes if x.rpartition(":")[2] in sweep.probes]
     for name, value in regime.items():
