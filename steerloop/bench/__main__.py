@@ -10,8 +10,13 @@ Ours against a straightforward twin, in the same process, in turn:
     python -m steerloop.bench extract                                 a steering vector
     python -m steerloop.bench round                                   a round of the embedded model
 
+All of it that matters on a GPU, correctness first, in a few minutes:
+
+    python -m steerloop.bench gpu --out DIR           (--device cpu --shape tiny: a rehearsal)
+
 Ours alone:
 
+    python -m steerloop.bench decode --shape gemma-3-1b    a decoding step at 8, 48, 192 rows
     python -m steerloop.bench round --shape gemma-3-1b     a round on random weights, by stage
 
     python -m steerloop.bench load --shape gemma-3-1b      load, sample and heal once: time, peaks
@@ -35,6 +40,7 @@ import tempfile
 from argparse import Namespace
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -42,12 +48,13 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from steerloop.bench import load, measure, memory, races, readouts, round, student
+from steerloop.bench import decode, gpu, load, measure, memory, races, readouts, round, student
 from steerloop.bench.shapes import SHAPES, depth, save_random
 from steerloop.cli.entry import command
 from steerloop.cli.options import Parser, number, path
 from steerloop.config import Config, parse
 from steerloop.kernels.hardware import hardware, precision
+from steerloop.kernels.hardware import memory as memory_of
 from steerloop.runfolder.files import write_whole
 from steerloop.runfolder.identity import code_version
 
@@ -55,7 +62,8 @@ QUANT = {"nf4": "nf4", "bf16": "none"}  # --quant of the bench → that of a run
 # rows, tokens, prompt: the sizes that docs/bench holds against their targets
 NAMED = {"loss": (8, 128, 0), "heal": (0, 200, 100), "sample": (48, 64, 100),
          "evaluate": (64, 0, 0), "round": (96, 512, 0), "dose": (12, 40, 0), "extract": (64, 0, 0),
-         "load": (8, 32, 0), "student": (48, 32, 100)}
+         "load": (8, 32, 0), "student": (48, 32, 100), "decode": (192, 256, 100)}
+PUBLISHED = ("loss", "load", "memory", "decode", "gpu")  # whose shapes these take
 OWN = ("round", "readouts")  # of the embedded model, unless another shape is named
 REAL = (*races.MODELS, "student", "load", "readouts")  # what --weights is for
 
@@ -65,10 +73,11 @@ def options(argv: list[str]) -> Namespace:
     parser = Parser(prog="python -m steerloop.bench", description=__doc__)
     add, count, size = parser.add_argument, number(int, 1, 10**6), number(int, 0, 10**6)
     add("what", choices=["loss", *races.MODELS, "student", "readouts", "round", "load", "memory",
-                          "limits"])
-    add("--shape", choices=[*SHAPES, "embedded"], help="tiny; for round and readouts embedded")
+                          "limits", "decode", "gpu"])
+    add("--shape", choices=[*SHAPES, "embedded"],
+        help="tiny; for round and readouts embedded, for gpu gemma-3-1b")
     add("--blocks", type=size, default=0, help="keep that many blocks of the shape; 0: all")
-    add("--device", choices=["cpu", "cuda"], default="cpu")
+    add("--device", choices=["cpu", "cuda"], help="cpu; for gpu cuda")
     add("--quant", choices=QUANT, default="nf4", help="4-bit base, or dense")
     add("--weights", help="a model in the place of --shape: a short name, folder or .gguf file")
     add("--template", default="", help="its chat template, as for a run")
@@ -80,13 +89,26 @@ def options(argv: list[str]) -> Namespace:
     add("--think", type=size, help="tokens of thought, for evaluate (0) and round (128)")
     add("--repeats", type=count, default=3, help="how often each runs after its warm-up")
     add("--json", type=path, help="write the figures there, too")
+    add("--memory", type=size, default=0, help="GB of a GPU that may be taken; 0: all")
+    add("--smoke", action="store_true", help="a round at the scale of --tiny")
+    add("--out", type=path, help="gpu: folder for logs, figures, table and archive")
+    add("--minutes", type=number(float, None, 10**4), default=8, help="gpu: limit of all steps")
+    add("--models", type=path, help="gpu: folder of real models")
+    add("--only", nargs="+", default=[], help="gpu: steps by name")
     chosen = parser.parse_args(argv)
     named = dict(zip(("rows", "tokens", "prompt"), NAMED.get(chosen.what, (0, 0, 0)), strict=True))
-    named |= {"shape": "embedded" if chosen.what in OWN else "tiny",
+    whole = chosen.what == "gpu"
+    named |= {"shape": "gemma-3-1b" if whole else "embedded" if chosen.what in OWN else "tiny",
+              "device": "cuda" if whole else "cpu",
               "think": 128 if chosen.what == "round" else 0}
     vars(chosen).update({k: x for k, x in named.items() if vars(chosen)[k] is None})
-    if chosen.shape == "embedded" and chosen.what in ("loss", "load", "memory"):
+    if chosen.shape == "embedded" and chosen.what in PUBLISHED:
         parser.error(f"{chosen.what} takes the shape of a published model, not embedded")
+    if whole != bool(chosen.out):
+        parser.error("gpu takes --out, a folder for what it finds, and nothing else does")
+    if chosen.only and (wrong := set(chosen.only) - gpu.names(chosen)):
+        parser.error(f"--only: no step {', '.join(sorted(wrong))}; there are "
+                     f"{', '.join(sorted(gpu.names(chosen)))}")
     if chosen.weights and (chosen.what not in REAL or chosen.blocks):
         parser.error(f"--weights is for {', '.join(REAL)}, without --blocks")
     if chosen.weights:
@@ -112,7 +134,8 @@ def weights(chosen: Namespace) -> Iterator[Config]:
         folder = (chosen.keep or Path(scratch)) / f"{chosen.shape}-{chosen.blocks}"
         if not (folder / "tokenizer_config.json").exists():  # what is written last
             with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-                pool.submit(save_random, folder, chosen.shape, blocks=chosen.blocks).result()
+                pool.submit(save_random, folder, chosen.shape, blocks=chosen.blocks,
+                            device=chosen.device).result()
         middle = [chosen.blocks // 2] if chosen.blocks else []  # a short stack may miss the band
         yield Config(model=str(folder), device=chosen.device, steer_blocks=middle,
                      quant=QUANT[chosen.quant])
@@ -123,6 +146,8 @@ def figures(chosen: Namespace) -> dict[str, Any]:
     if chosen.what == "memory":
         return {"gb": memory.need(chosen.shape, Config(quant=QUANT[chosen.quant]))}
     device = hardware(chosen.device, 0)
+    if chosen.memory and device.type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(min(1, 1e9 * chosen.memory / memory_of(device)))
     size = races.Size(chosen.rows, min(chosen.twin_rows, chosen.rows or chosen.twin_rows),
                       chosen.tokens, chosen.prompt, chosen.think, chosen.repeats,
                       bool(chosen.weights))
@@ -134,7 +159,11 @@ def figures(chosen: Namespace) -> dict[str, Any]:
         return round.run(chosen.device, size.twin_rows)
     with weights(chosen) as cfg:
         if chosen.what == "round":
+            if chosen.smoke:
+                return round.alone(replace(cfg, **round.SMOKE), 4, 8, 0)
             return round.alone(cfg, size.rows, size.tokens, size.think)
+        if chosen.what == "decode":
+            return decode.run(cfg, size)
         if chosen.what == "load":
             return load.run(cfg, size.rows, size.tokens)
         if chosen.what == "student":
@@ -162,6 +191,9 @@ def rounded(x: Any) -> Any:
 
 def measure_and_print(chosen: Namespace) -> None:
     """Print what was asked for. Raises UserError where that cannot be."""
+    if chosen.what == "gpu":
+        gpu.run(chosen)
+        return
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     with contextlib.redirect_stdout(sys.stderr):  # what a run logs is not the answer

@@ -18,10 +18,12 @@ from steerloop.config import Config
 from steerloop.heal import step_loss
 from steerloop.healing.threshold import threshold
 from steerloop.kernels.batch import Row
+from steerloop.kernels.hardware import memory
 from steerloop.loading.files import weight_files
 from steerloop.loading.hub import locate
+from steerloop.loading.room import PROMPT, needs
 from steerloop.loading.weights import load_weights
-from steerloop.model import load
+from steerloop.model import Model, load
 from steerloop.sample import sample
 
 
@@ -47,7 +49,7 @@ def run(cfg: Config, rows: int, tokens: int) -> dict[str, Any]:
 
     def heal() -> None:
         lora.open_round(model.layers, model.gates, 0)
-        prompts, ends = texts(cfg.step_rows, 64), texts(cfg.step_rows, tokens)
+        prompts, ends = texts(cfg.step_rows, PROMPT), texts(cfg.step_rows, tokens)
         with torch.no_grad(), model.gates(model.gates.before(0)):
             refs = [x for at in range(0, len(ends), cfg.batch)
                     for batch in [model.batch(prompts[at : at + cfg.batch],
@@ -57,9 +59,9 @@ def run(cfg: Config, rows: int, tokens: int) -> dict[str, Any]:
         step_loss(model, rows, Barrier(cfg.barrier, cfg.agg, cfg.lam, threshold(cfg)), cfg.batch)
 
     def decode() -> None:
-        table = pl.DataFrame({"prompt_ids": texts(rows, 64), "prompt_id": range(rows)})
+        table = pl.DataFrame({"prompt_ids": texts(rows, PROMPT), "prompt_id": range(rows)})
         table = table.with_columns(dose=0.0, multiple=0, copy=0)
-        exact = replace(cfg, max_new_tokens=tokens)
+        exact = replace(cfg, max_new_tokens=tokens, batch_rows=rows)
         figures["tokens"] = sample(model, table, {}, exact, "bench", stops=False)[
             "completion_ids"].list.len().sum()
 
@@ -67,6 +69,18 @@ def run(cfg: Config, rows: int, tokens: int) -> dict[str, Any]:
     for name, part in parts.items():
         with watched(cuda) as figures[name]:
             part()
+    figures["computed"] = computed(model, replace(cfg, max_new_tokens=tokens), rows)
     grads = [p.grad for x in model.layers.values() for p in (x.live_A, x.live_B)]
     figures["gradient"] = float(torch.stack([g.norm() for g in grads if g is not None]).norm())
     return figures
+
+
+def computed(model: Model, cfg: Config, rows: int) -> dict[str, float]:
+    """MB that healing (cfg.batch completions at once) and sampling (`rows`) should take at most
+    beside what is held by then: the base, the stack, the live factors."""
+    heal, sample = needs(model.hf, model.layers, cfg, memory(model.device))
+    held = heal.whole["base"] + heal.whole["folded stack"]
+    live = heal.whole["live factors, gradients, Adam"] / 2  # no moments are made here
+    bytes_ = {"heal": sum(heal.parts(cfg.batch).values()) - held - live,
+              "sample": sum(sample.parts(rows).values()) - held}
+    return {name: x / MB for name, x in bytes_.items()}

@@ -276,10 +276,14 @@ def evaluate(model: Model, cfg: Config, size: Size) -> Figures:
     end = len(answers(model.to_ids, size.think > 0)[0])
     said = 2 * size.rows * (size.think + JSON_TOKENS)
     tokens, heads = sum(map(len, prompts)) + 2 * size.rows * end + said, 2 * size.rows * end + said
-    blocks = list(range(len(model.decoder.layers)))
-    return {"vignettes": size.rows, "think": size.think, "unit": "vignette",
-            "prompt": sum(map(len, prompts)) / len(prompts), "runners": against(figures),
-            "limit": products(model, figures, tokens, blocks, heads)}
+    blocks, prompt = list(range(len(model.decoder.layers))), sum(map(len, prompts)) / len(prompts)
+    steps, rows = size.think + JSON_TOKENS, 2 * size.rows
+    seconds = figures["ours"]["seconds"]
+    shares = products(model, figures, tokens, blocks, heads) | reading(
+        model, seconds, steps, rows, prompt + steps / 2)
+    floor = seconds * max(shares["share_of_matmul_peak"], shares["share_of_bandwidth"])
+    return {"vignettes": size.rows, "think": size.think, "unit": "vignette", "prompt": prompt,
+            "floor_seconds": floor, "runners": against(figures), "limit": shares}
 
 
 def dose(model: Model, cfg: Config, size: Size) -> Figures:

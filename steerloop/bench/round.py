@@ -22,6 +22,7 @@ from steerloop.barrier import Barrier
 from steerloop.baselines import rivals
 from steerloop.bench import twins
 from steerloop.bench.races import TARGET
+from steerloop.cli.parsing import preset
 from steerloop.config import Config, parse
 from steerloop.evidence.journal import Journal
 from steerloop.heal import heal
@@ -38,6 +39,8 @@ STAGES = ("extract", "dose", "sample", "filter", "evaluate", "heal")
 PAGES = "pages"
 HEAL_STEPS = 3  # of the twin, after one to warm up
 TOP = 8  # operations listed
+SMOKE = {k: x for k, x in preset("tiny").items() if k not in ("rounds", "n_keep")} | {
+    "u0": False, "every": 28}
 
 
 class Moment(NamedTuple):
@@ -258,17 +261,20 @@ def inside(model: Model, data: Data, cfg: Config, calls: list[Call]) -> dict[str
         "healing": top_operations(lambda: heal(model, few, cfg, 0), cuda)}
 
 
-def ours(cfg: Config) -> tuple[list[Call], float]:
-    """The calls of the first round of a run, and the seconds of the whole run."""
+def ours(cfg: Config) -> tuple[list[Call], dict[str, float]]:
+    """The calls of the first round of a run, and the seconds of the whole run and of loading."""
     with tempfile.TemporaryDirectory() as runs:
         begin = now(cuda := cfg.device == "cuda")
         cfg = replace(cfg, runs=runs)
         data, model = read_data(cfg), load(cfg)
+        loaded = begin.until(now(cuda))["seconds"]
         run = Clocked(model, data, cfg)
         loop(model, data, cfg, run)
         rivals(run, loop)
         report.finish(run.path)
-        return first_round(run.calls), begin.until(now(cuda))["seconds"]
+        whole = begin.until(now(cuda))["seconds"]
+        return first_round(run.calls), {"run_of_one_round_seconds": whole,
+                                        "loading_seconds": loaded}
 
 
 def alone(cfg: Config, rows: int, tokens: int, think: int) -> dict[str, Any]:
@@ -280,8 +286,7 @@ def alone(cfg: Config, rows: int, tokens: int, think: int) -> dict[str, Any]:
     spent, table = shares(calls), named(calls)["choose"][0]
     drawn = table["completion_ids"].list.len().sum()
     return {"prompts": cfg.n_prompts, "kept": rows, "tokens": tokens, "think": think,
-            "epochs": cfg.epochs, "run_of_one_round_seconds": seconds,
-            "rows_sampled": len(table), "tokens_sampled": drawn,
+            "epochs": cfg.epochs, **seconds, "rows_sampled": len(table), "tokens_sampled": drawn,
             "sampled_and_judged_tokens_per_second": drawn / sum(
                 spent["stages"][x]["seconds"] for x in ("sample", "filter")),
             "ours": spent}
@@ -301,5 +306,5 @@ def run(device: str, few: int, *flags: str) -> dict[str, Any]:
         "ours_times_less_cpu": twin["cpu_seconds"] / mine["cpu_seconds"],
         "note": "the twin is timed on measured_rows and scaled to rows, stage by stage; its base "
                 "carries no adapter but while it heals",
-        "run_of_one_round_seconds": run_seconds, "rows_sampled": len(named(calls)["choose"][0]),
+        **run_seconds, "rows_sampled": len(named(calls)["choose"][0]),
         "ours": mine, "twin": twin, "inside": inside(model, data, cfg, calls)}

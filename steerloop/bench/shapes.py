@@ -69,13 +69,17 @@ def tokenizer() -> PreTrainedTokenizerFast:
         unk_token="<unk>", chat_template=TEMPLATE)
 
 
-def save_random(folder: Path, shape: str, shard: str = "500MB", blocks: int = 0) -> Path:
-    """Write random bf16 weights of a shape in shards, with a tokenizer that can chat."""
+def save_random(
+    folder: Path, shape: str, shard: str = "500MB", blocks: int = 0, device: str = "cpu"
+) -> Path:
+    """Write random bf16 weights of a shape, drawn on a device, in shards, with a tokenizer that can
+    chat."""
     torch.manual_seed(0)
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
-        hf = Gemma3ForCausalLM(config(shape, blocks))
+        with torch.device(device):
+            hf = Gemma3ForCausalLM(config(shape, blocks))
     finally:
         torch.set_default_dtype(default)
     hf.generation_config = GenerationConfig(eos_token_id=STOPS, pad_token_id=0, bos_token_id=2)

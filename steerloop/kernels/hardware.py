@@ -50,9 +50,10 @@ def hardware(device: str, threads: int) -> torch.device:
 
 
 def memory(device: torch.device) -> int:
-    """Bytes of a device, used or not."""
+    """Bytes of a device that this process may use, used or not."""
     if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
+        allowed = torch.cuda.get_per_process_memory_fraction(device)
+        return int(allowed * torch.cuda.get_device_properties(device).total_memory)
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 

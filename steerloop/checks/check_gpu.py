@@ -1,0 +1,156 @@
+"""`bench gpu`, rehearsed on a CPU: every step says what it found; one that fails, hangs or is wrong
+costs its own line alone; what was done is there in one archive whatever happens."""
+
+import json
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+
+from steerloop.bench import gpu
+from steerloop.bench.__main__ import options
+from steerloop.bench.gpu import Bench, Row, Step, names, of, share, speed
+
+SAMPLE = ["gates", "decode"]
+HERE = "steerloop.checks.check_gpu"
+PLANTED = ["fails", "hangs"]
+ARGV = ["gpu", "--device", "cpu", "--shape", "tiny", "--minutes", "8"]
+
+
+def main(argv):
+    """What a step may do, by its first argument."""
+    what = argv[0]
+    if what == "fails":
+        try:
+            raise ValueError("planted")
+        except ValueError:
+            raise SystemExit("error: the planted failure")  # noqa: B904, as a command ends
+    if what == "hangs":
+        print("I was here", flush=True)
+        time.sleep(600)
+    if what == "wrong":
+        Path(argv[2]).write_text('{"ok": false, "figure": "3 of 4 rows"}')
+    if what == "fast":
+        Path(argv[2]).write_text('{"a": {"seconds": 2.0, "share": 0.25}}')
+
+
+def planted(name, **more):
+    return Step(name, HERE, [name], 4, **more)
+
+
+def cells(table):
+    """Table lines by their names."""
+    lines = [[x.strip() for x in line.strip("|").split("|")] for line in table.splitlines()]
+    assert tuple(lines[0]) == gpu.HEAD and {len(x) for x in lines} == {len(gpu.HEAD)}
+    return {x[0]: x[1:] for x in lines[2:]}
+
+
+def rehearsed(folder, capsys, only):
+    """Table lines of a rehearsal with what is planted; and its folder."""
+    out = folder / "gpu"
+    chosen = options([*ARGV, "--out", str(out), *(["--only", *only] if only else [])])
+    with pytest.raises(SystemExit) as end:
+        gpu.run(chosen, [planted(x) for x in PLANTED])
+    assert end.value.code == 1
+    said = capsys.readouterr().out
+    assert said == (out / gpu.TABLE).read_text(), "the last lines that it prints"
+    return cells(said), out
+
+
+def whole(found, out, steps):
+    """All steps that are known did what they do, and the planted ones what they were to."""
+    assert found["fails"] == ["FAILED", "", "", "", "error: the planted failure"]
+    assert "ValueError: planted" in (out / "fails.log").read_text(), "its traceback"
+    assert found["hangs"][0].startswith("TIME") and "I was here" in (out / "hangs.log").read_text()
+    others = {k: x for k, x in found.items() if k not in PLANTED}
+    assert {x[0] for x in others.values()} == {"right", "measured"}
+    assert all(x[1] and not x[4] for x in others.values())
+    with tarfile.open(out / gpu.ARCHIVE) as tar:
+        packed = set(tar.getnames())
+    assert {f"gpu/{x}.json" for x in steps} <= packed
+    assert {f"gpu/{x}.log" for x in [*steps, *PLANTED]} <= packed and f"gpu/{gpu.TABLE}" in packed
+
+
+def check_a_rehearsal_of_some_steps(tmp_path, capsys):
+    found, out = rehearsed(tmp_path, capsys, SAMPLE)
+    whole(found, out, SAMPLE)
+    assert found["gates"][1] == "12 of 12 bitwise"
+    steps = [x for x in found if x.startswith("decoding step")]
+    assert [x.split()[2] for x in steps] == ["1", "6", "24"] and all(found[x][2] for x in steps)
+
+
+@pytest.mark.long
+def check_a_rehearsal_of_all_steps(tmp_path, capsys):
+    whole(*rehearsed(tmp_path, capsys, []), names(options([*ARGV, "--out", str(tmp_path)])))
+
+
+def bench(folder, steps, minutes=1.0, targets=False):
+    """The lines that these steps leave."""
+    done = Bench(folder / "gpu", minutes, targets)
+    done.run(steps)
+    return cells(done.table())
+
+
+def check_what_is_wrong_is_said(tmp_path):
+    found = bench(tmp_path, [planted("wrong", right=True)])
+    assert found == {"wrong": ["WRONG", "3 of 4 rows", "", "", ""]}
+    assert "WRONG" in gpu.BAD
+
+
+def check_a_figure_stands_beside_its_floor_and_its_target(tmp_path):
+    seconds, least = of("a.seconds"), share("a.seconds", "a.share")
+    rows = [Row("soon enough", seconds, "s", least, 3.0), Row("too late", seconds, target=1.0),
+            Row("ms", of("a.seconds", 1e3), "ms"), Row("absent", of("a.b")),
+            Row("times", seconds, "x", target=2.0, least=True),
+            Row("too few", seconds, "x", target=5.0, least=True)]
+    step = planted("fast", rows=rows)
+    found = bench(tmp_path, [step], targets=True)
+    assert found["soon enough"] == ["met", "2 s", "0.5 s", "≤ 3 s", ""]
+    assert found["too late"][:4] == ["missed", "2 s", "", "≤ 1 s"]
+    assert found["ms"][:4] == ["measured", "2e+03 ms", "", ""]
+    assert found["absent"] == ["FAILED", "", "", "", "no figure 'b' in fast.json"]
+    assert found["times"][0] == "met" and found["too few"][0] == "missed"
+    assert {x[0] for x in bench(tmp_path, [step]).values()} == {"measured", "FAILED"}
+
+
+def check_time_that_is_over_leaves_what_was_done(tmp_path):
+    """Of a step in hand its log; those after it are named."""
+    steps = [planted("fast", rows=[Row("a", of("a.seconds"))]), planted("hangs"), planted("fails")]
+    found = bench(tmp_path, steps, minutes=0.04)
+    assert found["a"][0] == "measured" and found["hangs"][0].startswith("TIME")
+    assert found["fails"] == ["not run", "", "", "", ""]
+    with tarfile.open(tmp_path / "gpu" / gpu.ARCHIVE) as tar:
+        known = json.load(tar.extractfile("gpu/fast.json"))
+        assert known["a"] and "gpu/hangs.log" in tar.getnames()
+
+
+def check_steps_that_go_together_do(tmp_path):
+    start = time.monotonic()
+    steps = [planted("hangs", together=True), Step("again", HERE, ["hangs"], 4, together=True)]
+    assert all(x[0].startswith("TIME") for x in bench(tmp_path, steps).values())
+    assert time.monotonic() - start < 7.5
+
+
+@pytest.mark.parametrize(("shape", "device"), [("tiny", "cpu"), ("gemma-3-1b", "cuda")])
+def check_no_two_steps_write_the_same_file(shape, device, tmp_path):
+    argv = ["gpu", "--out", str(tmp_path), "--shape", shape, "--device", device]
+    steps = gpu.steps_of(options(argv), tmp_path)
+    assert len(steps) == len({x.name for x in steps}) > 15
+    lines = [row.name for x in speed(shape, device, tmp_path, True) for row in x.rows]
+    assert len(lines) == len(set(lines))
+
+
+def check_what_gpu_takes_is_said(tmp_path, capsys):
+    for argv, said in ((["gpu"], "gpu takes --out"), (["limits", "--out", "x"], "nothing else"),
+                       (["gpu", "--out", "x", "--only", "hoeren"], "no step hoeren; there are")):
+        with pytest.raises(SystemExit) as end:
+            options(argv)
+        assert end.value.code == 2 and said in capsys.readouterr().err
+    chosen = options(["gpu", "--out", str(tmp_path)])
+    assert (chosen.shape, chosen.device, chosen.minutes) == ("gemma-3-1b", "cuda", 8)
+    (tmp_path / "models" / "one").mkdir(parents=True)
+    (tmp_path / "models" / "one" / "config.json").touch()
+    (tmp_path / "models" / "two.gguf").touch()
+    models = ["gpu", "--out", str(tmp_path), "--models", str(tmp_path / "models")]
+    assert {"model-one", "model-two"} <= names(options(models))
