@@ -30,9 +30,10 @@ from steerloop.cli.options import FAILED
 from steerloop.runfolder.files import write_whole
 
 SERVER = get_context("forkserver")  # its children have imported everything, and no device
-SERVER.set_forkserver_preload(["steerloop.bench.__main__", "steerloop.checks.ondevice"])
+ROOT = __name__.partition(".")[0]
+BENCH, ONDEVICE, TRAIN = (f"{ROOT}.{x}" for x in ("bench.__main__", "checks.ondevice", "train"))
+SERVER.set_forkserver_preload([BENCH, ONDEVICE])
 TABLE, ARCHIVE = "table.md", "gpu.tar.gz"
-BENCH, ONDEVICE = "steerloop.bench.__main__", "steerloop.checks.ondevice"
 Figure = Callable[[dict[str, Any]], float | int]  # one of the figures of a step
 HEAD = ("step", "verdict", "figure", "floor", "target", "first line of the error")
 BAD = ("WRONG", "FAILED", "TIME")
@@ -159,7 +160,7 @@ def real_models(folder: Path | None, device: str, out: Path) -> list[Step]:
     """One short round of each model in a folder of them."""
     found = sorted([*folder.glob("*/config.json"), *folder.glob("**/*.gguf")]) if folder else []
     models = [x.parent if x.name == "config.json" else x for x in found]
-    return [Step(f"model-{x.stem}", "steerloop.train", [
+    return [Step(f"model-{x.stem}", TRAIN, [
         "--model", str(x), "--device", device, "--preset", "small-cpu", "--rounds", "1",
         "--trait", "register", "--runs", str(out / "runs")], 240) for x in models]
 
@@ -242,7 +243,7 @@ class Bench:
     def error(self, step: Step) -> str:
         """The line that says why: the last that names an error, else the last one."""
         log = (self.out / f"{step.name}.log").read_text(encoding="utf-8", errors="replace")
-        lines = [x.strip() for x in log.splitlines() if x.strip()]
+        lines = [x.strip() for x in log.split("\n") if x.strip()]
         named = [x for x in lines if "Error" in x or x.startswith("error")]
         return ([*lines, *named] or [""])[-1][:200].replace("|", "/")
 

@@ -277,10 +277,9 @@ def evaluate(model: Model, cfg: Config, size: Size) -> Figures:
     said = 2 * size.rows * (size.think + JSON_TOKENS)
     tokens, heads = sum(map(len, prompts)) + 2 * size.rows * end + said, 2 * size.rows * end + said
     blocks, prompt = list(range(len(model.decoder.layers))), sum(map(len, prompts)) / len(prompts)
-    steps, rows = size.think + JSON_TOKENS, 2 * size.rows
-    seconds = figures["ours"]["seconds"]
+    steps, seconds = size.think + JSON_TOKENS, figures["ours"]["seconds"]
     shares = products(model, figures, tokens, blocks, heads) | reading(
-        model, seconds, steps, rows, prompt + steps / 2)
+        model, seconds, steps, 2 * size.rows, prompt + steps / 2)
     floor = seconds * max(shares["share_of_matmul_peak"], shares["share_of_bandwidth"])
     return {"vignettes": size.rows, "think": size.think, "unit": "vignette", "prompt": prompt,
             "floor_seconds": floor, "runners": against(figures), "limit": shares}

@@ -35,8 +35,16 @@ def main(argv):
         Path(argv[2]).write_text('{"a": {"seconds": 2.0, "share": 0.25}}')
 
 
+@pytest.fixture(autouse=True, scope="module")
+def warm():
+    """The server of processes has imported what it imports."""
+    process = gpu.SERVER.Process(target=print)
+    process.start()
+    process.join()
+
+
 def planted(name, **more):
-    return Step(name, HERE, [name], 4, **more)
+    return Step(name, HERE, [name], 8, **more)
 
 
 def cells(table):
@@ -117,7 +125,7 @@ def check_a_figure_stands_beside_its_floor_and_its_target(tmp_path):
 def check_time_that_is_over_leaves_what_was_done(tmp_path):
     """Of a step in hand its log; those after it are named."""
     steps = [planted("fast", rows=[Row("a", of("a.seconds"))]), planted("hangs"), planted("fails")]
-    found = bench(tmp_path, steps, minutes=0.04)
+    found = bench(tmp_path, steps, minutes=0.1)
     assert found["a"][0] == "measured" and found["hangs"][0].startswith("TIME")
     assert found["fails"] == ["not run", "", "", "", ""]
     with tarfile.open(tmp_path / "gpu" / gpu.ARCHIVE) as tar:
@@ -127,9 +135,9 @@ def check_time_that_is_over_leaves_what_was_done(tmp_path):
 
 def check_steps_that_go_together_do(tmp_path):
     start = time.monotonic()
-    steps = [planted("hangs", together=True), Step("again", HERE, ["hangs"], 4, together=True)]
+    steps = [planted("hangs", together=True), Step("again", HERE, ["hangs"], 8, together=True)]
     assert all(x[0].startswith("TIME") for x in bench(tmp_path, steps).values())
-    assert time.monotonic() - start < 7.5
+    assert time.monotonic() - start < 15
 
 
 @pytest.mark.parametrize(("shape", "device"), [("tiny", "cpu"), ("gemma-3-1b", "cuda")])
