@@ -16,7 +16,7 @@ from steerloop.barrier import Barrier, Step, heal_loss
 from steerloop.config import Config
 from steerloop.healing.course import Course
 from steerloop.healing.fresh import fresh
-from steerloop.healing.optimiser import checkpointed
+from steerloop.healing.optimiser import training
 from steerloop.healing.spectral import spectral_loss
 from steerloop.healing.threshold import threshold
 from steerloop.kernels.batch import Row, like_lengths
@@ -86,7 +86,7 @@ def heal(
     held, rows = rows[:n_held], rows[n_held:]
     starts = range(0, len(rows), cfg.step_rows)
     course = Course(live, barrier, cfg, round, len(starts), run)
-    with model.dense.unpacked(), checkpointed(model.hf, cfg.checkpointing):
+    with model.dense.unpacked(), training(model.hf, cfg.checkpointing):
         for epoch in range(cfg.epochs):
             rng.shuffle(rows)
             if epoch < course.done:

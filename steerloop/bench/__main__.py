@@ -50,6 +50,7 @@ from transformers.utils import logging
 
 from steerloop.bench import decode, gpu, load, measure, memory, races, readouts, round, student
 from steerloop.bench.shapes import SHAPES, depth, save_random
+from steerloop.bench.work import Size
 from steerloop.cli.entry import command
 from steerloop.cli.options import Parser, number, path
 from steerloop.config import Config, parse
@@ -148,7 +149,7 @@ def figures(chosen: Namespace) -> dict[str, Any]:
     device = hardware(chosen.device, 0)
     if chosen.memory and device.type == "cuda":
         torch.cuda.set_per_process_memory_fraction(min(1, 1e9 * chosen.memory / memory_of(device)))
-    size = races.Size(chosen.rows, min(chosen.twin_rows, chosen.rows or chosen.twin_rows),
+    size = Size(chosen.rows, min(chosen.twin_rows, chosen.rows or chosen.twin_rows),
                       chosen.tokens, chosen.prompt, chosen.think, chosen.repeats,
                       bool(chosen.weights))
     if chosen.what == "limits":

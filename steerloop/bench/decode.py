@@ -7,7 +7,7 @@ import polars as pl
 import torch
 
 from steerloop.bench.measure import bandwidth, best, step_bytes
-from steerloop.bench.races import Size, texts, vector
+from steerloop.bench.work import Size, texts, vector
 from steerloop.config import Config
 from steerloop.model import load
 from steerloop.sample import sample

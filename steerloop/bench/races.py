@@ -12,9 +12,9 @@ Letters: n positions, d width, v vocabulary.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from random import Random
-from typing import Any
 
 import polars as pl
 import torch
@@ -23,111 +23,34 @@ from torch import Tensor
 from steerloop import lora
 from steerloop.barrier import Barrier, Step, heal_loss
 from steerloop.bench import twins
-from steerloop.bench.measure import (
-    Runner,
-    against,
-    bandwidth,
-    linear_size,
-    matmul_peak,
-    race,
-    step_bytes,
-)
+from steerloop.bench.measure import Runner, against, matmul_peak, race
 from steerloop.bench.shapes import SHAPES
+from steerloop.bench.work import (
+    Figures,
+    Size,
+    ours_of,
+    product_share,
+    products,
+    reading,
+    texts,
+    vector,
+)
 from steerloop.config import Config
 from steerloop.dose import dose as solve
 from steerloop.heal import step_loss
+from steerloop.healing.optimiser import checkpointed, training
 from steerloop.kernels.batch import Row
-from steerloop.kernels.hardware import multiplies
 from steerloop.kernels.head import Head
 from steerloop.loading.layers import band
 from steerloop.model import Model, load
 from steerloop.readouts.forced_choice import JSON_TOKENS, answers, choices
-from steerloop.readouts.states import Vector
 from steerloop.sample import sample
 from steerloop.steer import extract
 from steerloop.texts.data import lines, names, read, read_data, vignettes
 from steerloop.texts.questions import question
 
-SIZE = 0.1  # of the steering vector's entries against those of the residual stream
 OURS, ONE, SAME = "ours", "generate, one at a time", "generate, same batch"
 TARGET = 0.02  # nats: random weights say little, so a KL of 1 nat is out of their reach
-
-
-@dataclass
-class Size:
-    """How much work: rows of ours, rows that the slow twin is measured on, tokens of a completion
-    and of its prompt, tokens of thought, how often everything runs, and whether the weights are
-    those of a real model."""
-
-    rows: int
-    twin_rows: int
-    tokens: int
-    prompt: int
-    think: int
-    repeats: int
-    real: bool = False
-
-
-Figures = dict[str, Any]
-
-
-def ours_of(model: Model, run: Callable[[], Any], units: float | int = 1) -> Runner:
-    """A runner of ours: it keeps the weights of dense phases and the blocked copy of the head."""
-    def forget() -> None:
-        model.dense.release()
-        vars(model.head).pop("blocked", None)
-    return Runner(run, units, forget=forget)
-
-
-def texts(count: int, length: int, seed: int = 0) -> list[list[int]]:
-    """Random ordinary tokens."""
-    rng = Random(seed)
-    return [[rng.randrange(10, 250) for _ in range(length)] for _ in range(count)]
-
-
-def vector(model: Model, cfg: Config) -> Vector:
-    """A random direction on the steered band, a tenth of the states in size."""
-    blocks = band(cfg.steer_blocks, cfg.steer_band, len(model.decoder.layers), "steer")
-    generator, d, size = torch.Generator().manual_seed(0), model.head.weight.shape[1], {}
-
-    def note(block: int) -> Callable[..., None]:
-        def hook(module: Any, inputs: Any, out: Any) -> None:
-            size[block] = out.float().square().mean().sqrt().item()
-        return hook
-
-    hooks = [model.decoder.layers[b].register_forward_hook(note(b)) for b in blocks]
-    with torch.no_grad():
-        model.trunk(*model.pad(texts(4, 16)))
-    for hook in hooks:
-        hook.remove()
-    return {b: (SIZE * size[b] * torch.randn(d, generator=generator)).to(model.device)
-            for b in blocks}
-
-
-def products(
-    model: Model, figures: Figures, tokens: int, blocks: list[int], head: int, repeat: float = 1.0
-) -> Figures:
-    """Share of the matrix-product peak: `tokens` through these blocks, `repeat` times over, and
-    `head` products of one hidden state with the output embedding."""
-    v, d = model.head.weight.shape
-    linear = linear_size([model.decoder.layers[b] for b in blocks])
-    flops = 2 * (repeat * tokens * linear + head * v * d)
-    return product_share(flops / figures["ours"]["seconds"], model.head.weight)
-
-
-def product_share(rate: float, weight: Tensor) -> Figures:
-    """Floating point operations per second beside the peak of the dtype they are done in."""
-    peak = matmul_peak(weight.dtype if multiplies(weight) else torch.float32, weight.device)
-    return {"gflops": rate / 1e9, "peak_gflops": peak / 1e9, "share_of_matmul_peak": rate / peak}
-
-
-def reading(
-    model: Model, seconds: float, steps: float | int, rows: int, tokens: float
-) -> Figures:
-    """Share of the memory bandwidth that `steps` decoding steps need at least."""
-    rate = steps * step_bytes(model, rows, tokens) / seconds
-    peak = bandwidth(model.head.weight.dtype, model.device)
-    return {"gb_per_s": rate / 1e9, "peak_gb_per_s": peak / 1e9, "share_of_bandwidth": rate / peak}
 
 
 def loss(shape: str, device: torch.device, dtype: torch.dtype, size: Size) -> Figures:
@@ -193,8 +116,8 @@ def heal(model: Model, cfg: Config, size: Size) -> Figures:
         optimisers[which].step()
         optimisers[which].zero_grad()
 
-    def ours() -> None:
-        with model.dense.unpacked():  # once a heal in a run: here it counts in time and memory
+    def ours(order: Callable = training) -> None:
+        with model.dense.unpacked(), order(model.hf, False):  # once a heal in a run: here it counts
             step_loss(model, rows, barrier, cfg.batch)
         update(0, live)
 
@@ -203,15 +126,15 @@ def heal(model: Model, cfg: Config, size: Size) -> Figures:
         update(1, factors)
 
     figures = race({"step alone": ours_of(model, ours), "reference": ours_of(model, reference),
+                    "sums in any order": ours_of(model, partial(ours, checkpointed)),
                     "PEFT, dense loss": Runner(plain, twin=True)}, size.repeats,
                    model.device.type == "cuda")
     step, once = figures.pop("step alone"), figures.pop("reference")
     seconds, cpu = (step[k] + once[k] / cfg.epochs for k in ("seconds", "cpu_seconds"))
-    figures = {"ours": step | {"seconds": seconds, "cpu_seconds": cpu,
-                               "units_per_second": 1 / seconds,
-                             "peak_mb": max(step["peak_mb"], once["peak_mb"]),
-                               "step_alone_seconds": step["seconds"],
-                               "reference_seconds": once["seconds"]}} | figures
+    figures = {"ours": step | {
+        "seconds": seconds, "cpu_seconds": cpu, "units_per_second": 1 / seconds,
+        "peak_mb": max(step["peak_mb"], once["peak_mb"]), "step_alone_seconds": step["seconds"],
+        "reference_seconds": once["seconds"]}} | figures
     n, depth = sum(map(len, ends)), len(model.decoder.layers)
     tokens = n + count * size.prompt
     lowest = min(int(name.split("layers.")[1].split(".")[0]) for name in model.layers)
@@ -280,9 +203,9 @@ def evaluate(model: Model, cfg: Config, size: Size) -> Figures:
     steps, seconds = size.think + JSON_TOKENS, figures["ours"]["seconds"]
     shares = products(model, figures, tokens, blocks, heads) | reading(
         model, seconds, steps, 2 * size.rows, prompt + steps / 2)
-    floor = seconds * max(shares["share_of_matmul_peak"], shares["share_of_bandwidth"])
+    bound = max(shares["share_of_matmul_peak"], shares["share_of_bandwidth"])
     return {"vignettes": size.rows, "think": size.think, "unit": "vignette", "prompt": prompt,
-            "floor_seconds": floor, "runners": against(figures), "limit": shares}
+            "floor_seconds": seconds * bound, "runners": against(figures), "limit": shares}
 
 
 def dose(model: Model, cfg: Config, size: Size) -> Figures:

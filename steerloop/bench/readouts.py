@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from steerloop.bench.measure import race
-from steerloop.bench.races import Figures, ours_of
+from steerloop.bench.work import Figures, ours_of
 from steerloop.config import Config
 from steerloop.model import load
 from steerloop.readouts.contrast import contrast

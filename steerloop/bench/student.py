@@ -12,7 +12,7 @@ from torch import nn
 
 from steerloop import lora
 from steerloop.bench.measure import Runner, against, race
-from steerloop.bench.races import Figures, Size, texts
+from steerloop.bench.work import Figures, Size, texts
 from steerloop.config import Config
 from steerloop.kernels.dense import Dense, Stacked, still
 from steerloop.model import load

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from steerloop.bench import measure, races, readouts, round, shapes, student
+from steerloop.bench import measure, races, readouts, round, shapes, student, work
 from steerloop.bench.__main__ import main, options
 from steerloop.checks.digest import digests
 from steerloop.checks.small import data_files, short_config
@@ -18,14 +18,14 @@ from steerloop.runfolder.events import read_events
 from steerloop.texts.data import read_data
 from steerloop.train import loop
 
-SIZE = races.Size(rows=2, twin_rows=1, tokens=4, prompt=5, think=0, repeats=1)
+SIZE = work.Size(rows=2, twin_rows=1, tokens=4, prompt=5, think=0, repeats=1)
 
 
 @pytest.fixture(autouse=True)
 def known_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """The probes take longer than all the rest."""
     for probe in ("matmul_peak", "bandwidth"):
-        monkeypatch.setattr(races, probe, lambda dtype, device: 1e15)
+        monkeypatch.setattr(work, probe, lambda dtype, device: 1e15)
 
 
 @pytest.mark.parametrize("small", ["none"], indirect=True)

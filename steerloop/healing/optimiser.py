@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import AdamW
 from transformers import PreTrainedModel
 
+from steerloop.healing.repeatable import repeatable
 from steerloop.loading.fit import check_trainable
 
 
@@ -63,6 +64,14 @@ class Scheduled(AdamW):
                 self.state[self.live[int(i)]][moment] = x.cpu() if moment == "step" else x
             else:
                 self.live[int(i)].copy_(x)
+
+
+@contextmanager
+def training(model: PreTrainedModel, checkpointing: bool) -> Iterator[None]:
+    """Backward passes that the same seed repeats to the bit, activations recomputed in them if
+    `checkpointing`. Raises UserError as `checkpointed` does."""
+    with checkpointed(model, checkpointing), repeatable(model, model.device):
+        yield
 
 
 @contextmanager

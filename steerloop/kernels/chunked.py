@@ -67,8 +67,7 @@ class ChunkedLoss(torch.autograd.Function):
             tops.append(top)
             loss += extra
             loss += nlls[-1].sum() / terms.n_total
-            once = torch.full_like(hit, -1 / terms.n_total, dtype=pushed.dtype)
-            pushed.scatter_add_(-1, hit, once)
+            pushed[torch.arange(len(hit), device=hit.device), hit[:, 0]] -= 1 / terms.n_total
             grad[at] = head.back(pushed, z).to(h.dtype)
             del z, pushed  # before the next chunk asks for its own
         ctx.save_for_backward(grad)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from steerloop import UserError
 
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 SHARE = 1 / 3  # of the device's memory that dense weights may take while nothing is trained
 SHARE_TRAINING = 1 / 8  # activations and logits need the rest
 TRIM, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4  # what glibc's mallopt calls them
@@ -34,7 +35,8 @@ def keep_freed(keep: bool, block: int = LARGEST) -> None:
 
 def hardware(device: str, threads: int) -> torch.device:
     """The device ('auto': cuda if there is one), and the CPU threads to use (0: torch's choice).
-    On a CPU freed memory is kept.
+    On a CPU freed memory is kept; on a GPU products are told to be repeatable, before the first
+    (healing/repeatable.py).
 
     Raises UserError for a device that is not there."""
     if threads:
@@ -46,6 +48,8 @@ def hardware(device: str, threads: int) -> torch.device:
         raise UserError(f"--device {device}: {str(e).splitlines()[0]}") from e
     if chosen.type == "cpu":
         keep_freed(True)
+    if chosen.type == "cuda":
+        os.environ.setdefault(WORKSPACE, ":4096:8")
     return chosen
 
 
