@@ -357,31 +357,6 @@ def check_auto_precision_is_what_the_hardware_is_fast_at(monkeypatch):
         assert hardware.multiplies(torch.zeros(1, dtype=torch.bfloat16)) is fast
 
 
-def check_without_a_compiler_a_warning_says_so_once(monkeypatch, capsys):
-    said = []
-    monkeypatch.setattr(hardware, "compiler", lambda _: "no g++")
-    monkeypatch.setattr(hardware.logger, "warning", said.append)
-    hardware._warn.cache_clear()
-    for _ in range(2):
-        assert hardware.compiled(abs, torch.zeros(1)) is abs
-    assert len(said) == 1 and "no g++" in said[0] and "install" in said[0]
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("kind", ["kl_rev", "kl_fwd"])
-def check_compiled_parts_are_the_eager_ones(kind, monkeypatch):
-    found = []
-    for least in (heads.LARGE, 2):
-        large(monkeypatch, least)
-        h, ref, targets, rows, head = problem([5, 3, 9], 6, 333, 0, None, torch.float32)
-        barrier = Barrier(kind, "p95", 0.7, 0.0)
-        loss, nll, top = heal_loss(h, ref, targets, rows, head, Step(barrier, 17, 3))
-        loss.backward()
-        found.append([loss.detach(), nll, top, h.grad])
-    assert not hardware.compiler("cpu")  # else this compared eager with eager
-    assert all(torch.allclose(a, b, atol=1e-6, rtol=1e-4) for a, b in zip(*found, strict=True))
-
-
 def check_micro_batches_hold_rows_of_like_length(small, monkeypatch):
     s, table, seen = small(), completions(9), []
     rows, make = plain_rows(table), s.model.batch

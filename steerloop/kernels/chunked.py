@@ -32,8 +32,8 @@ class Terms(Protocol):
 
 
 def fast(f: Callable[..., Any], z: Tensor) -> Callable[..., Any]:
-    """`f` as it should be called on logits z."""
-    return compiled(f, z) if z.shape[-1] >= LARGE else f
+    """`f` as it should be called on logits z; for a single position it would be compiled anew."""
+    return compiled(f, z) if z.shape[-1] >= LARGE and len(z) > 1 else f
 
 
 def chunks(rows: Int[Tensor, "n"], most: int) -> Iterator[list[int]]:

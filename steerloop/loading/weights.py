@@ -26,6 +26,7 @@ from transformers.utils import logging as library_log
 from steerloop import UserError
 from steerloop.kernels import masks
 from steerloop.kernels.hardware import SMALLEST, keep_freed, precision
+from steerloop.loading.cache import keep_compiled
 from steerloop.loading.files import FAILURES, INDEX, warn_of_others, weight_files
 from steerloop.loading.hub import locate
 
@@ -96,6 +97,7 @@ def load_weights(
     library_log.set_verbosity_error()  # what its report says is raised or logged below
     hub_log.set_verbosity_error()  # as are its retries
     masks.register()
+    keep_compiled()
     folder, computed = locate(model), precision(dtype, device)
     warn_of_others(folder)
     keep_freed(False, SMALLEST)  # else holes between what stays take more than the weights
