@@ -148,7 +148,8 @@ def figures(chosen: Namespace) -> dict[str, Any]:
         return {"gb": memory.need(chosen.shape, Config(quant=QUANT[chosen.quant]))}
     device = hardware(chosen.device, 0)
     if chosen.memory and device.type == "cuda":
-        torch.cuda.set_per_process_memory_fraction(min(1, 1e9 * chosen.memory / memory_of(device)))
+        share = 1e9 * chosen.memory / memory_of(device)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, share))
     size = Size(chosen.rows, min(chosen.twin_rows, chosen.rows or chosen.twin_rows),
                       chosen.tokens, chosen.prompt, chosen.think, chosen.repeats,
                       bool(chosen.weights))

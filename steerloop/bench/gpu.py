@@ -29,10 +29,9 @@ from typing import Any, NamedTuple
 from steerloop.cli.options import FAILED
 from steerloop.runfolder.files import write_whole
 
-SERVER = get_context("forkserver")  # its children have imported everything, and no device
+FRESH = get_context("spawn")  # libraries look at the device when imported: a fork could not use it
 ROOT = __name__.partition(".")[0]
 BENCH, ONDEVICE, TRAIN = (f"{ROOT}.{x}" for x in ("bench.__main__", "checks.ondevice", "train"))
-SERVER.set_forkserver_preload([BENCH, ONDEVICE])
 TABLE, ARCHIVE = "table.md", "gpu.tar.gz"
 Figure = Callable[[dict[str, Any]], float | int]  # one of the figures of a step
 HEAD = ("step", "verdict", "figure", "floor", "target", "first line of the error")
@@ -206,7 +205,7 @@ class Bench:
         """Its process, at the head of a group of its own."""
         more = ["--json", str(self.out / f"{step.name}.json")] if step.rows or step.right else []
         log = self.out / f"{step.name}.log"
-        process = SERVER.Process(target=child, args=(step.module, [*step.argv, *more], log))
+        process = FRESH.Process(target=child, args=(step.module, [*step.argv, *more], log))
         process.start()
         return process
 

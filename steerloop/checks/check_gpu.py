@@ -4,7 +4,6 @@ costs its own line alone; what was done is there in one archive whatever happens
 import json
 import tarfile
 import time
-from pathlib import Path
 
 import pytest
 
@@ -13,34 +12,9 @@ from steerloop.bench.__main__ import options
 from steerloop.bench.gpu import Bench, Row, Step, names, of, share, speed
 
 SAMPLE = ["gates", "decode"]
-HERE = "steerloop.checks.check_gpu"
+HERE = "steerloop.checks.planted"
 PLANTED = ["fails", "hangs"]
 ARGV = ["gpu", "--device", "cpu", "--shape", "tiny", "--minutes", "8"]
-
-
-def main(argv):
-    """What a step may do, by its first argument."""
-    what = argv[0]
-    if what == "fails":
-        try:
-            raise ValueError("planted")
-        except ValueError:
-            raise SystemExit("error: the planted failure")  # noqa: B904, as a command ends
-    if what == "hangs":
-        print("I was here", flush=True)
-        time.sleep(600)
-    if what == "wrong":
-        Path(argv[2]).write_text('{"ok": false, "figure": "3 of 4 rows"}')
-    if what == "fast":
-        Path(argv[2]).write_text('{"a": {"seconds": 2.0, "share": 0.25}}')
-
-
-@pytest.fixture(autouse=True, scope="module")
-def warm():
-    """The server of processes has imported what it imports."""
-    process = gpu.SERVER.Process(target=print)
-    process.start()
-    process.join()
 
 
 def planted(name, **more):
