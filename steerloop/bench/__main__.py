@@ -35,6 +35,7 @@ Ours against the twins on a real model, sampling up to its end tokens:
 import contextlib
 import json
 import os
+import shutil
 import sys
 import tempfile
 from argparse import Namespace
@@ -66,6 +67,8 @@ NAMED = {"loss": (8, 128, 0), "heal": (0, 200, 100), "sample": (48, 64, 100),
          "load": (8, 32, 0), "student": (48, 32, 100), "decode": (192, 256, 100)}
 PUBLISHED = ("loss", "load", "memory", "decode", "gpu")  # whose shapes these take
 OWN = ("round", "readouts")  # of the embedded model, unless another shape is named
+GPU = ("what", "shape", "device", "out", "minutes", "models", "only")  # what gpu takes
+OF = {"smoke": "round", **dict.fromkeys(("out", "minutes", "models", "only"), "gpu")}
 REAL = (*races.MODELS, "student", "load", "readouts")  # what --weights is for
 
 
@@ -97,6 +100,9 @@ def options(argv: list[str]) -> Namespace:
     add("--models", type=path, help="gpu: folder of real models")
     add("--only", nargs="+", default=[], help="gpu: steps by name")
     chosen = parser.parse_args(argv)
+    for name in [k for k, x in vars(chosen).items() if x != parser.get_default(k)]:
+        if name not in GPU if chosen.what == "gpu" else OF.get(name, chosen.what) != chosen.what:
+            parser.error(f"{chosen.what} takes no --{name}")
     named = dict(zip(("rows", "tokens", "prompt"), NAMED.get(chosen.what, (0, 0, 0)), strict=True))
     whole = chosen.what == "gpu"
     named |= {"shape": "gemma-3-1b" if whole else "embedded" if chosen.what in OWN else "tiny",
@@ -105,8 +111,10 @@ def options(argv: list[str]) -> Namespace:
     vars(chosen).update({k: x for k, x in named.items() if vars(chosen)[k] is None})
     if chosen.shape == "embedded" and chosen.what in PUBLISHED:
         parser.error(f"{chosen.what} takes the shape of a published model, not embedded")
-    if whole != bool(chosen.out):
-        parser.error("gpu takes --out, a folder for what it finds, and nothing else does")
+    if whole and not chosen.out:
+        parser.error("gpu takes --out, a folder for what it finds")
+    if chosen.models and not gpu.real_models(chosen.models, chosen.device, chosen.out):
+        parser.error(f"--models {chosen.models} has no folder with a config.json and no .gguf file")
     if chosen.only and (wrong := set(chosen.only) - gpu.names(chosen)):
         parser.error(f"--only: no step {', '.join(sorted(wrong))}; there are "
                      f"{', '.join(sorted(gpu.names(chosen)))}")
@@ -133,10 +141,17 @@ def weights(chosen: Namespace) -> Iterator[Config]:
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = (chosen.keep or Path(scratch)) / f"{chosen.shape}-{chosen.blocks}"
-        if not (folder / "tokenizer_config.json").exists():  # what is written last
+        if not folder.exists():
+            made = folder.with_name(f"{folder.name}.{os.getpid()}")
             with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-                pool.submit(save_random, folder, chosen.shape, blocks=chosen.blocks,
+                pool.submit(save_random, made, chosen.shape, blocks=chosen.blocks,
                             device=chosen.device).result()
+            try:
+                made.rename(folder)
+            except OSError:  # another process was sooner
+                if not folder.exists():
+                    raise
+                shutil.rmtree(made)
         middle = [chosen.blocks // 2] if chosen.blocks else []  # a short stack may miss the band
         yield Config(model=str(folder), device=chosen.device, steer_blocks=middle,
                      quant=QUANT[chosen.quant])

@@ -4,9 +4,9 @@
 
 Right before fast: first what the checks show with stand-ins, shown with the device itself (side by
 side, each in a process of its own), then speed, one step after another, then memory beside what is
-computed, then real models. A step that fails or runs out of its time leaves what it printed and
-what it had. DIR gets of each step a log and its figures, a table, and all of that as one archive;
-they are written anew as steps end, so that a machine that goes away leaves what was done.
+computed, then real models. A step that fails or runs out of its time leaves what it said. DIR gets
+of each step a log and its figures, a table, and all of that as one archive; they are written anew
+as steps end, so that a machine that goes away leaves what was done.
 
 Targets are for the shape of gemma-3-1b on an H100-class card, and stand in the table there alone.
 """
@@ -15,11 +15,13 @@ import json
 import os
 import shutil
 import signal
+import sys
 import tarfile
 import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from multiprocessing import get_context
@@ -34,8 +36,10 @@ ROOT = __name__.partition(".")[0]
 BENCH, ONDEVICE, TRAIN = (f"{ROOT}.{x}" for x in ("bench.__main__", "checks.ondevice", "train"))
 TABLE, ARCHIVE = "table.md", "gpu.tar.gz"
 Figure = Callable[[dict[str, Any]], float | int]  # one of the figures of a step
-HEAD = ("step", "verdict", "figure", "floor", "target", "first line of the error")
-BAD = ("WRONG", "FAILED", "TIME")
+HEAD = ("step", "verdict", "figure", "floor (of memory: the most)", "target",
+        "first line of the error")
+BAD = ("WRONG", "FAILED", "TIME", "not run")
+GB = 2**20 / 1e9  # of the megabytes that are measured
 RIGHT = ("graphs", "evaluation", "gates", "gradient", "nf4", "waits", "seed", "resume", "default")
 SIZES = {  # of the steps of speed: those that targets are for, and those of a rehearsal
     "loss": ("--rows 8 --tokens 512", "--rows 2 --tokens 8"),
@@ -77,6 +81,7 @@ class Step:
 def child(module: str, argv: list[str], log: Path) -> None:
     """What the process of a step does: all it says goes into the log, its traceback too."""
     os.setsid()
+    sys.stdout.reconfigure(line_buffering=True)  # what it said stays, when its time is over
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     for stream in (1, 2):
         os.dup2(file, stream)
@@ -110,7 +115,8 @@ def speed(shape: str, device: str, weights: Path, real: bool) -> list[Step]:
         size = SIZES.get(what, ("", ""))[0 if real else 1].split()
         argv = [what, "--device", device, "--repeats", "1", "--shape", of_shape,
                 "--keep", str(weights), *size, *more]
-        return Step(name or what, BENCH, argv, limit, rows, together=not real)
+        most = limit if real else 4 * limit  # a rehearsal shares what cores there are
+        return Step(name or what, BENCH, argv, most, rows, together=not real)
 
     ours, matmul = "runners.ours.seconds", "limit.share_of_matmul_peak"
     alone, free = "runners.ours.step_alone_seconds", "runners.sums in any order.seconds"
@@ -118,15 +124,16 @@ def speed(shape: str, device: str, weights: Path, real: bool) -> list[Step]:
                   of(f"rows.{x}.floor_seconds", 1e3), target)
               for x, target in (zip((8, 48, 192), (1.2, 1.4, 2.1), strict=True) if real
                                 else zip((1, 6, 24), (0, 0, 0), strict=True))]
-    peaks = [Row(f"peak of {x}", of(f"{x}.cuda" if device == "cuda" else f"{x}.anon", 1e-3), "GB",
-                 of(f"computed.{x}", 1e-3)) for x in ("heal", "sample")]
+    seen = "cuda" if device == "cuda" else "anon"
+    peaks = [Row(f"peak of {x}", of(f"{x}.{seen}", GB), "GB", of(f"computed.{x}", GB))
+             for x in ("heal", "sample")]
     figures = [
         step("limits", 60, [
             Row("bf16 products", of("limits.bf16.gflops", 1e-3), "TFLOP/s"),
             Row("copies", of("limits.bf16.gb_per_s", 1e-3), "TB/s")]),
         step("decode", 120, decode, "--quant", "bf16"),
         step("heal", 120, [
-            Row("optimiser step", of(alone), "s", share(alone, matmul), 0.08),
+            Row("optimiser step", of(alone), "s", share(ours, matmul), 0.08),
             Row("it, against sums in any order", lambda x: of(alone)(x) / of(free)(x), "x",
                 target=1.1),
             Row("ours against PEFT", of("runners.PEFT, dense loss.ours_times_faster"), "x",
@@ -141,9 +148,8 @@ def speed(shape: str, device: str, weights: Path, real: bool) -> list[Step]:
             Row("run of one round", of("run_of_one_round_seconds"), target=40),
             Row("its round", of("ours.seconds"), target=25),
             Row("its loading", of("loading_seconds"), target=4)]),
-        step("load", 120, [*peaks, Row("peak of loading",
-             of("weights.cuda" if device == "cuda" else "weights.anon", 1e-3), "GB",
-             of("bound_mb", 1e-3))])]
+        step("load", 120, [*peaks, Row("peak of loading", of(f"weights.{seen}", GB), "GB",
+                                       of("bound_mb", GB))])]
     if real:
         figures.append(step("round", 300, [
             Row("a round in gemma-3-4b's shape, 24 GB", of("ours.seconds"), target=90)],
@@ -160,10 +166,18 @@ def right(device: str) -> list[Step]:
 def real_models(folder: Path | None, device: str, out: Path) -> list[Step]:
     """One short round of each model in a folder of them."""
     found = sorted([*folder.glob("*/config.json"), *folder.glob("**/*.gguf")]) if folder else []
-    models = [x.parent if x.name == "config.json" else x for x in found]
-    return [Step(f"model-{x.stem}", TRAIN, [
+    models = [x.parent if x.name == "config.json" else x for x in found if "mmproj" not in x.name]
+    return [Step(f"model-{str(x.relative_to(folder)).replace('/', '-')}", TRAIN, [
         "--model", str(x), "--device", device, "--preset", "small-cpu", "--rounds", "1",
         "--trait", "register", "--runs", str(out / "runs")], 240) for x in models]
+
+
+def end(process: Any) -> None:
+    """Kill a process, if it still runs, and what it started; see it gone."""
+    with suppress(ProcessLookupError):  # it has no group of its own yet, or is gone
+        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    process.join()
 
 
 class Bench:
@@ -185,21 +199,31 @@ class Bench:
 
     def wait(self, steps: list[Step]) -> None:
         """Start these steps and see them end."""
-        if time.monotonic() >= self.end:
-            return
-        started = [(x, self.start(x), time.monotonic()) for x in steps]
-        while started:
-            time.sleep(0.05)
-            for step, process, since in list(started):
-                spent, late = time.monotonic() - since, time.monotonic() >= self.end
-                if process.is_alive() and (spent > step.limit or late):
-                    os.killpg(process.pid, signal.SIGKILL)
-                elif process.is_alive():
+        waiting, started = list(steps), []
+        try:
+            while started or (waiting and time.monotonic() < self.end):
+                if waiting and len(started) < (os.cpu_count() or 1) and time.monotonic() < self.end:
+                    step = waiting.pop(0)
+                    started.append((step, self.start(step), time.monotonic()))
                     continue
-                process.join()
-                started.remove((step, process, since))
-                self.lines[step.name] = self.said(step, process.exitcode, spent)
-                self.write()
+                time.sleep(0.05)
+                for one in list(started):
+                    self.look(one, started)
+        finally:
+            for _, process, _ in started:  # whatever ended this
+                end(process)
+
+    def look(self, one: tuple[Step, Any, float], started: list[Any]) -> None:
+        """At a process: it has ended, its time is over, or it goes on."""
+        step, process, since = one
+        spent, late = time.monotonic() - since, time.monotonic() >= self.end
+        over = process.is_alive() and (spent > step.limit or late)
+        if process.is_alive() and not over:
+            return
+        end(process)
+        started.remove(one)
+        self.lines[step.name] = self.said(step, process.exitcode, spent, over)
+        self.write()
 
     def start(self, step: Step) -> Any:
         """Its process, at the head of a group of its own."""
@@ -209,25 +233,28 @@ class Bench:
         process.start()
         return process
 
-    def said(self, step: Step, status: int, spent: float) -> list[tuple[str, ...]]:
-        """The lines of a step that ended after `spent` seconds; killed by us, after its time."""
+    def said(self, step: Step, status: int, spent: float, over: bool) -> list[tuple[str, ...]]:
+        """The lines of a step that ended after `spent` seconds, by us if its time was `over`."""
         if status:
-            what = f"TIME, {spent:.0f} s" if status == -signal.SIGKILL else "FAILED"
-            return [(step.name, what, "", "", "", self.error(step))]
+            what = f"TIME, {spent:.0f} s" if over else "FAILED"
+            why = f"killed by signal {-status}; " if status < 0 and not over else ""
+            return [(step.name, what, "", "", "", why + self.error(step))]
+        try:
+            figures = self.figures(step) if step.rows or step.right else {}
+        except (OSError, ValueError) as e:
+            return [(step.name, "FAILED", "", "", "", f"it wrote no figures: {e}")]
         if step.right:
-            figures = self.figures(step)
             verdict = "right" if figures["ok"] else "WRONG"
             return [(step.name, verdict, figures["figure"], "", "", "")]
         if not step.rows:
             return [(step.name, "done", f"{spent:.0f} s", "", "", "")]
-        return [self.row(step, x) for x in step.rows]
+        return [self.row(step, x, figures) for x in step.rows]
 
-    def row(self, step: Step, row: Row) -> tuple[str, ...]:
+    def row(self, step: Step, row: Row, figures: dict[str, Any]) -> tuple[str, ...]:
         """A line of the table."""
-        figures = self.figures(step)
         try:
             value, floor = row.value(figures), row.floor(figures)
-        except KeyError as e:
+        except (KeyError, TypeError) as e:
             return (row.name, "FAILED", "", "", "", f"no figure {e} in {step.name}.json")
         verdict, target = "measured", ""
         if self.targets and row.target:
@@ -243,8 +270,9 @@ class Bench:
 
     def error(self, step: Step) -> str:
         """The line that says why: the last that names an error, else the last one."""
-        log = (self.out / f"{step.name}.log").read_text(encoding="utf-8", errors="replace")
-        lines = [x.strip() for x in log.split("\n") if x.strip()]
+        log = self.out / f"{step.name}.log"
+        text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+        lines = [x.strip() for x in text.split("\n") if x.strip()]
         named = [x for x in lines if "Error" in x or x.startswith("error")]
         return ([*lines, *named] or [""])[-1][:200].replace("|", "/")
 

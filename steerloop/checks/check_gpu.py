@@ -107,6 +107,35 @@ def check_time_that_is_over_leaves_what_was_done(tmp_path):
         assert known["a"] and "gpu/hangs.log" in tar.getnames()
 
 
+def check_what_is_not_run_or_is_killed_is_said(tmp_path):
+    found = bench(tmp_path, [planted("fast", rows=[Row("a", of("a.seconds"))])], minutes=0.0)
+    assert found["fast"][0] == "not run" and "not run" in gpu.BAD
+    found = bench(tmp_path, [planted("killed")])
+    assert found["killed"][0] == "FAILED" and "killed by signal 9" in found["killed"][4]
+    found = bench(tmp_path, [planted("says nothing", rows=[Row("a", of("a.seconds"))])])
+    assert found["says nothing"][0] == "FAILED" and "no figures" in found["says nothing"][4]
+
+
+def check_a_step_that_just_began_can_be_ended(tmp_path):
+    """Before it has a group of its own, too."""
+    found = bench(tmp_path, [planted("hangs")], minutes=0.002)
+    assert found["hangs"][0].startswith("TIME")
+
+
+def check_what_ends_the_bench_ends_its_steps(tmp_path, monkeypatch):
+    done, started = Bench(tmp_path / "gpu", 1.0, targets=False), []
+    start = done.start
+    monkeypatch.setattr(done, "start", lambda step: started.append(start(step)) or started[-1])
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(done, "look", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        done.run([planted("hangs")])
+    assert started and not any(x.is_alive() for x in started)
+
+
 def check_steps_that_go_together_do(tmp_path):
     start = time.monotonic()
     steps = [planted("hangs", together=True), Step("again", HERE, ["hangs"], 8, together=True)]
@@ -124,8 +153,12 @@ def check_no_two_steps_write_the_same_file(shape, device, tmp_path):
 
 
 def check_what_gpu_takes_is_said(tmp_path, capsys):
-    for argv, said in ((["gpu"], "gpu takes --out"), (["limits", "--out", "x"], "nothing else"),
-                       (["gpu", "--out", "x", "--only", "hoeren"], "no step hoeren; there are")):
+    for argv, said in (
+            (["gpu"], "gpu takes --out"), (["limits", "--out", "x"], "limits takes no --out"),
+            (["gpu", "--out", "x", "--rows", "3"], "gpu takes no --rows"),
+            (["heal", "--smoke"], "heal takes no --smoke"),
+            (["gpu", "--out", "x", "--models", str(tmp_path)], "has no folder with a config.json"),
+            (["gpu", "--out", "x", "--only", "hoeren"], "no step hoeren; there are")):
         with pytest.raises(SystemExit) as end:
             options(argv)
         assert end.value.code == 2 and said in capsys.readouterr().err
@@ -133,6 +166,8 @@ def check_what_gpu_takes_is_said(tmp_path, capsys):
     assert (chosen.shape, chosen.device, chosen.minutes) == ("gemma-3-1b", "cuda", 8)
     (tmp_path / "models" / "one").mkdir(parents=True)
     (tmp_path / "models" / "one" / "config.json").touch()
-    (tmp_path / "models" / "two.gguf").touch()
+    for name in ("two-0.5B.gguf", "two-0.5B-it.gguf", "one/mmproj.gguf"):
+        (tmp_path / "models" / name).touch()
     models = ["gpu", "--out", str(tmp_path), "--models", str(tmp_path / "models")]
-    assert {"model-one", "model-two"} <= names(options(models))
+    known = {x for x in names(options(models)) if x.startswith("model")}
+    assert known == {"model-one", "model-two-0.5B.gguf", "model-two-0.5B-it.gguf"}

@@ -54,6 +54,17 @@ def check_the_switch_goes_back_whatever_happens(small):
     assert switches() == (False, True)
 
 
+def check_a_mode_that_was_on_stays_on(small):
+    s = small()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with repeatable.repeatable(s.model.hf, CUDA):
+            assert not torch.is_deterministic_algorithms_warn_only_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def check_a_model_that_has_no_strict_form_is_trained_as_it_is_and_that_is_said(
     small, monkeypatch
 ):

@@ -17,6 +17,8 @@ from steerloop.heal import step_loss
 from steerloop.kernels.batch import Row
 from steerloop.loading import room
 from steerloop.loading.room import Need, activations, fitting, needs, saved
+from steerloop.runfolder.events import event_line, read_events
+from steerloop.runfolder.files import FREE, read_config, read_recorded, sealed
 from steerloop.score import bare
 
 GB = 10**9
@@ -120,9 +122,21 @@ def check_a_run_keeps_its_numbers_where_it_goes_on(folders, tmp_path, monkeypatc
 def check_a_config_that_counted_micro_batches_is_read(folders, tmp_path):
     """Their number times their rows was an optimiser step."""
     run = short_run(tmp_path, small_config(folders(), quant="none"), rounds=1)
-    known = json.loads((run / "config.json").read_text())
-    del known["config"]["step_rows"]
-    known["config"] |= {"batch": 2, "accumulate": 5}
-    (run / "config.json").write_text(json.dumps(known))
-    cfg = parse(["--resume", str(run)])
-    assert (cfg.batch, cfg.step_rows) == (2, 10)
+
+    def aged(document):
+        del document["config"]["step_rows"]
+        document["config"] |= {"batch": 2, "accumulate": 5}
+        document.pop("crc", None)
+        return document
+
+    known = aged(json.loads((run / "config.json").read_text()))
+    (run / "config.json").write_text(sealed(known))
+    events = read_events(run)
+    for x in events:
+        if x["stage"] == "config":
+            aged(x["document"])
+    (run / "events.jsonl").write_text("".join(map(event_line, events)))
+    cfg, read = parse(["--resume", str(run)]), read_config(run)
+    assert (cfg.batch, cfg.step_rows) == (read["batch"], read["step_rows"]) == (2, 10)
+    assert "accumulate" not in read and read == read_recorded(run)["config"] | {
+        k: read[k] for k in FREE}

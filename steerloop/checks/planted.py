@@ -1,5 +1,7 @@
 """A step of `bench gpu` that goes wrong, or does nothing, as its first argument says. No torch."""
 
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -15,6 +17,8 @@ def main(argv: list[str]) -> None:
     if what == "hangs":
         print("I was here", flush=True)
         time.sleep(600)
+    if what == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
     if what == "wrong":
         Path(argv[2]).write_text('{"ok": false, "figure": "3 of 4 rows"}')
     if what == "fast":

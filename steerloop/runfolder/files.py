@@ -254,10 +254,11 @@ def told_of(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def recorded(run: Path) -> dict[str, Any]:
-    """What the run last recorded itself to be (see `told_of`), {} where it did not yet. Raises
-    UserError where its records are damaged."""
+    """What the run last recorded itself to be (see `told_of`), its config as it would be written
+    now; {} where it did not yet. Raises UserError where its records are damaged."""
     known = read_events(run) if (run / EVENTS).is_file() else []
-    return next((x["document"] for x in reversed(known) if x["stage"] == "config"), {})
+    was = next((x["document"] for x in reversed(known) if x["stage"] == "config"), {})
+    return was and was | {"config": upgraded(was["config"])}
 
 
 def flat(tree: dict[str, Any], stem: str = "") -> dict[str, Any]:
@@ -305,10 +306,7 @@ def read_document(run: Path) -> dict[str, Any]:
 def read_recorded(run: Path) -> dict[str, Any]:
     """`read_document` as the run recorded it, whatever was done to the file since. Raises
     UserError."""
-    was = recorded(run)
-    if not was:
-        return read_document(run)
-    return was | {"config": upgraded(was["config"])}
+    return recorded(run) or read_document(run)
 
 
 def read_config(run: Path) -> dict[str, Any]:
