@@ -16,7 +16,7 @@ def main(argv: list[str]) -> None:
             raise SystemExit("error: the planted failure")  # noqa: B904, as a command ends
     if what == "hangs":
         print("I was here", flush=True)
-        time.sleep(600)
+        time.sleep(60)
     if what == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if what == "wrong":
