@@ -3,6 +3,7 @@ numbers hang on its size alone, are kept with the run, and leave the gradient as
 
 import json
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -25,8 +26,12 @@ GB = 10**9
 LEFT = {"batch": 0, "batch_rows": 0}  # to the memory
 
 
-@pytest.mark.parametrize("attn", ["auto", "eager"])
-@pytest.mark.parametrize("family", [*DENSE, *HYBRID])
+SAMPLE = [("gemma3", "auto"), ("gemma3", "eager"), ("qwen3.5", "auto")]
+COUNTED = [pytest.param(*x, marks=[pytest.mark.long] * (x not in SAMPLE))
+           for x in product([*DENSE, *HYBRID], ["auto", "eager"])]
+
+
+@pytest.mark.parametrize(("family", "attn"), COUNTED)
 def check_kept_activations_are_counted_whatever_the_rows(tmp_path, family, attn):
     """From short passes, for many rows of many tokens. Windows and blocks of linear attention make
     it go in steps, so that a little less may be kept."""

@@ -154,9 +154,8 @@ def small_table(path: Path) -> None:
 def restated(folder: Path, cfg: Config, into: Path) -> Config:
     """A run folder `into` with the rounds of an unpacked one and a config of ours: a slot a round
     that it has, batches of this program's choice, on the device and the threads that there are."""
-    rows = min(cfg.batch_rows or ROWS, ROWS)
-    here = replace(cfg, rounds=finished_rounds(folder), batch_rows=rows, threads=0,
-                   device="auto", decode="auto", probes=[], eval="own", resume="")
+    here = replace(cfg, rounds=finished_rounds(folder), threads=0, device="auto", decode="auto",
+                   batch_rows=min(cfg.batch_rows or ROWS, ROWS), probes=[], eval="own", resume="")
     known = {k: x for k, x in read_document(folder).items() if k in ("schema", "inputs")}
     into.mkdir()
     (into / "rounds").symlink_to(folder / "rounds", target_is_directory=True)
