@@ -11,7 +11,7 @@ from steerloop.bench import gpu
 from steerloop.bench.__main__ import options
 from steerloop.bench.gpu import Bench, Row, Step, names, of, share, speed
 
-SAMPLE = ["gates", "decode"]
+SAMPLE = ["gates"]
 HERE = "steerloop.checks.planted"
 PLANTED = ["fails", "hangs"]
 ARGV = ["gpu", "--device", "cpu", "--shape", "tiny", "--minutes", "8"]
@@ -46,7 +46,7 @@ def whole(found, out, steps):
     assert "ValueError: planted" in (out / "fails.log").read_text(), "its traceback"
     assert found["hangs"][0].startswith("TIME") and "I was here" in (out / "hangs.log").read_text()
     others = {k: x for k, x in found.items() if k not in PLANTED}
-    assert {x[0] for x in others.values()} == {"right", "measured"}
+    assert others and {x[0] for x in others.values()} <= {"right", "measured"}
     assert all(x[1] and not x[4] for x in others.values())
     with tarfile.open(out / gpu.ARCHIVE) as tar:
         packed = set(tar.getnames())
@@ -58,13 +58,14 @@ def check_a_rehearsal_of_some_steps(tmp_path, capsys):
     found, out = rehearsed(tmp_path, capsys, SAMPLE)
     whole(found, out, SAMPLE)
     assert found["gates"][1] == "12 of 12 bitwise"
-    steps = [x for x in found if x.startswith("decoding step")]
-    assert [x.split()[2] for x in steps] == ["1", "6", "24"] and all(found[x][2] for x in steps)
 
 
 @pytest.mark.long
 def check_a_rehearsal_of_all_steps(tmp_path, capsys):
-    whole(*rehearsed(tmp_path, capsys, []), names(options([*ARGV, "--out", str(tmp_path)])))
+    found, out = rehearsed(tmp_path, capsys, [])
+    whole(found, out, names(options([*ARGV, "--out", str(tmp_path)])))
+    steps = [x for x in found if x.startswith("decoding step")]
+    assert [x.split()[2] for x in steps] == ["1", "6", "24"] and all(found[x][2] for x in steps)
 
 
 def bench(folder, steps, minutes=1.0, targets=False):
