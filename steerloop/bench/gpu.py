@@ -13,27 +13,26 @@ Targets are for the shape of gemma-3-1b on an H100-class card, and stand in the 
 
 import json
 import os
+import re
 import shutil
 import signal
+import subprocess
 import sys
 import tarfile
 import tempfile
 import time
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib import import_module
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from steerloop.cli.options import FAILED
 from steerloop.runfolder.files import write_whole
 
-FRESH = get_context("spawn")  # libraries look at the device when imported: a fork could not use it
+KEPT = re.compile(r"its traceback is in (\S+\.txt)")  # where a command leaves what nobody foresaw
 ROOT = __name__.partition(".")[0]
-BENCH, ONDEVICE, TRAIN = (f"{ROOT}.{x}" for x in ("bench.__main__", "checks.ondevice", "train"))
+BENCH, ONDEVICE, TRAIN = (f"{ROOT}.{x}" for x in ("bench", "checks.ondevice", "train"))
 TABLE, ARCHIVE = "table.md", "gpu.tar.gz"
 Figure = Callable[[dict[str, Any]], float | int]  # one of the figures of a step
 HEAD = ("step", "verdict", "figure", "floor (of memory: the most)", "target",
@@ -65,7 +64,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Step:
-    """A process: a module whose `main` takes these arguments, most seconds, lines of the table. It
+    """A process: a module and its arguments, most seconds, lines of the table. It
     writes figures to the path that follows --json; those of a step about what is right are `ok`
     and `figure`. Steps that go `together` run side by side."""
 
@@ -76,22 +75,6 @@ class Step:
     rows: list[Row] = field(default_factory=list)
     right: bool = False
     together: bool = False
-
-
-def child(module: str, argv: list[str], log: Path) -> None:
-    """What the process of a step does: all it says goes into the log, its traceback too."""
-    os.setsid()
-    sys.stdout.reconfigure(line_buffering=True)  # what it said stays, when its time is over
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    for stream in (1, 2):
-        os.dup2(file, stream)
-    try:
-        import_module(module).main(argv)
-    except SystemExit as e:
-        if e.code:
-            traceback.print_exception(e.__context__)
-            print(e.code)
-            raise SystemExit(FAILED) from e
 
 
 def of(path: str, scale: float = 1.0) -> Figure:
@@ -172,12 +155,11 @@ def real_models(folder: Path | None, device: str, out: Path) -> list[Step]:
         "--trait", "register", "--runs", str(out / "runs")], 240) for x in models]
 
 
-def end(process: Any) -> None:
+def end(process: subprocess.Popen) -> None:
     """Kill a process, if it still runs, and what it started; see it gone."""
-    with suppress(ProcessLookupError):  # it has no group of its own yet, or is gone
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.kill()
-    process.join()
+    process.wait()
 
 
 class Bench:
@@ -213,25 +195,26 @@ class Bench:
             for _, process, _ in started:  # whatever ended this
                 end(process)
 
-    def look(self, one: tuple[Step, Any, float], started: list[Any]) -> None:
+    def look(self, one: tuple[Step, subprocess.Popen, float], started: list[Any]) -> None:
         """At a process: it has ended, its time is over, or it goes on."""
         step, process, since = one
         spent, late = time.monotonic() - since, time.monotonic() >= self.end
-        over = process.is_alive() and (spent > step.limit or late)
-        if process.is_alive() and not over:
+        alive = process.poll() is None
+        over = alive and (spent > step.limit or late)
+        if alive and not over:
             return
         end(process)
         started.remove(one)
-        self.lines[step.name] = self.said(step, process.exitcode, spent, over)
+        self.lines[step.name] = self.said(step, process.returncode, spent, over)
         self.write()
 
-    def start(self, step: Step) -> Any:
-        """Its process, at the head of a group of its own."""
-        more = ["--json", str(self.out / f"{step.name}.json")] if step.rows or step.right else []
-        log = self.out / f"{step.name}.log"
-        process = FRESH.Process(target=child, args=(step.module, [*step.argv, *more], log))
-        process.start()
-        return process
+    def start(self, step: Step) -> subprocess.Popen:
+        """Its process, at the head of a group of its own; all it says goes into its log at once."""
+        command = [sys.executable, "-u", "-m", step.module, *step.argv]
+        if step.rows or step.right:
+            command += ["--json", str(self.out / f"{step.name}.json")]
+        with (self.out / f"{step.name}.log").open("wb") as log:
+            return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
     def said(self, step: Step, status: int, spent: float, over: bool) -> list[tuple[str, ...]]:
         """The lines of a step that ended after `spent` seconds, by us if its time was `over`."""
@@ -269,9 +252,13 @@ class Bench:
         return json.loads((self.out / f"{step.name}.json").read_text(encoding="utf-8"))
 
     def error(self, step: Step) -> str:
-        """The line that says why: the last that names an error, else the last one."""
+        """The line that says why, the last that names an error, else the last one; a traceback that
+        lies elsewhere joins the log."""
         log = self.out / f"{step.name}.log"
-        text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+        text = log.read_text(encoding="utf-8", errors="replace")
+        for kept in map(Path, KEPT.findall(text)):  # the machine may be gone before it is read
+            with log.open("ab") as file:
+                file.write(kept.read_bytes() if kept.is_file() else b"")
         lines = [x.strip() for x in text.split("\n") if x.strip()]
         named = [x for x in lines if "Error" in x or x.startswith("error")]
         return ([*lines, *named] or [""])[-1][:200].replace("|", "/")

@@ -126,8 +126,8 @@ def check_kernels_are_arithmetic(name):
 
 NAMED = re.compile(r"steerloop(\.\w+)+(:\w+)?")
 BY_NAME = {"import_module", "resolve_name", "run_module", "__import__", "run_path"}
-CALLERS = {  # what users and data name, other people's packages; processes, as -m starts them
-    "readouts.probes", "bridge", "export.extras", "cli.commands", "bench.gpu"}
+CALLERS = {  # what users and data name, other people's packages
+    "readouts.probes", "bridge", "export.extras", "cli.commands"}
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -40,13 +40,13 @@ def rehearsed(folder, capsys, only):
     return cells(said), out
 
 
-def whole(found, out, steps):
+def whole(found, out, steps, verdicts):
     """All steps that are known did what they do, and the planted ones what they were to."""
-    assert found["fails"] == ["FAILED", "", "", "", "error: the planted failure"]
-    assert "ValueError: planted" in (out / "fails.log").read_text(), "its traceback"
+    assert found["fails"] == ["FAILED", "", "", "", "ValueError: the planted failure"]
+    assert "Traceback (most recent call last)" in (out / "fails.log").read_text()
     assert found["hangs"][0].startswith("TIME") and "I was here" in (out / "hangs.log").read_text()
     others = {k: x for k, x in found.items() if k not in PLANTED}
-    assert others and {x[0] for x in others.values()} <= {"right", "measured"}
+    assert {x[0] for x in others.values()} == verdicts
     assert all(x[1] and not x[4] for x in others.values())
     with tarfile.open(out / gpu.ARCHIVE) as tar:
         packed = set(tar.getnames())
@@ -56,14 +56,15 @@ def whole(found, out, steps):
 
 def check_a_rehearsal_of_some_steps(tmp_path, capsys):
     found, out = rehearsed(tmp_path, capsys, SAMPLE)
-    whole(found, out, SAMPLE)
+    whole(found, out, SAMPLE, {"right"})
     assert found["gates"][1] == "12 of 12 bitwise"
 
 
 @pytest.mark.long
 def check_a_rehearsal_of_all_steps(tmp_path, capsys):
     found, out = rehearsed(tmp_path, capsys, [])
-    whole(found, out, names(options([*ARGV, "--out", str(tmp_path)])))
+    whole(found, out, names(options([*ARGV, "--out", str(tmp_path)])),
+          {"right", "measured"})
     steps = [x for x in found if x.startswith("decoding step")]
     assert [x.split()[2] for x in steps] == ["1", "6", "24"] and all(found[x][2] for x in steps)
 
@@ -117,6 +118,13 @@ def check_what_is_not_run_or_is_killed_is_said(tmp_path):
     assert found["says nothing"][0] == "FAILED" and "no figures" in found["says nothing"][4]
 
 
+def check_a_traceback_that_lies_elsewhere_comes_along(tmp_path):
+    found = bench(tmp_path, [planted("says where")])
+    assert found["says where"][4].startswith("error: KeyError: 'x'; its traceback is in")
+    with tarfile.open(tmp_path / "gpu" / gpu.ARCHIVE) as tar:
+        assert b"deep inside" in tar.extractfile("gpu/says where.log").read()
+
+
 def check_a_step_that_just_began_can_be_ended(tmp_path):
     """Before it has a group of its own, too."""
     found = bench(tmp_path, [planted("hangs")], minutes=0.002)
@@ -134,7 +142,7 @@ def check_what_ends_the_bench_ends_its_steps(tmp_path, monkeypatch):
     monkeypatch.setattr(done, "look", interrupted)
     with pytest.raises(KeyboardInterrupt):
         done.run([planted("hangs")])
-    assert started and not any(x.is_alive() for x in started)
+    assert started and all(x.poll() is not None for x in started)
 
 
 def check_steps_that_go_together_do(tmp_path):
