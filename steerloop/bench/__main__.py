@@ -21,6 +21,7 @@ Ours alone:
 
     python -m steerloop.bench load --shape gemma-3-1b      load, sample and heal once: time, peaks
     python -m steerloop.bench memory --shape gemma-3-4b    GPU memory by part, computed
+    python -m steerloop.bench launches --shape gemma-3-1b  what a GPU would launch, counted
     python -m steerloop.bench student --shape gemma-3-270m      a stack beside weights, or merged
     python -m steerloop.bench readouts                     reasons, contrast, said beside the rest
     python -m steerloop.bench limits                       measured matrix-product and memory peaks
@@ -49,7 +50,18 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from steerloop.bench import decode, gpu, load, measure, memory, races, readouts, round, student
+from steerloop.bench import (
+    decode,
+    gpu,
+    launches,
+    load,
+    measure,
+    memory,
+    races,
+    readouts,
+    round,
+    student,
+)
 from steerloop.bench.shapes import SHAPES, depth, save_random
 from steerloop.bench.work import Size
 from steerloop.cli.entry import command
@@ -64,8 +76,9 @@ QUANT = {"nf4": "nf4", "bf16": "none"}  # --quant of the bench → that of a run
 # rows, tokens, prompt: the sizes that docs/bench holds against their targets
 NAMED = {"loss": (8, 128, 0), "heal": (0, 200, 100), "sample": (48, 64, 100),
          "evaluate": (64, 0, 0), "round": (96, 512, 0), "dose": (12, 40, 0), "extract": (64, 0, 0),
-         "load": (8, 32, 0), "student": (48, 32, 100), "decode": (192, 256, 100)}
-PUBLISHED = ("loss", "load", "memory", "decode", "gpu")  # whose shapes these take
+         "load": (8, 32, 0), "student": (48, 32, 100), "decode": (192, 256, 100),
+         "launches": (8, 300, 100)}
+PUBLISHED = ("loss", "load", "memory", "decode", "launches", "gpu")  # whose shapes these take
 OWN = ("round", "readouts")  # of the embedded model, unless another shape is named
 GPU = ("what", "shape", "device", "out", "minutes", "models", "only")  # what gpu takes
 OF = {"smoke": "round", **dict.fromkeys(("out", "minutes", "models", "only"), "gpu")}
@@ -77,7 +90,7 @@ def options(argv: list[str]) -> Namespace:
     parser = Parser(prog="python -m steerloop.bench", description=__doc__)
     add, count, size = parser.add_argument, number(int, 1, 10**6), number(int, 0, 10**6)
     add("what", choices=["loss", *races.MODELS, "student", "readouts", "round", "load", "memory",
-                          "limits", "decode", "gpu"])
+                          "limits", "decode", "launches", "gpu"])
     add("--shape", choices=[*SHAPES, "embedded"],
         help="tiny; for round and readouts embedded, for gpu gemma-3-1b")
     add("--blocks", type=size, default=0, help="keep that many blocks of the shape; 0: all")
@@ -181,6 +194,8 @@ def figures(chosen: Namespace) -> dict[str, Any]:
             return round.alone(cfg, size.rows, size.tokens, size.think)
         if chosen.what == "decode":
             return decode.run(cfg, size)
+        if chosen.what == "launches":
+            return launches.run(cfg, size)
         if chosen.what == "load":
             return load.run(cfg, size.rows, size.tokens)
         if chosen.what == "student":

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from steerloop.model import Model
 
 META = torch.device("meta")
+VIEWS = ("_unsafe_view",)  # which are one without saying so
 BY_NUMBERS = ("nonzero", "masked_select", "unique", "bincount", "repeat_interleave.Tensor", "equal")
 BETWEEN = ("/torch/", "/jaxtyping/", "<", __file__)  # frames that did not ask
 
@@ -61,7 +62,7 @@ class Dispatched(TorchDispatchMode):
             return given[0].new_zeros(0, given[0].ndim, dtype=torch.long)
         returns = func._schema.returns
         view = bool(returns) and returns[0].alias_info and not returns[0].alias_info.is_write
-        self.ops += not view
+        self.ops += not view and name not in VIEWS
         return func(*args, **kwargs)
 
     def note(self, what: str) -> None:

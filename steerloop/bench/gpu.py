@@ -39,7 +39,8 @@ HEAD = ("step", "verdict", "figure", "floor (of memory: the most)", "target",
         "first line of the error")
 BAD = ("WRONG", "FAILED", "TIME", "not run")
 GB = 2**20 / 1e9  # of the megabytes that are measured
-RIGHT = ("graphs", "evaluation", "gates", "gradient", "nf4", "waits", "seed", "resume", "default")
+RIGHT = ("graphs", "blocks", "evaluation", "gates", "gradient", "nf4", "waits", "seed", "resume",
+         "default")
 SIZES = {  # of the steps of speed: those that targets are for, and those of a rehearsal
     "loss": ("--rows 8 --tokens 512", "--rows 2 --tokens 8"),
     "decode": ("--rows 192 --tokens 256 --prompt 100", "--rows 24 --tokens 4 --prompt 4"),

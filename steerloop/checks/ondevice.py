@@ -14,13 +14,13 @@ import time
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import product
 from pathlib import Path
 from warnings import catch_warnings, simplefilter
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from steerloop import UserError, lora, train
 from steerloop.barrier import Barrier, Step, heal_loss
@@ -34,6 +34,8 @@ from steerloop.config import parse
 from steerloop.heal import step_loss, with_reference
 from steerloop.healing.optimiser import training
 from steerloop.kernels import chunked, graphs
+from steerloop.kernels.blocks import one_block
+from steerloop.kernels.caches import empty_cache
 from steerloop.kernels.head import Head
 from steerloop.kernels.nf4 import NF4
 from steerloop.readouts.forced_choice import choices
@@ -45,7 +47,8 @@ PROMPTS = ["Why?", "Must I go to the old town hall today, or may I stay at home 
 DOSES = [0.0, 0.5, 2.0]
 QUANT, DTYPES = ("none", "nf4"), ("float32", "bfloat16")
 ROUGH = {torch.float32: 1e-4, torch.bfloat16: 1e-2}  # of a gradient, relative to its norm
-CLOSE = 1e-5  # of a probability
+CLOSE = 1e-5  # of a probability, or a state
+FUSED = 1.2  # times the roundings of the library's blocks
 AUTHORITY = (-1.2, -0.6)  # nats: about where the default run ended, on CPUs and on a GPU
 SMALL = ["--tiny", "--rounds", "1", "--every", "56", "--no_u0"]
 SECONDS = 120  # until a run that is to be killed has got to its second round
@@ -111,6 +114,43 @@ def check_graphs(folder: Path, device: str) -> Found:
         same += sum(x == y for x, y in zip(found, wanted, strict=True))
     recorded = made >= models or not graphs.recordable(torch.device(device))
     return same == rows and recorded, f"{same} of {rows} rows, {made} graphs, {models} models"
+
+
+def decoded_states(s: Small, way: Callable[[nn.Module], AbstractContextManager]) -> Tensor:
+    """Of five steps, in buffers as a graph has them; the blocks run as `way` says."""
+    torch.manual_seed(0)
+    ids, cache, found = torch.randint(6, 200, (3, 9)), empty_cache(s.model.hf), []
+    ids = ids.to(s.model.device)
+    mask = ids >= 0
+    with torch.no_grad(), s.model.dense(), way(s.model.decoder):
+        s.model.trunk(ids[:, :4], mask[:, :4], cache)
+        cache = graphs.fixed(cache, 4, 9)
+        mask[:, 4:] = False
+        for u in range(4, 9):
+            mask[:, u] = True
+            place = mask.sum(-1, keepdim=True) - 1
+            found.append(s.model.trunk(ids[:, u, None], mask, cache, place).float())
+    return torch.stack(found)
+
+
+def check_blocks(folder: Path, device: str) -> Found:
+    """States from compiled blocks are as close to those in 32 bits as the library's are, also
+    where 4-bit weights or the gated layers stay in them."""
+    ok, said = True, []
+    for decode, quant, dtype in (*((x, "none", y) for x in ("nf4", "dense") for y in DTYPES),
+                                 ("nf4", "nf4", "float32")):
+        same = {"device": device, "quant": quant, "decode": decode}
+        off = []
+        for way, kind in ((one_block, dtype), (nullcontext, dtype), (nullcontext, "float32")):
+            s = opened(folder, dtype=kind, **same)
+            s.stir(seed=0)
+            s.fold()
+            off.append(decoded_states(s, way))
+        wanted = off.pop()
+        ours, library = ((x - wanted).norm() / wanted.norm() for x in off)
+        ok &= bool(ours <= max(CLOSE, FUSED * library))
+        said.append(f"{quant}/{decode}/{dtype} {ours:.1e} ({library:.1e})")
+    return ok, ", ".join(said)
 
 
 def check_evaluation(folder: Path, device: str) -> Found:

@@ -3,7 +3,8 @@
 At a few rows a step is hundreds of kernels of microseconds each, and launching them takes longer
 than they do. A graph is launched once, but its tensors may not move and its shapes may not change:
 keys and values are put into buffers with room for all new tokens, and rows that ended stay in them
-until half of the batch has. Elsewhere shapes follow the rows, which costs less there.
+until half of the batch has. Of a long text the blocks in it are compiled (kernels/blocks.py).
+Elsewhere shapes follow the rows, which costs less there.
 
 Letters: b rows in flight, T tokens so far, v vocabulary.
 """
@@ -23,10 +24,13 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 
+from steerloop.kernels.blocks import one_block
 from steerloop.kernels.caches import Read, empty_cache
 from steerloop.kernels.trunk import Trunk
 
 PAYS = 16  # steps from which recording is repaid
+LONG = 100  # and compiling, where it was done before; the first time takes thousands
+COMPILING = "compiling"  # what is refused, beside batches
 KNOWN = (DynamicLayer, DynamicSlidingWindowLayer)
 refused: WeakKeyDictionary[Any, set[Any]] = WeakKeyDictionary()  # decoder → batches, reasons
 Logits = Callable[[Tensor], Tensor]  # hidden states (b, d) → (b, v)
@@ -59,6 +63,7 @@ class Recorded(Eager):
         super().__init__(trunk, head)
         self.decoder = trunk.decoder
         self.end = rows.mask.shape[1] + rows.draws.shape[1]  # tokens at most
+        self.long = rows.draws.shape[1] >= LONG
         self.replay: Callable[[], Any] | None = None
         self.ids = self.mask = self.logits = rows.ids  # the buffers, once there are some
 
@@ -89,7 +94,7 @@ class Recorded(Eager):
             return self.head(self.trunk(self.ids, self.mask, rows.cache, place)[:, -1])
 
         try:
-            self.replay, self.logits = repeatable(run, rows.ids.device)
+            self.replay, self.logits = self.fastest(run, rows.ids.device)
         except RuntimeError as e:  # what can't be recorded
             refuse(self.decoder, batch, e.__context__ or e)
             rows.cache = flowing(rows.cache, read, self.decoder)
@@ -97,6 +102,18 @@ class Recorded(Eager):
         for layer in rows.cache.layers:
             layer.cumulative_length.fill_(read)  # recording ran ahead
         return True
+
+    def fastest(
+        self, run: Callable[[], Tensor], device: torch.device
+    ) -> tuple[Callable[[], Any], Tensor]:
+        """`repeatable`, of compiled blocks where that pays and can be done."""
+        if self.long and COMPILING not in refused.get(self.decoder, ()):
+            try:
+                with one_block(self.decoder):
+                    return repeatable(run, device)
+            except RuntimeError as e:
+                refuse(self.decoder, COMPILING, e)
+        return repeatable(run, device)
 
     def close(self, rows: Any) -> None:
         if self.replay:
@@ -121,13 +138,16 @@ def recordable(device: torch.device) -> bool:
 
 
 def refuse(decoder: PreTrainedModel, batch: Any, why: BaseException) -> None:
-    """Steps of such a `batch` are not recorded; why and where is said once."""
+    """Steps of such a `batch` are not recorded, or blocks not compiled (COMPILING); why and where
+    is said once."""
     first = (str(why).strip() or type(why).__name__).splitlines()[0]
     for frame in extract_tb(why.__traceback__)[-1:]:  # the innermost: there it was asked for
         first += f" ({frame.filename}:{frame.lineno})"
     known = refused.setdefault(decoder, set())
     if first not in known:
-        logger.warning(f"decoding step by step, slower than from a CUDA graph: {first}")
+        what = "from blocks as they are, slower than compiled" if batch == COMPILING else (
+            "step by step, slower than from a CUDA graph")
+        logger.warning(f"decoding {what}: {first}")
     known |= {batch, first}
 
 
