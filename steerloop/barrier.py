@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from steerloop.kernels.chunked import ChunkedLoss, fast
+from steerloop.kernels.chunked import ChunkedLoss, fast, likelihood, onehot
 from steerloop.kernels.head import Head
 
 States = Float[Tensor, "n d"]
@@ -53,7 +53,8 @@ class Barrier(NamedTuple):
 @no_type_check  # as is the next: the compiler reads these two
 def divergence(z: Tensor, z_ref: Tensor, forward: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Log-normalisers of two sets of logits (c v), and KL(p‖q), or KL(q‖p) if `forward`: nats,
-    each (c 1)."""
+    each (c 1), in fp32."""
+    z, z_ref = z.float(), z_ref.float()
     norm = z.logsumexp(-1, keepdim=True)
     norm_ref = z_ref.logsumexp(-1, keepdim=True)
     ratio = (z - norm) - (z_ref - norm_ref)
@@ -66,21 +67,22 @@ def divergence(z: Tensor, z_ref: Tensor, forward: bool) -> tuple[Tensor, Tensor,
 
 @no_type_check
 def slope(
-    z: Tensor,
-    z_ref: Tensor,
+    z: Tensor, z_ref: Tensor,
     norms: tuple[Tensor, Tensor, Tensor],
     weight: float,
     pull: Tensor,
+    hit: Tensor,
     forward: bool,
-) -> Tensor:
-    """weight · ∂NLL/∂z + pull · ∂KL/∂z (c v), without the one-hot term; `norms` is from
-    `divergence`, `pull` (c 1) is ∂hinge/∂KL."""
+) -> Tensor:  # fmt: skip
+    """weight · ∂NLL/∂z + pull · ∂KL/∂z (c v), in the dtype of z, rounded once; `norms` is from
+    `divergence`, `pull` (c 1) is ∂hinge/∂KL, `hit` (c 1) the targets."""
     norm, norm_ref, kl = norms
-    p = (z - norm).exp()
+    logp, logq = z.float() - norm, z_ref.float() - norm_ref
     if forward:
-        return p * (weight + pull) - pull * (z_ref - norm_ref).exp()
-    excess = (z - norm) - (z_ref - norm_ref) - kl
-    return p * (weight + pull * excess)
+        pushed = logp.exp() * (weight + pull) - pull * logq.exp()
+    else:
+        pushed = logp.exp() * (weight + pull * (logp - logq - kl))
+    return (pushed - weight * onehot(hit, z)).to(z.dtype)
 
 
 class Step(NamedTuple):
@@ -93,23 +95,22 @@ class Step(NamedTuple):
     b_total: int
 
     def chunk(
-        self, z: Tensor, z_ref: Tensor | None, sizes: list[int]
+        self, z: Tensor, z_ref: Tensor | None, hit: Tensor, sizes: list[int]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of a chunk of whole rows, of these many tokens: the log-normaliser (c 1), A_row (b) and
-        the hinge (), nats, and ∂L/∂z (c v) but for the one-hot term."""
+        """Of a chunk of whole rows, of these many tokens with the targets `hit` (c 1): the
+        log-normaliser (c 1), A_row (b) and the hinge (), nats, and ∂L/∂z (c v)."""
         if z_ref is None:
-            norm = z.logsumexp(-1, keepdim=True)
-            pushed = (z - norm).exp() / self.n_total
-            return norm, z.new_zeros(0), z.new_zeros(()), pushed
+            norm, pushed = likelihood(z, hit, self.n_total)
+            return norm, norm.new_zeros(0), norm.new_zeros(()), pushed
         forward = self.barrier.kind == "kl_fwd"
         norms = fast(divergence, z)(z, z_ref, forward)
         with torch.enable_grad():  # ∂hinge/∂KL_t: an aggregate needs no vocabulary
-            kls = norms[2][:, 0].clone().requires_grad_()
-            tops = [self.barrier.aggregate(row) for row in kls.split(sizes)]
+            kls = norms[2].clone().requires_grad_()
+            tops = [self.barrier.aggregate(row[:, 0]) for row in kls.split(sizes)]
             top = torch.stack(tops)
             hinge = self.barrier.hinge(top, self.b_total)
             (pull,) = torch.autograd.grad(hinge, kls)
-        pushed = fast(slope, z)(z, z_ref, norms, 1 / self.n_total, pull[:, None], forward)
+        pushed = fast(slope, z)(z, z_ref, norms, 1 / self.n_total, pull, hit, forward)
         return norms[0], top.detach(), hinge.detach(), pushed
 
 

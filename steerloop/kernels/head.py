@@ -49,6 +49,10 @@ class Head:
         return Blocked(self.weight)
 
     def __call__(self, h: Float[Tensor, "*n d"]) -> Float[Tensor, "*n v"]:
+        return self.product(h).float()
+
+    def product(self, h: Float[Tensor, "*n d"]) -> Float[Tensor, "*n v"]:
+        """The same numbers in the dtype that they are multiplied in, where nothing follows."""
         if self.blocks:
             z = self.blocked(h)
         elif self.tiled:
@@ -57,10 +61,10 @@ class Head:
             for part, w in zip(parts, self.weight.split(TILE), strict=True):
                 torch.mm(x, w.float().t(), out=part)
         else:
-            z = F.linear(h, self.weight).float()
+            z = F.linear(h, self.weight)
         if self.scale != 1:
-            z *= self.scale
-        return z if self.softcap is None else self.softcap * torch.tanh(z / self.softcap)
+            z = z.float() * self.scale
+        return z if self.softcap is None else self.softcap * torch.tanh(z.float() / self.softcap)
 
     def back(
         self, slope: Float[Tensor, "c v"], z: Float[Tensor, "c v"]
