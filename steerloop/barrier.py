@@ -67,16 +67,16 @@ def divergence(z: Tensor, z_ref: Tensor, forward: bool) -> tuple[Tensor, Tensor,
 
 @no_type_check
 def slope(
-    z: Tensor, z_ref: Tensor,
+    z: Tensor,
+    z_ref: Tensor,
     norms: tuple[Tensor, Tensor, Tensor],
-    weight: float,
-    pull: Tensor,
+    weights: tuple[float, Tensor],
     hit: Tensor,
     forward: bool,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """weight · ∂NLL/∂z + pull · ∂KL/∂z (c v), in the dtype of z, rounded once; `norms` is from
-    `divergence`, `pull` (c 1) is ∂hinge/∂KL, `hit` (c 1) the targets."""
-    norm, norm_ref, kl = norms
+    `divergence`, `hit` (c 1) the targets, pull (c 1) ∂hinge/∂KL."""
+    (norm, norm_ref, kl), (weight, pull) = norms, weights
     logp, logq = z.float() - norm, z_ref.float() - norm_ref
     if forward:
         pushed = logp.exp() * (weight + pull) - pull * logq.exp()
@@ -110,7 +110,7 @@ class Step(NamedTuple):
             top = torch.stack(tops)
             hinge = self.barrier.hinge(top, self.b_total)
             (pull,) = torch.autograd.grad(hinge, kls)
-        pushed = fast(slope, z)(z, z_ref, norms, 1 / self.n_total, pull, hit, forward)
+        pushed = fast(slope, z)(z, z_ref, norms, (1 / self.n_total, pull), hit, forward)
         return norms[0], top.detach(), hinge.detach(), pushed
 
 

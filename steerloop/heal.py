@@ -17,25 +17,13 @@ from steerloop.config import Config
 from steerloop.healing.course import Course
 from steerloop.healing.fresh import fresh
 from steerloop.healing.optimiser import training
+from steerloop.healing.reference import with_reference
 from steerloop.healing.spectral import spectral_loss
 from steerloop.healing.threshold import threshold
-from steerloop.kernels.batch import Row, like_lengths
+from steerloop.kernels.batch import Row, like_lengths, longest_first
 from steerloop.model import Model
+from steerloop.ranks import dealt, gathered, summed
 from steerloop.runfolder.recorder import NOTHING, Recorder
-
-
-def with_reference(model: Model, table: pl.DataFrame, cfg: Config) -> list[Row]:
-    """The rows of `table` beside what the reference makes of them: base, or the student before."""
-    refs = [None] * len(table)
-    if cfg.barrier in ("kl_rev", "kl_fwd"):
-        gates = model.gates
-        before = gates.before(0 if cfg.ref == "base" else gates.live)
-        refs = []
-        with torch.no_grad(), gates(before):
-            for batch in model.batches(table.with_columns(dose=0.0), cfg.batch_rows):
-                refs += batch.split(model.hidden(batch))
-    columns = table["prompt_ids"].to_list(), table["completion_ids"].to_list()
-    return [Row(*x) for x in zip(*columns, refs, table["row"], strict=True)]
 
 
 def step_loss(model: Model, rows: list[Row], barrier: Barrier, size: int) -> list[list[float]]:
@@ -46,7 +34,7 @@ def step_loss(model: Model, rows: list[Row], barrier: Barrier, size: int) -> lis
     n_total = sum(len(row.completion) for row in rows)
     step = Step(barrier, n_total, len(rows))
     nlls, tops = [], []
-    for prompts, completions, ref in like_lengths(rows, size):
+    for prompts, completions, ref in like_lengths(dealt(longest_first(rows)), size):
         batch = model.batch(prompts, completions)
         h = model.hidden(batch)
         loss, nll, top = heal_loss(h, ref, batch.targets, batch.rows, model.head, step)
@@ -56,8 +44,11 @@ def step_loss(model: Model, rows: list[Row], barrier: Barrier, size: int) -> lis
         tops.append(top)
     if barrier.kind == "spectral":  # a property of Δ, not of the rows
         tops.append(spectral_loss(model.layers, barrier.lam)[None])
-    nats = torch.cat(nlls + tops).tolist()  # together: a GPU is waited for once
-    return [nats[:n_total], nats[n_total:]]
+    if torch.is_grad_enabled():
+        summed(model.hf)
+    n = sum(map(len, nlls))
+    nats = torch.cat(nlls + tops).tolist() if nlls else []  # a GPU is waited for once
+    return [gathered(nats[:n]), gathered(nats[n:])]
 
 
 @torch.enable_grad()

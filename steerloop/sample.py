@@ -18,6 +18,7 @@ from steerloop.kernels.caches import empty_cache
 from steerloop.kernels.decode import Rows, draws, generate, pick
 from steerloop.kernels.graphs import steps
 from steerloop.model import Model
+from steerloop.ranks import dealt, gathered
 from steerloop.readouts.states import Vector
 from steerloop.runfolder.progress import Bar
 from steerloop.steer import steered
@@ -54,12 +55,14 @@ def sample(
     choose = partial(pick, temperature=cfg.temperature, k=cfg.top_k, p=cfg.top_p)
     completions = []
     stage = key.rpartition("|")[2]
-    with model.dense(), Bar(total=len(table), desc=stage, unit="row") as bar:
-        for part in table.iter_slices(cfg.batch_rows):
+    mine = dealt(table)
+    with model.dense(), Bar(total=len(mine), desc=stage, unit="row") as bar:
+        for part in mine.iter_slices(cfg.batch_rows):
             rows = in_flight(model, part, cfg, key)
             with steered(model, vector, rows):
                 step = steps(model.trunk, model.head, rows)
                 completions += generate(step, rows, choose, model.stop_ids, stops, bar.drew)
+    completions = gathered(completions)
     texts = [model.to_text(ids) for ids in completions]
     return table.with_columns(
         completion_ids=pl.Series(completions, dtype=pl.List(pl.Int64)),
@@ -97,7 +100,7 @@ def completion_losses(
     """
     nlls, kls = [], []
     table, back = model.ordered(table)
-    for batch in Bar(model.batches(table, cfg.batch_rows), "score"):
+    for batch in Bar(model.batches(dealt(table), cfg.batch_rows), "score"):
         h_ref = None
         with model.dense(ref is None):
             with steered(model, vector or {}, batch):
@@ -110,4 +113,5 @@ def completion_losses(
         nll, kl = token_losses(h, h_ref, batch.targets, model.head)
         nlls += batch.split(nll.cpu())
         kls += batch.split(kl.cpu())
+    nlls, kls = gathered(nlls), gathered(kls)
     return [nlls[i] for i in back], [kls[i] for i in back]

@@ -28,6 +28,7 @@ from steerloop.dose import ask
 from steerloop.evidence.bounds import Bounds
 from steerloop.evidence.drift import drift
 from steerloop.evidence.journal import Journal
+from steerloop.evidence.launch import in_ranks
 from steerloop.evidence.lengths import check_lengths
 from steerloop.lora import fold
 from steerloop.model import Model, load
@@ -77,6 +78,7 @@ def loop(model: Model, data: Data, cfg: Config, run: Recorder = NOTHING) -> str:
     return ""
 
 
+@in_ranks
 def train(cfg: Config) -> Path:
     """The loop, kept in a run folder with its evidence and pages; returns the folder.
 

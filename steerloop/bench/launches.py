@@ -167,7 +167,7 @@ def loss_kernels() -> dict[str, int]:
     """Kernels of the two compiled parts of the loss, by name."""
     z, column, found = torch.randn(4, 999), torch.randn(4, 1), {}
     hit = torch.zeros(4, 1, dtype=torch.long)
-    parts = {divergence: (z, z, False), slope: (z, z, (column,) * 3, 0.1, column, hit, False)}
+    parts = {divergence: (z, z, False), slope: (z, z, (column,) * 3, (0.1, column), hit, False)}
     for f, args in parts.items():
         made = Made()
         made.compiled(f, z)(*args)

@@ -13,7 +13,7 @@ from steerloop.checks import lines
 
 PACKAGE = Path(steerloop.__file__).parent
 ROOMS = [  # from the ground up: a room imports what is below it, and itself
-    {"kernels", "texts", "runfolder.layout"},
+    {"kernels", "texts", "runfolder.layout", "ranks"},
     {"cli", "loading"},
     {"config", "runfolder"},
     {"lora", "barrier", "report"},
@@ -39,10 +39,11 @@ CORE = {"config", "lora", "barrier", "model", "steer", "sample", "filter", "heal
 ONLY = {  # rooms that take less than what is below them
     "kernels": set(),
     "texts": set(),
+    "ranks": set(),
     "cli": {"runfolder.layout"},
     "config": {"cli", "texts"},
     "loading": {"kernels", "texts"},
-    "runfolder": {"runfolder.layout", "loading", "kernels", "texts"},
+    "runfolder": {"runfolder.layout", "loading", "kernels", "texts", "ranks"},
     "report": {"cli", "runfolder", "runfolder.layout", "texts"},
 }
 SAID = {"UserError"}

@@ -10,9 +10,10 @@ from steerloop import heal
 from steerloop.barrier import Barrier
 from steerloop.checks.families import DENSE, HYBRID, save_family
 from steerloop.checks.small import Small, completions, small_config
-from steerloop.heal import step_loss, with_reference
+from steerloop.heal import step_loss
 from steerloop.healing import optimiser, repeatable
 from steerloop.healing.fresh import fresh
+from steerloop.healing.reference import with_reference
 from steerloop.healing.repeatable import refused
 
 CUDA = torch.device("cuda")

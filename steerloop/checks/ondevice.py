@@ -31,8 +31,9 @@ from steerloop.checks.twins import dense_heal_loss
 from steerloop.cli.entry import command
 from steerloop.cli.options import Parser, path
 from steerloop.config import parse
-from steerloop.heal import step_loss, with_reference
+from steerloop.heal import step_loss
 from steerloop.healing.optimiser import training
+from steerloop.healing.reference import with_reference
 from steerloop.kernels import chunked, graphs
 from steerloop.kernels.blocks import one_block
 from steerloop.kernels.caches import empty_cache

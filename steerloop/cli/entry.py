@@ -113,6 +113,8 @@ def line(how: str, error: BaseException) -> str:
     if isinstance(error, BrokenPipeError):
         said = "what read the output has closed it"
     plain = isinstance(error, (*FORESEEN, OSError)) if said else how != "error"
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # one of torchrun's
+        how = f"rank {os.environ['RANK']}: {how}"
     parts = [": ".join(x for x in (how, "" if plain else type(error).__name__, said) if x)]
     if isinstance(error, MemoryError) or any(x in said for x in NO_MEMORY):
         parts.append("try --batch 1 --checkpointing, a smaller --batch_rows or --max_new_tokens, "

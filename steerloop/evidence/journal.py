@@ -72,8 +72,8 @@ class Journal(Recorder):
         """The folder is free for another process. What ended the run early says how to go on."""
         self.progress.close()
         if error is not None:
-            note_end(error, self.path, f"--resume {self.path} goes on")
-        self.folder.lock.close()
+            note_end(error, self.path, f"--resume {self.folder.origin} goes on")
+        self.folder.close(error)
 
     def call(self, stage: Callable[..., Any], *args: Any) -> Any:
         return getattr(self, f"on_{stage.__name__}")(stage, *args)

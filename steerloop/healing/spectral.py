@@ -5,6 +5,7 @@ from torch import Tensor
 
 from steerloop.kernels.spectral import mean_sigma_max
 from steerloop.lora import Layers
+from steerloop.ranks import count
 
 
 def spectral_loss(layers: Layers, lam: float) -> Tensor:
@@ -12,5 +13,5 @@ def spectral_loss(layers: Layers, lam: float) -> Tensor:
     returns the mean norm."""
     top = mean_sigma_max([(x.live_A, x.scale * x.live_B) for x in layers.values()])
     if torch.is_grad_enabled():
-        (lam * top).backward()
+        (lam / count() * top).backward()  # every rank has it, and what they have is added up
     return top.detach()

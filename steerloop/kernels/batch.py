@@ -100,13 +100,16 @@ def by_length(lengths: list[int]) -> tuple[list[int], list[int]]:
     return order, sorted(range(len(order)), key=order.__getitem__)
 
 
-def like_lengths(rows: list[Row], size: int) -> Iterator[tuple[Ids, Ids, Tensor | None]]:
-    """Micro-batches of `size` rows: prompts, completions, the reference's states (n, d).
+def longest_first(rows: list[Row]) -> list[Row]:
+    """Rows of like lengths come together, which spares padding, and the longest first: what they
+    leave in memory holds the others."""
+    return sorted(rows, key=lambda row: -len(row.prompt) - len(row.completion))
 
-    Rows of like lengths come together, which spares padding, and the longest first: what they leave
-    in memory holds the others.
-    """
-    rows = sorted(rows, key=lambda row: -len(row.prompt) - len(row.completion))
+
+def like_lengths(rows: list[Row], size: int) -> Iterator[tuple[Ids, Ids, Tensor | None]]:
+    """Micro-batches of `size` rows, the longest first: prompts, completions, the reference's states
+    (n, d)."""
+    rows = longest_first(rows)
     for i in range(0, len(rows), size):
         prompts, completions, refs, _ = map(list, zip(*rows[i : i + size], strict=True))
         yield prompts, completions, None if refs[0] is None else torch.cat(refs)

@@ -13,6 +13,7 @@ from steerloop.kernels.batch import Ids, pad
 from steerloop.kernels.caches import arrange, empty_cache
 from steerloop.kernels.prefix import common
 from steerloop.model import Model
+from steerloop.ranks import dealt, gathered
 from steerloop.runfolder.progress import Bar
 
 SHARE = 4  # rows of a batch here, multiples of one of whole completions: endings are short
@@ -26,14 +27,15 @@ def endings(
     prompt. `size`: rows of one batch of completions. On the CPU."""
     k = len(texts[0])
     step = max(1, SHARE * size // k)
-    means = []
+    means: list[Tensor] = []
+    prompts, texts = dealt(prompts), dealt(texts)
     with model.dense():
         for i in Bar(range(0, len(prompts), step), bar):
             part = prompts[i : i + step]
             after = [ids for row in texts[i : i + step] for ids in row]
             read = whole if k == 1 or model.trunk.stepwise else gone_on
-            means.append(rearrange(read(model, part, after), "(p k) -> p k", k=k).cpu())
-    return torch.cat(means)
+            means += rearrange(read(model, part, after), "(p k) -> p k", k=k).cpu()
+    return torch.stack(gathered(means))
 
 
 def gone_on(model: Model, prompts: Ids, after: Ids) -> Float[Tensor, "b"]:

@@ -22,6 +22,7 @@ from steerloop.kernels.decode import generate, greedy
 from steerloop.kernels.graphs import steps
 from steerloop.kernels.prefix import follow, paired
 from steerloop.model import Model
+from steerloop.ranks import dealt, gathered
 from steerloop.runfolder.progress import Bar
 from steerloop.texts.foundations import FOUNDATIONS
 from steerloop.texts.questions import SCAFFOLD, parses, question
@@ -64,22 +65,26 @@ def choices(model: Model, vignettes: pl.DataFrame, cfg: Config, free: bool = Tru
     if not len(vignettes):
         return pl.DataFrame(schema={"vignette": pl.String, "foundation": pl.String})
     think, texts = cfg.think_tokens > 0, vignettes["text"].to_list()
+    mine = dealt(texts)
     ends, size = answers(model.to_ids, think), max(1, cfg.batch_rows // 2)
     digits = [ids[-1] for ids in ends]
-    logps, nlls, written = [], [], []
-    for at in Bar(range(0, len(texts), size), "evaluate"):
+    logps: list[Tensor] = []
+    nlls: list[Tensor] = []
+    written: list[list[str]] = []
+    for at in Bar(range(0, len(mine), size), "evaluate"):
         asked = []
-        for text in texts[at : at + size]:
+        for text in mine[at : at + size]:
             asked += [model.render(question(text, reverse, think)) for reverse in (False, True)]
         h, said = read(model, asked, ends[0][:-1], cfg.think_tokens, free)
-        nlls.append(scaffold_nll(model, h, ends[0][:-1]))
-        logps.append(model.head(h[:, -1]).log_softmax(-1)[:, digits])
-        written += said
-    logp = torch.cat(logps).cpu()
+        nlls += scaffold_nll(model, h, ends[0][:-1]).cpu().split(2)
+        logps += model.head(h[:, -1]).log_softmax(-1)[:, digits].cpu().split(2)
+        written += [said[i : i + 2] for i in range(0, len(said), 2)]
+    logps, nlls, written = gathered(logps), gathered(nlls), gathered(written)
+    logp = torch.cat(logps)
     p, alone = both_orders(logp), by_order(logp).softmax(-1)
-    rows = {"p_ans_any": logp.exp().sum(-1), "scaffold_nll": torch.cat(nlls).cpu()}
+    rows = {"p_ans_any": logp.exp().sum(-1), "scaffold_nll": torch.cat(nlls)}
     if free:
-        rows["json_is_valid"] = torch.tensor([float(parses(x)) for x in written])
+        rows["json_is_valid"] = torch.tensor([float(parses(x)) for both in written for x in both])
     labels = vignettes["label"].to_list()
     columns = {"vignette": texts, "foundation": labels}
     for name, values in (("p", p), ("forward", alone[0]), ("reverse", alone[1])):

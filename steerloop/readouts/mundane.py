@@ -9,6 +9,7 @@ from steerloop import UserError
 from steerloop.barrier import token_losses
 from steerloop.config import Config
 from steerloop.model import Model
+from steerloop.ranks import dealt, gathered
 from steerloop.runfolder.progress import Bar
 from steerloop.texts.data import Data, names
 
@@ -27,9 +28,10 @@ def mundane(model: Model, data: Data, cfg: Config) -> list[float]:
     table, back = model.ordered(table)
     nlls = []
     with model.dense():
-        for batch in Bar(model.batches(table, cfg.batch_rows), "read"):
+        for batch in Bar(model.batches(dealt(table), cfg.batch_rows), "read"):
             nll, _ = token_losses(model.hidden(batch), None, batch.targets, model.head)
             nlls += batch.split(nll.cpu())
+    nlls = gathered(nlls)
     means = [nlls[i].mean().item() for i in back]
     for item, nll in enumerate(means):
         if not math.isfinite(nll):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from steerloop.kernels.batch import Ids, by_length
 from steerloop.model import Model
+from steerloop.ranks import dealt, gathered
 from steerloop.runfolder.progress import Bar
 
 Pairs = list[tuple[str, str]]  # of persona texts: positive, negative
@@ -27,19 +28,20 @@ def states(
     block is computed. `size`: rows of one batch."""
     found: dict[int, list[Tensor]] = {b: [] for b in blocks}
     order, back = by_length([len(x) for x in prompts])
+    mine = dealt(order)
 
     def read(h: Tensor, block: int) -> Tensor:
-        found[block].append(h[:, -1].float())
+        found[block] += h[:, -1].float()
         if block == max(blocks):
             raise _Deepest
         return h
 
     hooks = {b: partial(read, block=b) for b in blocks}
     with model.dense():
-        for i in Bar(range(0, len(prompts), size), "extract"):
+        for i in Bar(range(0, len(mine), size), "extract"):
             with model.hooked(hooks), suppress(_Deepest):
-                model.trunk(*model.pad([prompts[j] for j in order[i : i + size]]))
-    return {b: torch.cat(parts)[back] for b, parts in found.items()}
+                model.trunk(*model.pad([prompts[j] for j in mine[i : i + size]]))
+    return {b: torch.stack(gathered(rows))[back] for b, rows in found.items()}
 
 
 def differences(

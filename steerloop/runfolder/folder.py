@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from steerloop import UserError
+from steerloop.ranks import told
 from steerloop.runfolder.events import event_line, read_events
 from steerloop.runfolder.files import (
     check_sum,
@@ -36,7 +37,7 @@ from steerloop.runfolder.files import (
     write_table,
     write_whole,
 )
-from steerloop.runfolder.layout import CONFIG, EVENTS, LOCK, adapter, completions, run_of
+from steerloop.runfolder.layout import CONFIG, EVENTS, LOCK, LOG, adapter, completions, run_of
 from steerloop.runfolder.layout import vector as vector_of
 
 ENDS = (".parquet", ".safetensors", ".json")
@@ -138,6 +139,13 @@ class Folder:
         self.sums = checksums(self.path)
         self.known = {self._key(x): x for x in self.events()}
         self.behind = False  # whether the record that came last has others after it already
+        self.origin = self.path  # of which this is a copy, where it is one
+
+    def close(self, error: BaseException | None = None) -> None:
+        """It is free for another process. A copy goes, unless its log says why it ended."""
+        self.lock.close()
+        if self.path != self.origin and not any(LOG in x for x in getattr(error, "__notes__", [])):
+            rmtree(self.path.parent, ignore_errors=True)
 
     @staticmethod
     def _key(record: dict[str, Any]) -> tuple[Any, ...]:
@@ -221,7 +229,7 @@ class Folder:
         if self.has(names):
             values = [self._read(self._file(x)) for x in names]
         else:
-            made = make(*args)
+            made = told(make(*args), self.device)
             values = [made] if isinstance(name, str) else list(made)
             for x, value in zip(names, values, strict=True):
                 self._write(x, value, note)

@@ -14,6 +14,7 @@ from loguru import logger
 
 from steerloop import UserError
 from steerloop.kernels.hardware import precision
+from steerloop.ranks import count
 from steerloop.runfolder.files import (
     FREE,
     checksums,
@@ -28,6 +29,7 @@ from steerloop.runfolder.layout import MADE
 from steerloop.texts.data import PACKAGE
 
 PACKAGES = ("torch", "transformers", "polars")
+SPREAD = ("hardware.ranks", "hardware.threads")  # which change nothing but rounding
 
 
 def source() -> str:
@@ -43,7 +45,8 @@ def identity(cfg: Any, device: str) -> dict[str, Any]:
         "code": code_version(),
         "source": source(),
         "packages": {x: version(x) for x in PACKAGES},
-        "hardware": {"device": device, "threads": torch.get_num_threads()},
+        "hardware": {"device": device, "threads": torch.get_num_threads()} | (
+            {"ranks": count()} if count() > 1 else {}),
         "inputs": record(cfg),
     }
 
@@ -55,8 +58,8 @@ def resolved(cfg: Any, device: str) -> dict[str, Any]:
 
 
 def accepted(run: Path, now: dict[str, Any], force: bool) -> dict[str, Any]:
-    """What config.json says from now on, of a run that is resumed as `now`: more rounds are
-    welcome, other changes need `force` and are recorded.
+    """What config.json says from now on, of a run that is resumed as `now`: more rounds and
+    another number of ranks are welcome, other changes need `force` and are recorded.
 
     Raises UserError with the differences, or where there is nothing left to do.
     """
@@ -70,6 +73,8 @@ def accepted(run: Path, now: dict[str, Any], force: bool) -> dict[str, Any]:
                if was.get(k) != is_.get(k) and not (more and k == "config.rounds")}
     others = differences(before.get("inputs", {}), now["inputs"])
     changed |= others
+    spread = {k: x for k, x in changed.items() if k in SPREAD} if SPREAD[0] in changed else {}
+    changed = {k: x for k, x in changed.items() if k not in spread}
     if changed and not force:
         told = "; ".join(f"{k}: {x}" for k, x in changed.items())
         raise UserError(f"{run} cannot go on as it began: {told}; undo that, or --force")
@@ -80,8 +85,9 @@ def accepted(run: Path, now: dict[str, Any], force: bool) -> dict[str, Any]:
         raise UserError(f"{run} is finished; --rounds N, more than {was['config.rounds']}, goes on")
     for key, change in changed.items():
         logger.warning(f"forced: {key}: {change}; what is done already stays as it is")
-    if changed or more:
-        noted["resumed"].append(changed | ({"config.rounds": is_["config.rounds"]} if more else {}))
+    if changed or more or spread:
+        rounds = {"config.rounds": is_["config.rounds"]} if more else {}
+        noted["resumed"].append(changed | spread | rounds)
     moved = {x.partition("/")[0] for x in others}
     kept = {k: before["config"][k] for k in KNOBS  # as typed
             if k in before["config"] and k not in moved}

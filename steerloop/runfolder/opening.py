@@ -1,20 +1,28 @@
 """A run folder that says what runs, or the one that a run goes on in; and where log lines go."""
 
+import os
 import sys
+import tarfile
 import traceback
 from contextlib import suppress
 from datetime import UTC, datetime
+from io import BytesIO
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
+from urllib.parse import quote
 
 from loguru import logger
 from tqdm import tqdm
 
 from steerloop import UserError
+from steerloop.loading.cache import user_cache
+from steerloop.ranks import count, own, told
+from steerloop.runfolder.files import write_whole
 from steerloop.runfolder.folder import Folder
 from steerloop.runfolder.identity import accepted, identity, resolved
 from steerloop.runfolder.inputs import tell
-from steerloop.runfolder.layout import LOG
+from steerloop.runfolder.layout import LOCK, LOG
 
 FORMAT = "{time:HH:mm:ss} {level: <7} {message}"
 
@@ -22,7 +30,8 @@ FORMAT = "{time:HH:mm:ss} {level: <7} {message}"
 def log_to(path: Path) -> None:
     """Log lines go to a file and, through tqdm.write so that no bar is torn, to the terminal."""
     logger.remove()
-    logger.add(show, format=FORMAT, level="INFO", catch=False)
+    if own() == 0:
+        logger.add(show, format=FORMAT, level="INFO", catch=False)
     logger.add(path, format=FORMAT, catch=False)  # a full disk ends the run, in one line
 
 
@@ -46,6 +55,59 @@ def note_end(error: BaseException, path: Path, go_on: str) -> None:
             error.add_note(f"its traceback is in {path / LOG}")
 
 
+def opened(path: Path, again: bool, device: str) -> Folder:
+    """The folder that rank 0 opens, and for every other rank a copy of its own: there it reads and
+    writes what rank 0 does, and nobody looks."""
+    if own() == 0:
+        run = Folder(path, again, device)
+        note_launch(run.path)
+        if count() > 1:
+            told((run.path, packed(run.path)))
+        return run
+    origin, files = told((path, b""))
+    copy = Path(mkdtemp(prefix="steerloop-rank-")) / origin.name
+    copy.mkdir()
+    with tarfile.open(fileobj=BytesIO(files)) as tar:
+        tar.extractall(copy, filter="data")
+    run = Folder(copy, True, device)
+    run.origin = origin
+    return run
+
+
+def packed(path: Path) -> bytes:
+    """A folder as bytes, its lock left out."""
+    data = BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as tar:
+        for x in sorted(path.rglob("*")):
+            if x.is_file() and x.name != LOCK:
+                tar.add(x, str(x.relative_to(path)))
+    return data.getvalue()
+
+
+def launch() -> Path | None:
+    """Where the folder of a launch of torchrun is noted; None outside of one. (Without a name of
+    its own it is called after the process that watches over its ranks.)"""
+    if (name := os.environ.get("TORCHELASTIC_RUN_ID")) is None:
+        return None
+    return user_cache() / "launches" / (f"{os.getppid()}" if name == "none" else quote(name, ""))
+
+
+def note_launch(path: Path) -> None:
+    """A run began in this folder."""
+    if (note := launch()) is not None:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        text = str(path.absolute())
+        write_whole(note, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def begun() -> Path | None:
+    """The folder in which the launch that this rank is of began; None where it did not."""
+    note = launch()
+    if note is None or not note.is_file():
+        return None
+    return Path(note.read_text(encoding="utf-8"))
+
+
 def open_run(cfg: Any, device: str) -> Folder:
     """A new run folder for a config, or that of --resume; tensors read from it go to `device`. The
     log goes there and, past bars, to the terminal.
@@ -54,8 +116,8 @@ def open_run(cfg: Any, device: str) -> Folder:
     """
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
     name = f"{stamp}_{Path(cfg.model).name}_{cfg.barrier}_s{cfg.seed}"
-    run = Folder(Path(cfg.resume or f"{cfg.runs}/{name}"), bool(cfg.resume), device)
-    now = {"config": resolved(cfg, device), **identity(cfg, device)}
+    run = opened(Path(cfg.resume or f"{cfg.runs}/{name}"), bool(cfg.resume), device)
+    now = told({"config": resolved(cfg, device), **identity(cfg, device)})
     run.document(**(accepted(run.path, now, cfg.force) if cfg.resume else now))
     log_to(run.path / LOG)
     logger.info(f"run folder {run.path}")

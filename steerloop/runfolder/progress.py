@@ -11,6 +11,7 @@ from typing import Any
 from loguru import logger
 from tqdm import tqdm
 
+from steerloop.ranks import own
 from steerloop.runfolder.layout import SAID, SHARES
 
 ROUND = "{desc} {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left{postfix}"
@@ -20,7 +21,7 @@ class Bar(tqdm):
     """A bar that leaves nothing behind, and is not there where nobody looks."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        off = os.environ.get("TQDM_DISABLE", "0") not in ("", "0")
+        off = own() > 0 or os.environ.get("TQDM_DISABLE", "0") not in ("", "0")
         hidden = True if off else None  # None: unless on a terminal
         super().__init__(*args, leave=False, disable=hidden, miniters=0, **kwargs)
         self.tokens, self.began = 0, time.monotonic()

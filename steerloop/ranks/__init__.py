@@ -1,0 +1,168 @@
+"""The processes of one run: torchrun's ranks. To a process alone all of this is identity.
+
+Every rank runs the same program over the same rows and holds the same objects. Where rows are
+independent of each other each rank takes its share (`dealt`), and what came of them is put together
+on all of them (`gathered`); gradients are added up (`summed`); what is kept is what rank 0 made of
+it (`told`). Whichever rank fails ends all of them: one waits for the others for so many seconds
+(STEERLOOP_WAIT, 600), then says which did not come.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from itertools import chain, zip_longest
+from typing import Any, TypeVar
+
+import polars as pl
+import torch
+import torch.distributed as dist
+from loguru import logger
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from steerloop import UserError
+
+T = TypeVar("T", list[Any], pl.DataFrame)
+Made = TypeVar("Made")
+WAIT, RESTARTS = "STEERLOOP_WAIT", "TORCHELASTIC_RESTART_COUNT"
+GONE = object()
+
+
+class Ranks:
+    """What this process knows of the others."""
+
+    def __init__(self) -> None:
+        self.own, self.count, self.calls = 0, 1, 0
+        self.store: dist.Store | None = None
+
+    def came(self) -> None:
+        """Every rank notes how far it got, before it waits."""
+        self.calls += 1
+        self.store.set(f"calls/{self.own}", str(self.calls))
+
+    def missing(self) -> str:
+        """The ranks that did not get as far as this one, in words."""
+        behind = [i for i in range(self.count) if self.calls > self.far(i)]
+        named = ", ".join(map(str, behind)) or "another"
+        return f"rank {named} did not come: it ended, or hangs (waited {wait():g} s at most)"
+
+    def far(self, rank: int) -> int:
+        """How far a rank got."""
+        return int(self.store.get(f"calls/{rank}")) if self.store.check([f"calls/{rank}"]) else 0
+
+    def first_to_say(self) -> bool:
+        """Whether no rank has said yet why all of them end."""
+        try:
+            return self.store.add("said", 1) == 1
+        except RuntimeError:  # whoever held it is gone
+            return True
+
+
+ranks = Ranks()
+
+
+def wait() -> float:
+    """Most seconds that a rank waits for another."""
+    return float(os.environ.get(WAIT, "600"))
+
+
+def own() -> int:
+    """The number of this rank; rank 0 alone keeps and shows."""
+    return ranks.own
+
+
+def count() -> int:
+    """How many there are."""
+    return ranks.count
+
+
+def dealt(rows: T) -> T:
+    """This rank's share of some rows: every so-manieth, so that where the longest come first all
+    ranks have about as much to do."""
+    if ranks.count == 1:
+        return rows
+    if isinstance(rows, pl.DataFrame):
+        return rows.gather_every(ranks.count, ranks.own) if len(rows) > ranks.own else rows.clear()
+    return rows[ranks.own :: ranks.count]
+
+
+def gathered(mine: list[Made]) -> list[Made]:
+    """What all ranks made of the rows that were dealt to them, in the order of those."""
+    if ranks.count == 1:
+        return mine
+    parts: list[Any] = [None] * ranks.count
+    together(dist.all_gather_object, parts, tree_map(off_the_device, mine))
+    rows = chain.from_iterable(zip_longest(*parts, fillvalue=GONE))
+    like = next((x.device for x in mine if isinstance(x, Tensor)), None)
+    found = [x for x in rows if x is not GONE]
+    return found if like is None else [x.to(like) for x in found]
+
+
+def summed(model: nn.Module) -> None:
+    """The gradients of what is trained in a model become those of all ranks together."""
+    if ranks.count == 1:
+        return
+    live = [x for x in model.parameters() if x.requires_grad]
+    parts = [torch.zeros_like(x) if x.grad is None else x.grad for x in live]
+    whole = torch.cat([x.flatten() for x in parts])
+    together(dist.all_reduce, whole)
+    for x, part in zip(live, whole.split([x.numel() for x in live]), strict=True):
+        x.grad = part.view_as(x)
+
+
+def told(value: Made, device: str = "cpu") -> Made:
+    """What rank 0 has; to other ranks its tensors come on a device."""
+    if ranks.count == 1:
+        return value
+    said = [tree_map(off_the_device, value) if ranks.own == 0 else None]
+    together(dist.broadcast_object_list, said, 0)
+    if ranks.own == 0:
+        return value
+    return tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, said[0])
+
+
+def off_the_device(x: Any) -> Any:
+    """As it can be sent."""
+    return x.detach().cpu() if isinstance(x, Tensor) else x
+
+
+def together(call: Callable[..., Any], *args: Any) -> None:
+    """Something that all ranks do. Raises UserError where one of them does not come to it."""
+    ranks.came()
+    try:
+        call(*args)
+    except RuntimeError as e:
+        raise UserError(ranks.missing()) from e
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Until the block ends the ranks of a launch know each other. What ends one ends all: the first
+    says why, the others nothing."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield
+        return
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    limit = timedelta(seconds=wait())
+    try:
+        store, ranks.own, ranks.count = next(dist.rendezvous("env://", timeout=limit))
+        ranks.store = dist.PrefixStore(f"steerloop/{os.environ.get(RESTARTS, '0')}", store)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", store=store, timeout=limit,
+                                rank=ranks.own, world_size=ranks.count)
+    except RuntimeError as e:
+        raise UserError(f"the ranks of this launch do not find each other: {e}") from e
+    if ranks.own:
+        logger.remove()
+    try:
+        yield
+    except BaseException as e:
+        if not ranks.first_to_say():
+            raise SystemExit(130 if isinstance(e, KeyboardInterrupt) else 1) from e
+        raise
+    finally:
+        with suppress(RuntimeError):
+            dist.destroy_process_group()
+        ranks.__init__()
