@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from itertools import chain, zip_longest
+from pathlib import Path
+from socket import gethostname
 from typing import Any, TypeVar
 
 import polars as pl
@@ -36,6 +38,22 @@ class Ranks:
         self.own, self.count, self.calls = 0, 1, 0
         self.store: dist.Store | None = None
 
+    def here(self) -> None:
+        """Every rank says which process it is."""
+        self.store.set(f"process/{self.own}", f"{gethostname()} {os.getpid()}")
+
+    def gone(self) -> str:
+        """The ranks on this machine whose process has ended."""
+        found = []
+        with suppress(RuntimeError):
+            for rank in range(self.count):
+                host, pid = self.store.get(f"process/{rank}").decode().split()
+                state = Path(f"/proc/{pid}/stat")
+                alive = state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z"
+                if host == gethostname() and not alive:
+                    found.append(str(rank))
+        return ", ".join(found)
+
     def came(self) -> None:
         """Every rank notes how far it got, before it waits."""
         self.calls += 1
@@ -43,8 +61,10 @@ class Ranks:
 
     def missing(self) -> str:
         """The ranks that did not get as far as this one, in words."""
-        behind = [i for i in range(self.count) if self.calls > self.far(i)]
-        named = ", ".join(map(str, behind)) or "another"
+        behind: list[int] = []
+        with suppress(RuntimeError):  # the machine that knows may be gone itself
+            behind = [i for i in range(self.count) if self.calls > self.far(i)]
+        named = ", ".join(map(str, behind)) or "0, or another,"
         return f"rank {named} did not come: it ended, or hangs (waited {wait():g} s at most)"
 
     def far(self, rank: int) -> int:
@@ -129,8 +149,8 @@ def off_the_device(x: Any) -> Any:
 
 def together(call: Callable[..., Any], *args: Any) -> None:
     """Something that all ranks do. Raises UserError where one of them does not come to it."""
-    ranks.came()
     try:
+        ranks.came()
         call(*args)
     except RuntimeError as e:
         raise UserError(ranks.missing()) from e
@@ -146,21 +166,27 @@ def joined() -> Iterator[None]:
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    limit = timedelta(seconds=wait())
+    limit, backend = timedelta(seconds=wait()), "cpu:gloo,cuda:nccl" if cuda else "gloo"
     try:
         store, ranks.own, ranks.count = next(dist.rendezvous("env://", timeout=limit))
-        ranks.store = dist.PrefixStore(f"steerloop/{os.environ.get(RESTARTS, '0')}", store)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", store=store, timeout=limit,
-                                rank=ranks.own, world_size=ranks.count)
+        # it outlives a launch that is started again
+        store = dist.PrefixStore(f"steerloop/{os.environ.get(RESTARTS, '0')}", store)
+        dist.init_process_group(backend, store=store, timeout=limit, rank=ranks.own,
+                                world_size=ranks.count)
     except RuntimeError as e:
         raise UserError(f"the ranks of this launch do not find each other: {e}") from e
+    ranks.store = store
+    ranks.here()
     if ranks.own:
         logger.remove()
     try:
         yield
     except BaseException as e:
+        stopped = isinstance(e, KeyboardInterrupt)
         if not ranks.first_to_say():
-            raise SystemExit(130 if isinstance(e, KeyboardInterrupt) else 1) from e
+            raise SystemExit(130 if stopped else 1) from e
+        if stopped and (gone := ranks.gone()):  # for which the launcher stopped this one
+            e.add_note(f"rank {gone} had ended before")
         raise
     finally:
         with suppress(RuntimeError):
