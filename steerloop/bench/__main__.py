@@ -16,6 +16,7 @@ All of it that matters on a GPU, correctness first, in a few minutes:
 
 Ours alone:
 
+    python -m steerloop.bench ranks                        two ranks of one thread against one
     python -m steerloop.bench decode --shape gemma-3-1b    a decoding step at 8, 48, 192 rows
     python -m steerloop.bench round --shape gemma-3-1b     a round on random weights, by stage
 
@@ -58,6 +59,7 @@ from steerloop.bench import (
     measure,
     memory,
     races,
+    ranks,
     readouts,
     round,
     student,
@@ -79,7 +81,7 @@ NAMED = {"loss": (8, 128, 0), "heal": (0, 200, 100), "sample": (48, 64, 100),
          "load": (8, 32, 0), "student": (48, 32, 100), "decode": (192, 256, 100),
          "launches": (8, 300, 100)}
 PUBLISHED = ("loss", "load", "memory", "decode", "launches", "gpu")  # whose shapes these take
-OWN = ("round", "readouts")  # of the embedded model, unless another shape is named
+OWN = ("round", "readouts", "ranks")  # of the embedded model, unless another shape is named
 GPU = ("what", "shape", "device", "out", "minutes", "models", "only")  # what gpu takes
 OF = {"smoke": "round", **dict.fromkeys(("out", "minutes", "models", "only"), "gpu")}
 REAL = (*races.MODELS, "student", "load", "readouts")  # what --weights is for
@@ -90,7 +92,7 @@ def options(argv: list[str]) -> Namespace:
     parser = Parser(prog="python -m steerloop.bench", description=__doc__)
     add, count, size = parser.add_argument, number(int, 1, 10**6), number(int, 0, 10**6)
     add("what", choices=["loss", *races.MODELS, "student", "readouts", "round", "load", "memory",
-                          "limits", "decode", "launches", "gpu"])
+                          "limits", "decode", "launches", "ranks", "gpu"])
     add("--shape", choices=[*SHAPES, "embedded"],
         help="tiny; for round and readouts embedded, for gpu gemma-3-1b")
     add("--blocks", type=size, default=0, help="keep that many blocks of the shape; 0: all")
@@ -200,6 +202,8 @@ def figures(chosen: Namespace) -> dict[str, Any]:
             return load.run(cfg, size.rows, size.tokens)
         if chosen.what == "student":
             return student.run(cfg, size)
+        if chosen.what == "ranks":
+            return ranks.run(replace(cfg, rounds=1, u0=False), size.repeats, list(ranks.TARGETS))
         if chosen.what == "readouts":
             return readouts.run(cfg, size.repeats)
         return races.run(chosen.what, cfg, size)

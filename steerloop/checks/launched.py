@@ -17,8 +17,8 @@ from steerloop.checks.killed import SERVER, Zygote, ended
 
 STAGES = ("evaluate", "calibrate", "extract", "dose", "sample", "filter", "choose", "heal", "drift")
 MIDDLE = "heal, its second step"  # gradients of one were added up already
-WAIT = 6  # seconds that a rank waits for another
-MOST = WAIT + 20  # seconds that the others may take to end
+WAIT = 4  # seconds that a rank waits for another
+MOST = WAIT + 6  # seconds that the others may take to end
 
 
 @dataclass(frozen=True)

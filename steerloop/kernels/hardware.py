@@ -58,7 +58,8 @@ def memory(device: torch.device) -> int:
     if device.type == "cuda":
         allowed = torch.cuda.get_per_process_memory_fraction(device)
         return int(allowed * torch.cuda.get_device_properties(device).total_memory)
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # ranks of a run on this machine
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // beside
 
 
 @cache
