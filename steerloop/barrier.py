@@ -77,12 +77,13 @@ def slope(
     """weight · ∂NLL/∂z + pull · ∂KL/∂z (c v), in the dtype of z, rounded once; `norms` is from
     `divergence`, `hit` (c 1) the targets, pull (c 1) ∂hinge/∂KL."""
     (norm, norm_ref, kl), (weight, pull) = norms, weights
-    logp, logq = z.float() - norm, z_ref.float() - norm_ref
+    p = (z.float() - norm).exp()
     if forward:
-        pushed = logp.exp() * (weight + pull) - pull * logq.exp()
+        pushed = p * (weight + pull) - pull * (z_ref.float() - norm_ref).exp()
     else:
-        pushed = logp.exp() * (weight + pull * (logp - logq - kl))
-    return (pushed - weight * onehot(hit, z)).to(z.dtype)
+        excess = (z.float() - norm) - (z_ref.float() - norm_ref) - kl
+        pushed = p * (weight + pull * excess)
+    return pushed.sub_(weight * onehot(hit, z)).to(z.dtype)
 
 
 class Step(NamedTuple):

@@ -79,8 +79,7 @@ def in_flight(model: Model, table: pl.DataFrame, cfg: Config, key: str) -> Rows:
     ids, mask = model.pad(table["prompt_ids"].to_list())
     doses = torch.tensor(table["dose"].to_list(), device=model.device).float()
     drawn = torch.stack(own).to(model.device)
-    index = torch.arange(len(table))
-    return Rows(index, ids, mask, doses, drawn, empty_cache(model.hf))
+    return Rows(torch.arange(len(table)), ids, mask, doses, drawn, empty_cache(model.hf))
 
 
 @torch.no_grad()

@@ -83,7 +83,8 @@ NAMED = {"loss": (8, 128, 0), "heal": (0, 200, 100), "sample": (48, 64, 100),
 PUBLISHED = ("loss", "load", "memory", "decode", "launches", "gpu")  # whose shapes these take
 OWN = ("round", "readouts", "ranks")  # of the embedded model, unless another shape is named
 GPU = ("what", "shape", "device", "out", "minutes", "models", "only")  # what gpu takes
-OF = {"smoke": "round", **dict.fromkeys(("out", "minutes", "models", "only"), "gpu")}
+OF = {"smoke": "round", "checkpointing": "memory",
+      **dict.fromkeys(("out", "minutes", "models", "only"), "gpu")}
 REAL = (*races.MODELS, "student", "load", "readouts")  # what --weights is for
 
 
@@ -108,7 +109,9 @@ def options(argv: list[str]) -> Namespace:
     add("--think", type=size, help="tokens of thought, for evaluate (0) and round (128)")
     add("--repeats", type=count, default=3, help="how often each runs after its warm-up")
     add("--json", type=path, help="write the figures there, too")
-    add("--memory", type=size, default=0, help="GB of a GPU that may be taken; 0: all")
+    add("--memory", type=size, default=0, help="GB of a GPU that may be taken; 0: all,"
+        " for memory 24")
+    add("--checkpointing", action="store_true", help="memory: activations are recomputed")
     add("--smoke", action="store_true", help="a round at the scale of --tiny")
     add("--out", type=path, help="gpu: folder for logs, figures, table and archive")
     add("--minutes", type=number(float, None, 10**4), default=8, help="gpu: limit of all steps")
@@ -175,7 +178,9 @@ def weights(chosen: Namespace) -> Iterator[Config]:
 def figures(chosen: Namespace) -> dict[str, Any]:
     """What was asked for."""
     if chosen.what == "memory":
-        return {"gb": memory.need(chosen.shape, Config(quant=QUANT[chosen.quant]))}
+        cfg = Config(quant=QUANT[chosen.quant], checkpointing=chosen.checkpointing)
+        card = chosen.memory or memory.CARD
+        return {"card_gb": card, "gb": memory.need(chosen.shape, cfg, card)}
     device = hardware(chosen.device, 0)
     if chosen.memory and device.type == "cuda":
         share = 1e9 * chosen.memory / memory_of(device)

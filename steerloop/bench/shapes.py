@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
-    Gemma3ForCausalLM,
+    AutoModelForCausalLM,
     Gemma3TextConfig,
     GenerationConfig,
+    LlamaConfig,
     PreTrainedTokenizerFast,
 )
 
@@ -39,6 +40,14 @@ SHAPES = {
                            "num_hidden_layers": 34, "num_attention_heads": 8,
                            "num_key_value_heads": 4, "sliding_window": 1024,
                            "max_position_embeddings": 131072},
+    "gemma-3-27b": GEMMA | {"hidden_size": 5376, "intermediate_size": 21504,
+                            "num_hidden_layers": 62, "num_attention_heads": 32,
+                            "num_key_value_heads": 16, "head_dim": 128,
+                            "query_pre_attn_scalar": 168, "sliding_window": 1024,
+                            "max_position_embeddings": 131072},
+    "llama-3-70b": {"vocab_size": 128256, "hidden_size": 8192, "intermediate_size": 28672,
+                    "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8,
+                    "max_position_embeddings": 131072, "eos_token_id": STOPS, "bos_token_id": 2},
 }  # fmt: skip
 
 
@@ -47,9 +56,10 @@ def depth(shape: str) -> int:
     return SHAPES[shape]["num_hidden_layers"]
 
 
-def config(shape: str, blocks: int = 0) -> Gemma3TextConfig:
+def config(shape: str, blocks: int = 0) -> Gemma3TextConfig | LlamaConfig:
     """The model configuration of a shape, cut to its first `blocks` blocks (0: all)."""
-    return Gemma3TextConfig(**SHAPES[shape] | {"num_hidden_layers": blocks or depth(shape)})
+    kind = LlamaConfig if shape.startswith("llama") else Gemma3TextConfig
+    return kind(**SHAPES[shape] | {"num_hidden_layers": blocks or depth(shape)})
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -79,7 +89,7 @@ def save_random(
     torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.device(device):
-            hf = Gemma3ForCausalLM(config(shape, blocks))
+            hf = AutoModelForCausalLM.from_config(config(shape, blocks))
     finally:
         torch.set_default_dtype(default)
     hf.generation_config = GenerationConfig(eos_token_id=STOPS, pad_token_id=0, bos_token_id=2)
