@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from steerloop.checks.launched import MIDDLE, MOST, STAGES, WAIT, Strike, surveyed
 from steerloop.checks.small import short_config
 from steerloop.config import parse
+from steerloop.texts.data import PACKAGE
 
 CLOSE = 1e-5  # of an adapter as a whole, relative; of measures relative to 1 + their size
 ENTRY = 1e-4  # of one of its entries: AdamW divides by the size of its gradient, also of a tiny one
@@ -166,3 +167,8 @@ def check_a_signal_reaches_every_rank(number, tmp_path):
     assert status and time.monotonic() - start < 120
     said = [x for x in lines if x.startswith("rank ")]
     assert len(said) == 1 and "interrupted" in said[0] and "--resume" in said[0], lines
+
+
+def check_job_files_are_shell():
+    for file in sorted((PACKAGE.parent / "docs" / "scale").glob("*.sbatch")):
+        subprocess.run(["bash", "-n", str(file)], check=True)
