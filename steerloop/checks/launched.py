@@ -63,6 +63,7 @@ def as_rank(rank: int, count: int, port: int, argv: list[str], strike: Strike | 
     from steerloop import train
     from steerloop.cli.entry import command
     from steerloop.config import parse
+    from steerloop.evidence import journal
     from steerloop.healing.course import Course
 
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
@@ -74,6 +75,8 @@ def as_rank(rank: int, count: int, port: int, argv: list[str], strike: Strike | 
             Course.advance = Strike(strike.how, "", call=1).struck(Course.advance)
         train.STAGES = tuple(strike.struck(x) if x.__name__ == strike.stage else x
                              for x in train.STAGES)
+        if strike.stage == "evaluate":  # which is called from where states are measured
+            journal.evaluate = strike.struck(journal.evaluate)
     options = (lambda _: parse(argv)) if argv else (lambda _: cfg)
     return {"said": ended(lambda: command(options, train.train, []))}
 

@@ -8,6 +8,7 @@ it (`told`). Whichever rank fails ends all of them: one waits for the others for
 """
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -29,6 +30,7 @@ T = TypeVar("T", list[Any], pl.DataFrame)
 Made = TypeVar("Made")
 WAIT, RESTARTS = "STEERLOOP_WAIT", "TORCHELASTIC_RESTART_COUNT"
 GONE = object()
+NOTICED = 1.0  # seconds in which the end of a process shows, after that of its connections
 
 
 class Ranks:
@@ -60,11 +62,15 @@ class Ranks:
         self.store.set(f"calls/{self.own}", str(self.calls))
 
     def missing(self) -> str:
-        """The ranks that did not get as far as this one, in words."""
-        behind: list[int] = []
+        """The ranks that ended, or else did not get as far as this one, in words."""
+        named, seen = "", time.monotonic() + NOTICED
+        while not named and time.monotonic() < seen:
+            named = self.gone()
+            time.sleep(NOTICED / 10)
         with suppress(RuntimeError):  # the machine that knows may be gone itself
-            behind = [i for i in range(self.count) if self.calls > self.far(i)]
-        named = ", ".join(map(str, behind)) or "0, or another,"
+            named = named or ", ".join(
+                str(i) for i in range(self.count) if self.calls > self.far(i))
+        named = named or "0, or another,"
         return f"rank {named} did not come: it ended, or hangs (waited {wait():g} s at most)"
 
     def far(self, rank: int) -> int:
