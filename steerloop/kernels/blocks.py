@@ -10,7 +10,7 @@ once each, for all shapes.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ class Own:
     def __init__(self, layer: CacheLayerMixin) -> None:
         self.layer = layer
 
+    @no_type_check  # the compiler reads it
     def update(
         self, keys: Tensor, values: Tensor, number: int, *more: Any, **named: Any
     ) -> tuple[Tensor, Tensor]:

@@ -51,8 +51,10 @@ class Ranks:
             for rank in range(self.count):
                 host, pid = self.store.get(f"process/{rank}").decode().split()
                 state = Path(f"/proc/{pid}/stat")
-                alive = state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z"
-                if host == gethostname() and not alive:
+                if host != gethostname():
+                    continue
+                said = state.read_text(encoding="utf-8") if state.exists() else ") Z"
+                if said.rpartition(")")[2].split()[0] == "Z":
                     found.append(str(rank))
         return ", ".join(found)
 

@@ -117,8 +117,10 @@ def open_run(cfg: Any, device: str) -> Folder:
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
     name = f"{stamp}_{Path(cfg.model).name}_{cfg.barrier}_s{cfg.seed}"
     run = opened(Path(cfg.resume or f"{cfg.runs}/{name}"), bool(cfg.resume), device)
-    now = told({"config": resolved(cfg, device), **identity(cfg, device)})
-    run.document(**(accepted(run.path, now, cfg.force) if cfg.resume else now))
+    now = {"config": resolved(cfg, device), **identity(cfg, device)}
+    goes_on = bool(cfg.resume) and own() == 0  # which rank 0 decides
+    now = told(accepted(run.path, now, cfg.force) if goes_on else now)
+    run.document(**now)
     log_to(run.path / LOG)
     logger.info(f"run folder {run.path}")
     tell(cfg, now["inputs"])
