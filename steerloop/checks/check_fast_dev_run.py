@@ -4,6 +4,7 @@ import json
 import subprocess
 
 import polars as pl
+import pytest
 
 from steerloop.checks.fast_dev_run import command
 from steerloop.checks.small import WINDOW, save_small
@@ -13,6 +14,7 @@ LESS = ("--max_contexts", "4", "--dose_prompts", "2", "--n_prompts", "2", "--n_k
         "--said_prompts", "3", "--said_tokens", "8")  # fmt: skip
 
 
+@pytest.mark.long
 def check_two_rounds_along_the_path_of_real_runs(tmp_path):
     model = save_small(tmp_path / "gemma-3-random", depth=8)
     runs = tmp_path / "runs"

@@ -155,6 +155,7 @@ def check_a_sweep_is_read_by_a_readout_of_the_trait(folders, tmp_path):
     assert point[name] == moved[0] and moves(pl.DataFrame([point])) == {name: f"{name} by said"}
 
 
+@pytest.mark.long
 def check_the_matrix_is_what_u0_measures_of_each_pack(folders, tmp_path, monkeypatch):
     """Its diagonal is a pack's own response in units of its nulls; vectors of others stand beside
     it; and leading means to be first in the row and in the column."""

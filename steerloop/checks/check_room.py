@@ -124,6 +124,7 @@ def check_a_run_keeps_its_numbers_where_it_goes_on(folders, tmp_path, monkeypatc
     assert short.batch == 3
 
 
+@pytest.mark.long
 def check_a_config_that_counted_micro_batches_is_read(folders, tmp_path):
     """Their number times their rows was an optimiser step."""
     run = short_run(tmp_path, small_config(folders(), quant="none"), rounds=1)

@@ -188,6 +188,7 @@ def check_who_does_not_ask_is_read_by_what_there_is():
     assert unasked([pl.DataFrame(), base[1].head(0), base[2].head(0)], AXIS)["headline"] == ""
 
 
+@pytest.mark.long
 def check_shuffled_labels_are_blind(world):
     """The embedded model knows what its vignettes break, by digits and by reasons; where labels
     say nothing about them, neither readout sees."""

@@ -36,6 +36,7 @@ def check_an_arm_climbs_as_train_does(folders, tmp_path):
         assert x["shift"] == -x["Δauthority"] and x["read_by"] == "digits"
 
 
+@pytest.mark.long
 def check_a_fixed_dose_is_kept_and_a_budget_ends_a_climb(folders, tmp_path):
     cfg = short_config(tmp_path, small_config(folders(), quant="none"), rounds=3, lr=3e-2,
                        coh_drop=1.0)

@@ -36,7 +36,7 @@ def taught(folders, tmp_path):
     return run
 
 
-@pytest.mark.parametrize("name", ["base", "prompt"])
+@pytest.mark.parametrize("name", ["base", pytest.param("prompt", marks=pytest.mark.long)])
 def check_an_unsteered_teacher_is_the_base_itself(taught, name):
     """Bit for bit its own sampling, at dose 0; of a prompted one under the persona texts, which the
     rows that are healed on do not carry."""
@@ -64,6 +64,7 @@ def check_an_unsteered_teacher_is_the_base_itself(taught, name):
     assert seen["dose"] == 0.0 and (seen["measures"] == base["measures"]) == (name == "base")
 
 
+@pytest.mark.long
 def check_a_null_teacher_is_steered_by_a_null_of_u0(taught):
     cfg, path, rows = taught("null", u0=True)
     model, data = load(cfg), read_data(cfg)
