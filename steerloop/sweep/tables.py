@@ -16,7 +16,7 @@ from steerloop.report.text import markdown
 from steerloop.report.trait import DIGITS
 from steerloop.sweep.arms import FRONTIER, SWEEPS, arms_in
 from steerloop.sweep.paired import held, real
-from steerloop.sweep.points import file_of, read_rows
+from steerloop.sweep.points import POINT, file_of, read_rows
 
 TARGETS = (0.5, 1.0, 1.5)  # nats of shift
 REACH = 0.4  # nats: both settings of a bracket lie this near to the target
@@ -29,8 +29,7 @@ FULL = FRONTIER[0].family  # plain training as it is: where each family without 
 def rows(folder: Path, sweep: str) -> pl.DataFrame:
     """The points of a sweep so far."""
     points = pl.DataFrame(read_rows(file_of(folder, sweep)), infer_schema_length=None)
-    keys = [*KEYS, "seed", "arm", "family", "setting", "round"]
-    return points.unique(keys, keep="first", maintain_order=True) if len(points) else points
+    return points.unique(list(POINT), keep="first", maintain_order=True) if len(points) else points
 
 
 def mean(values: list[float], digits: int = 3) -> str:
