@@ -13,6 +13,7 @@ from pathlib import Path
 
 from steerloop.checks.small import short_config, small_config
 from steerloop.config import Config
+from steerloop.runfolder.files import write_whole
 from steerloop.sweep import __main__ as command
 from steerloop.sweep import points
 from steerloop.sweep.arms import REGIMES, SWEEPS
@@ -39,7 +40,8 @@ def dealt(group: Group, there: list[Row]) -> Iterator[list[Row]]:
         try:
             for count, rows in enumerate(points.rows_of(group, there), 1):
                 note = {"group": str(group), "pid": os.getpid(), "node": node(), "arms": count}
-                (notes / f"{os.getpid()}.json").write_text(json.dumps(note))
+                write_whole(notes / f"{os.getpid()}.json", lambda part, note=note: part.write_text(
+                    json.dumps(note)))
                 yield rows
         finally:
             points.config = known

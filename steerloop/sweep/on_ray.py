@@ -55,8 +55,10 @@ def drive(groups: list[Group], make: Make, asked: Asked) -> Iterator[Group]:
     arms = {x: len(todo(x, there(x))) for x in groups}
     wanted, deaths = sum(arms.values()), Counter[Group]()
     with joined(ray, asked):
-        run = ray.remote(num_cpus=asked.cpus, num_gpus=asked.gpus, num_returns="streaming",
-                         max_retries=0, max_calls=1)(task)
+        remote = ray.remote(num_cpus=asked.cpus, num_gpus=asked.gpus, num_returns="streaming",
+                            max_retries=0, max_calls=1)
+        run = remote(lambda *given: (yield from task(*given)))  # whose types may be checked: then
+        # it is a wrapper, not what Ray takes for a generator
 
         def begun(group: Group) -> Any:
             given = replace(group, out=group.out.absolute())
