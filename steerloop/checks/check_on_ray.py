@@ -113,8 +113,11 @@ def there(pid):
 
 
 def same(rows, serial):
-    """Row for row, every column; none lost, none twice."""
-    assert sorted(rows, key=point) == sorted(serial, key=point)
+    """Row for row; none lost, none twice. (Somebody may edit the code meanwhile.)"""
+    def plain(rows):
+        return [x | {"code": ""} for x in sorted(rows, key=point)]
+
+    assert plain(rows) == plain(serial)
 
 
 @pytest.mark.long
@@ -204,7 +207,8 @@ def check_a_point_of_the_embedded_model_by_the_command_itself(cluster, place):
              f"{name}.md"], cwd=place, capture_output=True, encoding="utf-8")
         assert done.returncode == 0, done.stderr
     (one,), (other,) = (read_rows(place / x / "frontier.jsonl") for x in ("beside", "far"))
-    assert one == other and one["opening_mass"] > 0.5
+    same([one], [other])
+    assert one["opening_mass"] > 0.5
 
 
 def check_what_a_worker_refuses(place, monkeypatch, tmp_path):
@@ -224,3 +228,11 @@ def check_without_ray_the_remedy_is_said(place, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"pip install 'steerloop\[ray\]'"):
         list(drive(groups_of(parse([*SWEEP, "--points", str(tmp_path)])), dealt, Asked()))
+
+
+def check_where_no_cluster_answers_that_is_said(place, monkeypatch, tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'steerloop[ray]'")
+    monkeypatch.chdir(place)
+    groups = groups_of(parse([*SWEEP, "--points", str(tmp_path)]))
+    with pytest.raises(UserError, match="--address 127.0.0.1:1: no cluster that can be joined"):
+        list(drive(groups, dealt, Asked("127.0.0.1:1")))

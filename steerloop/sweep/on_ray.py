@@ -8,12 +8,12 @@ off. A worker ends with its task, so that no two groups share a process, nor mem
 
 import os
 import signal
+import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from socket import gethostname
 from typing import Any
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # read at Ray's import: nobody is told that it is used
@@ -27,6 +27,7 @@ from steerloop.sweep.equal import Row
 from steerloop.sweep.points import Group, append, file_of, missing, read_rows, tell, todo
 
 PORT = 6379  # of a cluster's head, unless it was started on another
+ANSWER = 10  # seconds that a head may take to answer
 DEATHS = 5  # of workers or nodes in a row, without a row between, after which a group is left
 Make = Callable[[Group, list[Row]], Iterator[list[Row]]]
 
@@ -106,7 +107,7 @@ def task(
     and where there is no GPU for it."""
     if Path(asked.folder).is_dir():
         os.chdir(asked.folder)
-    host = gethostname()
+    host = socket.gethostname()
     if source() != asked.source:
         raise UserError(f"{host} has another version of steerloop than the machine that the sweep "
                         "was started on: install the same one on all")
@@ -132,10 +133,14 @@ def joined(ray: Any, asked: Asked) -> Iterator[None]:
     """Until the block ends this process is a driver of the cluster; then its tasks are ended.
     Raises UserError where there is none at the address."""
     before = signal.getsignal(signal.SIGTERM)
+    host, _, port = asked.address.partition(":")
+    address = f"{host}:{port or PORT}" if host not in ("", "auto", "local") else asked.address
     try:
-        ray.init(asked.address or None, log_to_driver=False, include_dashboard=False,
+        if ":" in address:  # of a machine that does not answer Ray says so after minutes
+            socket.create_connection((host, int(port or PORT)), timeout=ANSWER).close()
+        ray.init(address or None, log_to_driver=False, include_dashboard=False,
                  logging_level="WARNING")
-    except (ConnectionError, RuntimeError, ValueError) as e:
+    except (OSError, RuntimeError, ValueError) as e:
         raise UserError(f"--address {asked.address}: no cluster that can be joined: start one with "
                         f"`ray start --head`, with this version of Ray ({e})") from e
     signal.signal(signal.SIGTERM, before)  # ends as Ctrl-C does, which Ray's handler does not
