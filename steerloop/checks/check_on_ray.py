@@ -234,5 +234,5 @@ def check_where_no_cluster_answers_that_is_said(place, monkeypatch, tmp_path):
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'steerloop[ray]'")
     monkeypatch.chdir(place)
     groups = groups_of(parse([*SWEEP, "--points", str(tmp_path)]))
-    with pytest.raises(UserError, match="--address 127.0.0.1:1: no cluster that can be joined"):
+    with pytest.raises(UserError, match=r"--address 127\.0\.0\.1:1: no cluster that can be joined"):
         list(drive(groups, dealt, Asked("127.0.0.1:1")))

@@ -58,8 +58,8 @@ def drive(groups: list[Group], make: Make, asked: Asked) -> Iterator[Group]:
     with joined(ray, asked):
         remote = ray.remote(num_cpus=asked.cpus, num_gpus=asked.gpus, num_returns="streaming",
                             max_retries=0, max_calls=1)
-        run = remote(lambda *given: (yield from task(*given)))  # whose types may be checked: then
-        # it is a wrapper, not what Ray takes for a generator
+        # where types are checked `task` is a wrapper, which Ray does not take for a generator
+        run = remote(lambda *given: (yield from task(*given)))
 
         def begun(group: Group) -> Any:
             given = replace(group, out=group.out.absolute())
@@ -103,8 +103,8 @@ def task(
     group: Group, rows: list[Row], weights: str, make: Make, asked: Asked
 ) -> Iterator[tuple[str, list[Row]]]:
     """What a worker does: `make` the rows of a group that are not among `rows`; with the name of
-    its machine. Raises UserError where code or model are others than where the sweep was started,
-    and where there is no GPU for it."""
+    its machine. Raises UserError where code or model are others than where the sweep was
+    started."""
     if Path(asked.folder).is_dir():
         os.chdir(asked.folder)
     host = socket.gethostname()
