@@ -16,12 +16,13 @@ from steerloop.report.text import markdown
 from steerloop.report.trait import DIGITS
 from steerloop.sweep.arms import FRONTIER, SWEEPS, arms_in
 from steerloop.sweep.paired import held, real
-from steerloop.sweep.points import file_of, read_rows
+from steerloop.sweep.points import POINT, file_of, read_rows
 
 TARGETS = (0.5, 1.0, 1.5)  # nats of shift
 REACH = 0.4  # nats: both settings of a bracket lie this near to the target
 KEYS = ["model", "split", "regime"]
 SHOWN = {"opening_mass": "opening mass", "ppl": "mundane ppl ×", "coherence": "coherence"}
+OWN = ("opening_mass", "opening_mass_base", "sentence_validity")  # of the micro-world's models
 ALL = "all"  # the name of a table that shows every measure
 FULL = FRONTIER[0].family  # plain training as it is: where each family without a barrier ends
 
@@ -29,8 +30,7 @@ FULL = FRONTIER[0].family  # plain training as it is: where each family without 
 def rows(folder: Path, sweep: str) -> pl.DataFrame:
     """The points of a sweep so far."""
     points = pl.DataFrame(read_rows(file_of(folder, sweep)), infer_schema_length=None)
-    keys = [*KEYS, "seed", "arm", "family", "setting", "round"]
-    return points.unique(keys, keep="first", maintain_order=True) if len(points) else points
+    return points.unique(list(POINT), keep="first", maintain_order=True) if len(points) else points
 
 
 def mean(values: list[float], digits: int = 3) -> str:
@@ -84,6 +84,8 @@ def frontier(points: pl.DataFrame) -> dict[str, str]:
     names = [name for name, _ in families(points)]
     tables = {}
     for measure, title in SHOWN.items():
+        if points[measure].is_nan().all():  # nobody measured it
+            continue
         table = []
         for name in names:
             row = {f"{title}, {points['regime'][0]}": name}
@@ -212,6 +214,12 @@ def points_of(sweep: str, regime: str) -> int:
     return len(arms) + len(SWEEPS[sweep].equal)
 
 
+def filled(points: pl.DataFrame) -> pl.DataFrame:
+    """Points with nan, which no mean counts, for what only models of the micro-world are asked."""
+    known = [pl.col(x) if x in points.columns else pl.lit(None).alias(x) for x in OWN]
+    return points.with_columns(x.cast(pl.Float64).fill_null(math.nan) for x in known)
+
+
 def block(folder: Path, sweep: str, key: tuple[Any, ...], points: pl.DataFrame) -> Block:
     """The points of one model, split and regime."""
     model, split, regime = key
@@ -224,6 +232,7 @@ def block(folder: Path, sweep: str, key: tuple[Any, ...], points: pl.DataFrame) 
               f"`python -m steerloop.sweep {sweep} --models {where} --split {split} "
               f"--regimes {regime} --seeds {seeds}`")
     title = f"{TITLES[sweep]}: {model}, {split} split, {regime} data"
+    points = points if SWEEPS[sweep].items else filled(points)
     return Block(title, TABLES[sweep](points), source)
 
 
