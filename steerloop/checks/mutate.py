@@ -86,7 +86,7 @@ def run_checks(checks: list[str], mutation: Mutation | None = None) -> tuple[int
         os.chdir(folder)
         with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()):
             ids = [f"{CHECKS}/{x}" for x in checks]
-            code = pytest.main(["-x", "--tb=line", "-p", "no:cacheprovider", *ids])
+            code = pytest.main(["-x", "--tb=line", "-p", "no:cacheprovider", "-m", "", *ids])
         os.chdir(ROOT)
     return int(code), out.getvalue()
 
