@@ -14,16 +14,17 @@ import time
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from itertools import product
 from pathlib import Path
 from warnings import catch_warnings, simplefilter
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from steerloop import UserError, lora, train
 from steerloop.barrier import Barrier, Step, heal_loss
+from steerloop.checks.decoded import decoded_states
 from steerloop.checks.digest import digests
 from steerloop.checks.families import DENSE, save_family
 from steerloop.checks.small import Small, completions, short_config, small_config, token_batch
@@ -36,7 +37,6 @@ from steerloop.healing.optimiser import training
 from steerloop.healing.reference import with_reference
 from steerloop.kernels import chunked, graphs
 from steerloop.kernels.blocks import one_block
-from steerloop.kernels.caches import empty_cache
 from steerloop.kernels.head import Head
 from steerloop.kernels.nf4 import NF4
 from steerloop.readouts.forced_choice import choices
@@ -115,23 +115,6 @@ def check_graphs(folder: Path, device: str) -> Found:
         same += sum(x == y for x, y in zip(found, wanted, strict=True))
     recorded = made >= models or not graphs.recordable(torch.device(device))
     return same == rows and recorded, f"{same} of {rows} rows, {made} graphs, {models} models"
-
-
-def decoded_states(s: Small, way: Callable[[nn.Module], AbstractContextManager]) -> Tensor:
-    """Of five steps, in buffers as a graph has them; the blocks run as `way` says."""
-    torch.manual_seed(0)
-    ids, cache, found = torch.randint(6, 200, (3, 9)), empty_cache(s.model.hf), []
-    ids = ids.to(s.model.device)
-    mask = ids >= 0
-    with torch.no_grad(), s.model.dense(), way(s.model.decoder):
-        s.model.trunk(ids[:, :4], mask[:, :4], cache)
-        cache = graphs.fixed(cache, 4, 9)
-        mask[:, 4:] = False
-        for u in range(4, 9):
-            mask[:, u] = True
-            place = mask.sum(-1, keepdim=True) - 1
-            found.append(s.model.trunk(ids[:, u, None], mask, cache, place).float())
-    return torch.stack(found)
 
 
 def check_blocks(folder: Path, device: str) -> Found:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from steerloop.config import Config, parse
 from steerloop.ranks import RESTARTS, joined
-from steerloop.runfolder.opening import begun
+from steerloop.runfolder.opening import begun, forget_launch
 
 
 def in_ranks(run: Callable[[Config], Path]) -> Callable[[Config], Path]:
@@ -18,6 +18,8 @@ def in_ranks(run: Callable[[Config], Path]) -> Callable[[Config], Path]:
     def together(cfg: Config) -> Path:
         with joined():
             before = begun() if int(os.environ.get(RESTARTS, "0")) else None
-            return run(cfg if cfg.resume or not before else parse(["--resume", str(before)]))
+            path = run(cfg if cfg.resume or not before else parse(["--resume", str(before)]))
+            forget_launch()
+            return path
 
     return together

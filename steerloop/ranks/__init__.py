@@ -106,8 +106,8 @@ def count() -> int:
 
 
 def dealt(rows: T) -> T:
-    """This rank's share of some rows: every so-manieth, so that where the longest come first all
-    ranks have about as much to do."""
+    """This rank's share of some rows: with n ranks every n-th, so that where the longest come first
+    all have about as much to do."""
     if ranks.count == 1:
         return rows
     if isinstance(rows, pl.DataFrame):
@@ -116,15 +116,16 @@ def dealt(rows: T) -> T:
 
 
 def gathered(mine: list[Made]) -> list[Made]:
-    """What all ranks made of the rows that were dealt to them, in the order of those."""
+    """What all ranks made of the rows that were dealt to them, in the order of those. Where it is
+    tensors on GPUs, it comes on each rank's own, also to one that had no rows."""
     if ranks.count == 1:
         return mine
-    parts: list[Any] = [None] * ranks.count
-    together(dist.all_gather_object, parts, tree_map(off_the_device, mine))
-    rows = chain.from_iterable(zip_longest(*parts, fillvalue=GONE))
-    like = next((x.device for x in mine if isinstance(x, Tensor)), None)
+    said: list[Any] = [None] * ranks.count
+    on_gpu = any(isinstance(x, Tensor) and x.is_cuda for x in mine)
+    together(dist.all_gather_object, said, (on_gpu, tree_map(off_the_device, mine)))
+    rows = chain.from_iterable(zip_longest(*(part for _, part in said), fillvalue=GONE))
     found = [x for x in rows if x is not GONE]
-    return found if like is None else [x.to(like) for x in found]
+    return [x.cuda() for x in found] if any(there for there, _ in said) else found
 
 
 def summed(model: nn.Module) -> None:

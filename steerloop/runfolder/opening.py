@@ -100,6 +100,12 @@ def note_launch(path: Path) -> None:
         write_whole(note, lambda part: part.write_text(text, encoding="utf-8"))
 
 
+def forget_launch() -> None:
+    """The run of this launch came to its end."""
+    if own() == 0 and (note := launch()) is not None:
+        note.unlink(missing_ok=True)
+
+
 def begun() -> Path | None:
     """The folder in which the launch that this rank is of began; None where it did not."""
     note = launch()
