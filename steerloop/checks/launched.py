@@ -18,6 +18,7 @@ from steerloop.checks.killed import SERVER, Zygote, ended
 STAGES = ("evaluate", "calibrate", "extract", "dose", "sample", "filter", "choose", "heal", "drift")
 MIDDLE = "heal, its second step"  # gradients of one were added up already
 WAIT = 4  # seconds that a rank waits for another
+LONGEST = 150  # seconds of a launch of which no rank ends
 MOST = WAIT + 6  # seconds that the others may take to end
 
 
@@ -92,6 +93,7 @@ def launch(zygote: Zygote, at: Path, count: int, strike: Strike | None = None,
                           wait_for_workers=False)
     argv, left, first, hung = ["--resume", str(resume)] if resume else [], {}, 0.0, []
     status: dict[int, int] = {}
+    start = time.monotonic()
     for rank in range(count):
         job = partial(as_rank, rank, count, store.port, argv, strike, zygote.cfg)
         left[zygote.fork(job, at / f"rank-{rank}")] = rank
@@ -102,7 +104,8 @@ def launch(zygote: Zygote, at: Path, count: int, strike: Strike | None = None,
             first = first or time.monotonic()
             continue
         time.sleep(0.01)
-        if first and not hung and time.monotonic() - first > MOST:
+        over = first and time.monotonic() - first > MOST
+        if not hung and (over or time.monotonic() - start > LONGEST):
             hung = sorted(left.values())
             for other in left:
                 os.kill(other, signal.SIGKILL)
