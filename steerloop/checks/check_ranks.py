@@ -2,6 +2,7 @@
 line, and the run goes on from there with as many ranks as one likes. See checks/launched.py."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from steerloop.checks.launched import MIDDLE, MOST, STAGES, WAIT, Strike, surveyed
 from steerloop.checks.small import short_config
 from steerloop.config import parse
+from steerloop.ranks import off_the_device, packed, unpacked
 from steerloop.texts.data import PACKAGE
 
 CLOSE = 1e-5  # of an adapter as a whole, relative; of measures relative to 1 + their size
@@ -99,6 +101,21 @@ def tried(found, cases):
                 ended_together(launch, strike)
         if launches[-1][1] is None:
             alike(whole, well(found[name]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def check_rows_are_sent_without_what_they_are_views_of(dtype):
+    """Rows of a batch, which is as much as all of them together."""
+    rows = [*torch.randn(200, 3, 64).to(dtype).split([1] * 200)]
+    sent = pickle.dumps(packed(rows))
+    assert len(sent) < 1.1 * sum(x.nbytes for x in rows) + 64 * len(rows)
+    back = unpacked(pickle.loads(sent), gpu=False)
+    assert [x.shape for x in back] == [x.shape for x in rows]
+    assert torch.equal(torch.cat(back), torch.cat(rows))
+    told = pickle.dumps(off_the_device(rows[0]))
+    assert len(told) < rows[0].nbytes + 2000
+    for other in ([], [[1, 2], []], ["a", "b"]):
+        assert unpacked(pickle.loads(pickle.dumps(packed(other))), gpu=False) == other
 
 
 def check_two_ranks_are_one_and_end_together(tmp_path):

@@ -15,7 +15,7 @@ from datetime import timedelta
 from itertools import chain, zip_longest
 from pathlib import Path
 from socket import gethostname
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import polars as pl
 import torch
@@ -121,11 +121,36 @@ def gathered(mine: list[Made]) -> list[Made]:
     if ranks.count == 1:
         return mine
     said: list[Any] = [None] * ranks.count
-    on_gpu = any(isinstance(x, Tensor) and x.is_cuda for x in mine)
-    together(dist.all_gather_object, said, (on_gpu, tree_map(off_the_device, mine)))
-    rows = chain.from_iterable(zip_longest(*(part for _, part in said), fillvalue=GONE))
-    found = [x for x in rows if x is not GONE]
-    return [x.cuda() for x in found] if any(there for there, _ in said) else found
+    together(dist.all_gather_object, said, packed(mine))
+    gpu = any(x.on_gpu for x in said)
+    rows = chain.from_iterable(zip_longest(*(unpacked(x, gpu) for x in said), fillvalue=GONE))
+    return [x for x in rows if x is not GONE]
+
+
+class Packed(NamedTuple):
+    """Rows as they are sent. Those that are tensors go as one: each by itself would take along all
+    of what it is a view of."""
+
+    rows: list[Any]  # of tensors their shapes
+    flat: Tensor | None
+    on_gpu: bool
+
+
+def packed(rows: list[Any]) -> Packed:
+    """Rows that are all tensors of one dtype, or all something else."""
+    if not rows or not isinstance(rows[0], Tensor):
+        return Packed(rows, None, on_gpu=False)
+    flat = torch.cat([x.detach().flatten() for x in rows])
+    return Packed([x.shape for x in rows], flat.cpu(), flat.is_cuda)
+
+
+def unpacked(sent: Packed, gpu: bool) -> list[Any]:
+    """Rows as they were, tensors on this rank's GPU or on the CPU."""
+    if sent.flat is None:
+        return sent.rows
+    flat = sent.flat.cuda() if gpu else sent.flat
+    parts = flat.split([shape.numel() for shape in sent.rows])
+    return [x.view(shape) for x, shape in zip(parts, sent.rows, strict=True)]
 
 
 def summed(model: nn.Module) -> None:
@@ -152,8 +177,8 @@ def told(value: Made, device: str = "cpu") -> Made:
 
 
 def off_the_device(x: Any) -> Any:
-    """As it can be sent."""
-    return x.detach().cpu() if isinstance(x, Tensor) else x
+    """As it can be sent: without what it may be a view of."""
+    return x.detach().cpu().clone() if isinstance(x, Tensor) else x
 
 
 def together(call: Callable[..., Any], *args: Any) -> None:
