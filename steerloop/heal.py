@@ -22,7 +22,7 @@ from steerloop.healing.spectral import spectral_loss
 from steerloop.healing.threshold import threshold
 from steerloop.kernels.batch import Row, like_lengths, longest_first
 from steerloop.model import Model
-from steerloop.ranks import dealt, gathered, summed
+from steerloop.ranks import dealt, pooled, summed
 from steerloop.runfolder.recorder import NOTHING, Recorder
 
 
@@ -48,7 +48,7 @@ def step_loss(model: Model, rows: list[Row], barrier: Barrier, size: int) -> lis
         summed(model.hf)
     n = sum(map(len, nlls))
     nats = torch.cat(nlls + tops).tolist() if nlls else []  # a GPU is waited for once
-    return [gathered(nats[:n]), gathered(nats[n:])]
+    return pooled(nats[:n], nats[n:])
 
 
 @torch.enable_grad()

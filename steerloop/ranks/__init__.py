@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from itertools import chain, zip_longest
+from itertools import chain
 from pathlib import Path
 from socket import gethostname
 from typing import Any, NamedTuple, TypeVar
@@ -29,7 +29,6 @@ from steerloop import UserError
 T = TypeVar("T", list[Any], pl.DataFrame)
 Made = TypeVar("Made")
 WAIT, RESTARTS = "STEERLOOP_WAIT", "TORCHELASTIC_RESTART_COUNT"
-GONE = object()
 NOTICED = 1.0  # seconds in which the end of a process shows, after that of its connections
 
 
@@ -106,13 +105,14 @@ def count() -> int:
 
 
 def dealt(rows: T) -> T:
-    """This rank's share of some rows: with n ranks every n-th, so that where the longest come first
-    all have about as much to do."""
+    """This rank's share of some rows: one of every `count`, in turn from the first rank to the last
+    and back, so that where the longest come first all have about as much to do."""
     if ranks.count == 1:
         return rows
-    if isinstance(rows, pl.DataFrame):
-        return rows.gather_every(ranks.count, ranks.own) if len(rows) > ranks.own else rows.clear()
-    return rows[ranks.own :: ranks.count]
+    turns = [ranks.count * k + (ranks.count - 1 - ranks.own if k % 2 else ranks.own)
+             for k in range(len(rows) // ranks.count + 1)]
+    mine = [i for i in turns if i < len(rows)]
+    return rows[mine] if isinstance(rows, pl.DataFrame) else [rows[i] for i in mine]
 
 
 def gathered(mine: list[Made]) -> list[Made]:
@@ -123,8 +123,16 @@ def gathered(mine: list[Made]) -> list[Made]:
     said: list[Any] = [None] * ranks.count
     together(dist.all_gather_object, said, packed(mine))
     gpu = any(x.on_gpu for x in said)
-    rows = chain.from_iterable(zip_longest(*(unpacked(x, gpu) for x in said), fillvalue=GONE))
-    return [x for x in rows if x is not GONE]
+    parts, found = [unpacked(x, gpu) for x in said], []
+    for k in range(max(map(len, parts))):
+        turns = parts[::-1] if k % 2 else parts
+        found += [part[k] for part in turns if k < len(part)]
+    return found
+
+
+def pooled(*lists: list[float]) -> list[list[float]]:
+    """Each of some lists with what it holds on all ranks, in any order, sent at once."""
+    return [[*chain(*parts)] for parts in zip(*gathered([lists]), strict=True)]
 
 
 class Packed(NamedTuple):
