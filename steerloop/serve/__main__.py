@@ -50,7 +50,8 @@ def parse(argv: list[str]) -> Namespace:
     add("--round", type=filled, default="best", help="the one that is called student: best, or a "
         "number as the tables count")
     add("--gates", type=gates, default="1", help="of the student: one number, or one a round")
-    add("--rows", type=number(int, 0, MANY), default=0, help="in one batch; 0: as in the run")
+    add("--rows", type=number(int, 0, MANY), default=0, help="in one batch, each "
+        "of --context tokens; 0: as in the run, fewer if they are longer than the run's")
     add("--waiting", type=number(int, 1, MANY), default=256, help="rows that may wait")
     add("--context", type=number(int, 1, MANY), default=0, help="most tokens of a prompt and its "
         f"answer; 0: what the model takes, {LONG} at most")
@@ -74,7 +75,8 @@ def open_served(args: Namespace) -> Served:
     if context > takes:
         raise UserError(f"--context {context}: this model takes {takes} tokens")
     rows = args.rows or cfg.batch_rows
-    room = max(rows * (PROMPT + cfg.max_new_tokens), context)
+    counted = PROMPT + cfg.max_new_tokens  # tokens of a row for which memory was counted
+    room = rows * context if args.rows else max(rows * counted, context)
     engine = Engine(model, read_vector(args.run, 1, model.device), rows, room, args.waiting)
     engine.start()
     states = States(student, best, heard)
@@ -89,22 +91,26 @@ def listening(host: str, port: int) -> socket.socket:
         raise UserError(f"{host}:{port}: {e.strerror}: another --port, or 0 for any") from e
 
 
+def server(served: Served, args: Namespace) -> uvicorn.Server:
+    """What listens for requests, ready to run."""
+    names = [*LOOPBACK] if args.host in LOOPBACK else ["*"]
+    return uvicorn.Server(uvicorn.Config(
+        application(served, names), log_level="warning", lifespan="off", ws="none",
+        server_header=False, timeout_graceful_shutdown=GRACE, timeout_keep_alive=30))
+
+
 def run(args: Namespace) -> None:
     """Load, listen, and serve until Ctrl-C or SIGTERM."""
     logger.remove()
     logger.add(sys.stderr, format="{time:HH:mm:ss} {message}", level="WARNING")
     with listening(args.host, args.port) as there:
         served = open_served(args)
-        names = [*LOOPBACK] if args.host in LOOPBACK else ["*"]
-        config = uvicorn.Config(
-            application(served, names), log_level="warning", lifespan="off", ws="none",
-            server_header=False, timeout_graceful_shutdown=GRACE, timeout_keep_alive=30)
         host, port = there.getsockname()[:2]
         print(f"{args.run.name}: {', '.join(served.states.rounds)} · http://{host}:{port} · "
               f"{served.engine.most} rows a batch, {served.context} tokens · Ctrl-C ends",
               flush=True)
         try:
-            uvicorn.Server(config).run(sockets=[there])
+            server(served, args).run(sockets=[there])
         finally:
             served.engine.end()
             served.engine.join(GRACE)

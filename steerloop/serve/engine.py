@@ -164,6 +164,8 @@ class Engine(threading.Thread):
             finish = self.heard(row, token)
             if finish:
                 over.add(row)
+                if not row.streams and finish != "error":
+                    row.text = row.spoken.whole()
                 row.give(finish)
             elif row.streams and (row.text or row.tokens) and now - row.told > PAUSE:
                 row.give()

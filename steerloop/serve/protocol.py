@@ -94,7 +94,7 @@ class States:
     def dial(self, body: dict[str, Any]) -> tuple[str, Dial]:
         """Who answers a request: its name, and its dial."""
         name = body.get("model")
-        if name not in self.rounds:
+        if not isinstance(name, str) or name not in self.rounds:
             raise Refused(f"model {name!r:.80} is not served: take one of "
                           f"{', '.join(self.rounds)}", "model", "model_not_found", 404)
         gates = self.heard if name == "student" else self.gates(self.rounds[name])
@@ -126,8 +126,8 @@ def within(value: Any, allowed: Range, whole: bool = False) -> bool:
 
 
 def number(
-    body: dict[str, Any], name: str, allowed: Range, default: float = 0, whole: bool = False
-) -> float:
+    body: dict[str, Any], name: str, allowed: Range, default: float | int = 0, whole: bool = False
+) -> float | int:
     """A field that is a number in a range."""
     value = body.get(name)
     if value is None:

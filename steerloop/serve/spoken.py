@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-HALF = 8  # tokens after which what looks like half a character is one that the model wrote
+HALF = 4  # tokens after which bytes that made no character will make none
 
 
 class Spoken:
@@ -20,11 +20,13 @@ class Spoken:
         """What a token adds to the text (None: nothing more), and whether a stop was met."""
         if token is not None:
             self.ids.append(token)
-        before = self.to_text(self.ids[self.start : self.end])
-        now = self.to_text(self.ids[self.start :])
-        if not now.endswith("\ufffd") or last or len(self.ids) - self.end >= HALF:
-            self.held += now[len(before):]
-            self.start, self.end = self.end, len(self.ids)
+        before, now = self.between(self.end), self.between(len(self.ids))
+        cut = len(self.ids)
+        if now.endswith("\ufffd") and not last:
+            cut = self.known(now)
+        if cut > self.end:
+            self.held += self.between(cut)[len(before):]
+            self.start, self.end = self.end, cut
         met = [at for x in self.stops if (at := self.held.find(x)) >= 0]
         if met:
             return self.held[: min(met)], True
@@ -32,6 +34,24 @@ class Spoken:
         cut = len(self.held) - keep
         text, self.held = self.held[:cut], self.held[cut:]
         return text, False
+
+
+    def between(self, end: int) -> str:
+        """The text of the last tokens up to one."""
+        return self.to_text(self.ids[self.start : end])
+
+    def known(self, now: str) -> int:
+        """How many tokens make text that stays, where it ends in what may be half a character:
+        after a while it shows which bytes make none."""
+        for cut in range(len(self.ids) - HALF, self.end, -1):
+            if now.startswith(self.between(cut)):
+                return cut
+        return self.end
+
+    def whole(self) -> str:
+        """The text up to the first stop, decoded at once."""
+        text = self.to_text(self.ids)
+        return text[: min((at for x in self.stops if (at := text.find(x)) >= 0), default=None)]
 
 
 def overlap(text: str, stop: str) -> int:
