@@ -29,6 +29,7 @@ PAGES = {"/": ("page.html", "text/html"), "/page.js": ("page.js", "text/javascri
          "/page.css": ("page.css", "text/css")}
 SAFE = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+                               "img-src data:; "
                                "connect-src 'self'; base-uri 'none'; form-action 'none'; "
                                "frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
