@@ -339,6 +339,8 @@ def check_the_queue_has_a_bound_and_rows_are_freed(run):
         there.served.engine.model.stop_ids[:] = [0]
         first = [there.socket(ask) for _ in range(2)]
         there.until(2)
+        flight = there.served.engine.flight
+        flying = [*flight.seats]
         rest = [there.socket(ask) for _ in range(3)]
         there.until(2, 3)
         status, answer = there.send("/v1/chat/completions", ASK)
@@ -346,10 +348,12 @@ def check_the_queue_has_a_bound_and_rows_are_freed(run):
         for x in rest:  # before they had a row
             x.close()
         there.until(2)
+        assert flight.seats == flying
         late = there.socket(ask | {"max_tokens": 3})
         there.until(2, 1)
         first[0].close()
         assert b"[DONE]" in read(late)
+        assert flying[0] not in flight.seats and flying[1] in flight.seats
         first[1].close()
         alive(there)
 

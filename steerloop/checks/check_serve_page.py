@@ -141,12 +141,14 @@ def check_hostile_texts_stay_texts(run):
     odd.symlink_to(run)
     with serving(odd, app=driven(ONLY_ASKS)) as there:
         engine = there.served.engine
-        engine.model.to_text = lambda ids, special=False: HOSTILE * len(ids)
+        engine.model.to_text = lambda ids, special=False: "".join(
+            f"<img/src=x{i}/onerror=alert(1)> " for i in ids)
         document, said = visit(there.url + "/", settings(p=HOSTILE, g=[HOSTILE, 1], n="<b>", c=[5]))
         assert not said
         assert {tag for tag, _, _ in document.elements}.isdisjoint({"img", "b", "i"})
         assert document.find("title") == ["steerloop: the dial"]
-        assert HOSTILE in document.find("p", "text")[0]
+        assert all("<img/src=x" in x for x in document.find("p", "text"))
+        assert any("<img/src=x" in x for x in document.find("mark"))
         assert "<i>run" in document.find("p")[0]
         assert document.find("textarea") == [""]  # its value is no text of the document
         names = {"base", "previous", "dial", "student", "pinned 1"}
