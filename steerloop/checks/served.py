@@ -12,8 +12,9 @@ from typing import Any
 
 import uvicorn
 
-from steerloop.serve.__main__ import listening, open_served, parse, server
+from steerloop.serve.__main__ import parse
 from steerloop.serve.app import Served
+from steerloop.serve.process import listening, open_served, server
 
 WAIT = 60.0  # seconds for what should take less than one
 

@@ -9,6 +9,7 @@ from steerloop.cli.entry import command
 COMMANDS = {
     "train": "the whole method: extract, dose, sample, filter, heal, fold, evaluate; looped",
     "chat": "talk to a student, with a dial per round",
+    "serve": "base, student, every round and any dose for clients of the OpenAI protocol",
     "export": "take a student elsewhere: PEFT, a checkpoint, llama.cpp, a bundle",
     "score": "our evaluation of any model or adapter",
     "report": "pages and tables of runs, alone or compared",

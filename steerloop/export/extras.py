@@ -1,4 +1,4 @@
-"""Packages that only exports need."""
+"""Packages that only some commands need."""
 
 from importlib import import_module
 from types import ModuleType
@@ -6,11 +6,11 @@ from types import ModuleType
 from steerloop import UserError
 
 
-def extra(name: str) -> ModuleType:
-    """Import an optional package. Raises UserError naming what installs it: an artefact that its
-    consumer's own loader has not read back is not handed out."""
+def extra(name: str, group: str = "export") -> ModuleType:
+    """Import an optional package. Raises UserError naming the `group` that installs it: an
+    artefact that its consumer's own loader has not read back is not handed out."""
     try:
         return import_module(name)
     except ImportError as e:
         raise UserError(f"this needs the package {name}, which is not installed here: "
-                        "pip install 'steerloop[export]'") from e
+                        f"pip install 'steerloop[{group}]'") from e
