@@ -38,7 +38,7 @@ from steerloop.runfolder.recorder import Recorder
 from steerloop.sight import bands, look, settled
 from steerloop.teacher import taught_at, teacher
 from steerloop.texts.data import Data
-from steerloop.texts.parts import steering
+from steerloop.texts.parts import steering, told
 
 CHOSEN = [layout.COMPLETIONS, layout.KAPPA]
 
@@ -142,10 +142,11 @@ class Journal(Recorder):
         if not cfg.steer_blocks and not cfg.steer_band:
             cfg = settled(cfg, self.bands())
         self.vectors.append(self.keep(layout.VECTOR, stage, model, data, cfg, round=self.round))
-        if said := steering(vars(cfg)):
-            hashes = [x.sha256 for x in data.files]
-            self.folder.event(layout.VECTOR, round=self.round, by=said, sha256=hashes,
-                              blocks=sorted(self.vectors[-1]))
+        if steering(vars(cfg)):  # files may be moved, and packs not
+            parts = ({"files": [[x.weight, x.sha256] for x in data.files]} if data.files else
+                     {"packs": told(cfg.trait, "trait")})
+            self.folder.event(layout.VECTOR, round=self.round, blocks=sorted(self.vectors[-1]),
+                              **parts)
         return self.vectors[-1]
 
     def on_dose(self, stage: Callable[..., Any], *args: Any) -> Any:

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from loguru import logger
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
@@ -46,6 +47,9 @@ def given(files: list[Given], blocks: list[int], hf: Any) -> Directions:
     depth, width = len(decoder.layers), hf.get_input_embeddings().weight.shape[-1]
     total: Directions = {}
     for file in files:
+        if depth - 1 in blocks and file.path.suffix.lower() == ".pt":
+            logger.warning(f"--vector {file.path}: of block {depth - 1} such files have what is "
+                           "behind the final norm, which is another space: steer an earlier one")
         for b, v in fitting(file, blocks, depth, width).items():
             total[b] = total[b] + file.weight * v if b in total else file.weight * v
     for b, v in total.items():

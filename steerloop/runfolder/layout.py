@@ -177,7 +177,7 @@ def located(document: dict[str, Any]) -> dict[str, Any]:
     config = dict(document["config"])
     for knob, x in document.get("inputs", {}).items():
         path = x.get("path", "")
-        several = path.split(",") if knob in SEVERAL else []
+        several = path.split(",") if path and knob in SEVERAL else []
         if several and not all(Path(x).is_relative_to(PACKAGE) for x in several):
             config[knob] = path
         elif path and Path(path).exists() and not Path(path).is_relative_to(PACKAGE):
