@@ -25,6 +25,7 @@ from steerloop.export.bundle import compare_bundle, write_bundle
 from steerloop.export.vectors import write_gguf, write_vector
 from steerloop.loading.vectors import given
 from steerloop.model import load
+from steerloop.report.ledger import row_of
 from steerloop.report.run import run_table
 from steerloop.runfolder.events import read_events
 from steerloop.steer import extract
@@ -291,7 +292,9 @@ def check_record_log_and_tables_say_what_steered(steered):
     assert said in run_table(again) and said in (again / "report.html").read_text()
     log = (again / "log.txt").read_text()
     assert log.count(said) >= 1 and f"vector: {path}" in log and "extract, positive" not in log
-    assert json.loads((again / "summary.json").read_text())["arm"]["steered_by"] in said
+    summaries = [json.loads((x / "summary.json").read_text()) for x in (first, again)]
+    assert summaries[1]["arm"]["steered_by"] in said
+    assert row_of(summaries[0])["arm"] != row_of(summaries[1])["arm"], "seeds are not pooled"
     assert "steered by" not in run_table(first) + (first / "log.txt").read_text()
     assert not [x for x in read_events(first) if x["stage"] == "vector"]
     assert "extract, positive" in (first / "log.txt").read_text()
