@@ -62,6 +62,7 @@ from steerloop.bench import (
     ranks,
     readouts,
     round,
+    serve,
     student,
 )
 from steerloop.bench.shapes import SHAPES, depth, save_random
@@ -81,7 +82,7 @@ NAMED = {"loss": (8, 128, 0), "heal": (0, 200, 100), "sample": (48, 64, 100),
          "load": (8, 32, 0), "student": (48, 32, 100), "decode": (192, 256, 100),
          "launches": (8, 300, 100)}
 PUBLISHED = ("loss", "load", "memory", "decode", "launches", "gpu")  # whose shapes these take
-OWN = ("round", "readouts", "ranks")  # of the embedded model, unless another shape is named
+OWN = ("round", "readouts", "ranks", "serve")  # of the embedded model, unless it is another
 GPU = ("what", "shape", "device", "out", "minutes", "models", "only")  # what gpu takes
 OF = {"smoke": "round", "checkpointing": "memory",
       **dict.fromkeys(("out", "minutes", "models", "only"), "gpu")}
@@ -93,7 +94,7 @@ def options(argv: list[str]) -> Namespace:
     parser = Parser(prog="python -m steerloop.bench", description=__doc__)
     add, count, size = parser.add_argument, number(int, 1, 10**6), number(int, 0, 10**6)
     add("what", choices=["loss", *races.MODELS, "student", "readouts", "round", "load", "memory",
-                          "limits", "decode", "launches", "ranks", "gpu"])
+                          "limits", "decode", "launches", "ranks", "serve", "gpu"])
     add("--shape", choices=[*SHAPES, "embedded"],
         help="tiny; for round and readouts embedded, for gpu gemma-3-1b")
     add("--blocks", type=size, default=0, help="keep that many blocks of the shape; 0: all")
@@ -209,6 +210,8 @@ def figures(chosen: Namespace) -> dict[str, Any]:
             return student.run(cfg, size)
         if chosen.what == "ranks":
             return ranks.run(replace(cfg, rounds=1, u0=False), size.repeats, list(ranks.TARGETS))
+        if chosen.what == "serve":
+            return serve.run(cfg, size.rows, size.repeats)
         if chosen.what == "readouts":
             return readouts.run(cfg, size.repeats)
         return races.run(chosen.what, cfg, size)

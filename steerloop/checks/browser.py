@@ -13,8 +13,9 @@ import pytest
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run",
-         "--virtual-time-budget=6000", "--enable-logging=stderr", "--disable-dev-shm-usage",
-         "--host-resolver-rules=MAP * ~NOTFOUND", "--disable-background-networking")
+         "--enable-logging=stderr", "--disable-dev-shm-usage", "--disable-background-networking")
+FILE = ("--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=6000")
+SERVED = ("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",)  # that server alone
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 
 
@@ -58,13 +59,15 @@ class Document(HTMLParser):
                 if tag in ("", name) and set(kind.split()) <= set(attrs.get("class", "").split())]
 
 
-def visit(path: Path, fragment: str = "", options: Sequence[str] = ()
+def visit(path: Path | str, fragment: str = "", options: Sequence[str] = ()
           ) -> tuple[Document, list[str]]:
-    """(document, console lines) of a page once its scripts have run."""
+    """(document, console lines) of a page once its scripts have run; of one that is served, a URL,
+    once it is loaded."""
+    url, where = (path, SERVED) if isinstance(path, str) else (f"file://{path}", FILE)
     with tempfile.TemporaryDirectory() as profile:
         done = subprocess.run(
-            [browser(), *FLAGS, f"--user-data-dir={profile}", "--window-size=1280,1600",
-             *options, "--dump-dom", f"file://{path}{fragment}"],
+            [browser(), *FLAGS, *where, f"--user-data-dir={profile}", "--window-size=1280,1600",
+             *options, "--dump-dom", url + fragment],
             capture_output=True, text=True, timeout=120)
     said = [x for x in done.stderr.splitlines() if re.search(r":CONSOLE[:(]", x)]
     return Document(done.stdout), said

@@ -30,7 +30,7 @@ ROOMS = [  # from the ground up: a room imports what is below it, and itself
     {"baselines"},
     {"train"},
     {"tinyworld", "export", "sweep"},
-    {"bench", "chat", "score", "models", "traits"},
+    {"bench", "chat", "score", "models", "serve", "traits"},
 ]
 APART = {"runfolder.layout", "readouts.said"}  # modules with a place of their own
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}

@@ -4,10 +4,18 @@ from collections.abc import Callable
 from inspect import signature
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import (
+    Cache,
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionCacheLayerMixin,
+)
 
 # ids (b, t), mask (b, T) of cache and ids, the cache → hidden states (b, t, d)
 Read = Callable[[Tensor, Tensor, Cache], Tensor]
@@ -31,3 +39,34 @@ def cached(decoder: nn.Module, cache: Cache | None) -> dict[str, Any]:
     """How this decoder is handed its cache: older versions of the library say past_key_values."""
     name = "cache" if "cache" in signature(decoder.forward).parameters else "past_key_values"
     return {"use_cache": cache is not None, name: cache}
+
+
+def beside(cache: Cache, other: Cache) -> None:
+    """The rows of another cache join those of this one. Those that hold fewer tokens are filled up
+    on the left, where their masks have to be false. Raises TypeError for a layer of a kind that
+    keeps something else."""
+    for mine, new in zip(cache.layers, other.layers, strict=True):
+        if not isinstance(mine, (LinearAttentionCacheLayerMixin, DynamicLayer)):
+            raise TypeError(f"rows cannot join a cache of {type(mine).__name__}")
+        for states in ("conv_states", "recurrent_states"):
+            held = getattr(mine, states, {})
+            for i, x in held.items():
+                if x is not None:
+                    held[i] = torch.cat([x, getattr(new, states)[i]])
+        if getattr(mine, "is_initialized", False):
+            for name in ("keys", "values"):
+                pair = getattr(mine, name), getattr(new, name)
+                n = max(x.shape[2] for x in pair)
+                filled = [F.pad(x, (0, 0, n - x.shape[2], 0)) for x in pair]
+                setattr(mine, name, torch.cat(filled))
+        if isinstance(mine, DynamicSlidingWindowLayer):
+            mine.cumulative_length = max(mine.cumulative_length, new.cumulative_length)
+
+
+def without_first(cache: Cache, n: int, left: int) -> None:
+    """The first n tokens of every row go; `left` stay, less where there is a window."""
+    for layer in cache.layers:
+        if getattr(layer, "is_initialized", False):
+            layer.keys, layer.values = layer.keys[:, :, -left:], layer.values[:, :, -left:]
+        if isinstance(layer, DynamicSlidingWindowLayer):
+            layer.cumulative_length -= n

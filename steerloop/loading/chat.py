@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedTokenizerBase
 
 from steerloop import UserError
-from steerloop.loading.rendering import Rendering
+from steerloop.loading.rendering import Rendering, Turn
 
 ANSWER = "\ufffc"  # stands for an assistant's text while the template writes what follows it
 
@@ -63,12 +63,15 @@ class Chat:
         UserError for a text that the template changes, or that the model has no token for.
         """
         system = system or self.persona
-        turns = [("user", user)]
-        if system and self.system_role:
-            turns.insert(0, ("system", system))
-        elif system:
-            turns = [("user", f"{system}\n\n{user}")]
-        return self.to_ids(self.rendering.text(turns))
+        return self.conversation([("system", system)] * bool(system) + [("user", user)])
+
+    def conversation(self, turns: list[Turn]) -> list[int]:
+        """The same of several turns, the user's last; a system text may come first."""
+        first, *rest = turns
+        if first[0] == "system" and not self.system_role:
+            (_, user), *rest = rest
+            first = ("user", f"{first[1]}\n\n{user}")
+        return self.to_ids(self.rendering.text([first, *rest]))
 
     def follow(self, user: str) -> list[int]:
         """What stands between an assistant's text and the answer to the next user text, as ids:
