@@ -11,8 +11,9 @@ from typing import Any, Literal
 from steerloop import UserError
 from steerloop.cli import parsing
 from steerloop.cli.knobs import SEEDS, check_device, check_knobs, expanded, knob
-from steerloop.texts.data import FILES, TEACHERS, TEMPLATES
+from steerloop.texts.data import FILES, NO_PACK, SEVERAL, TEACHERS, TEMPLATES
 from steerloop.texts.packs import pack_files
+from steerloop.texts.parts import parts
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 PATHS = ("runs", "resume", "trait", *FILES)
@@ -41,9 +42,11 @@ class Config:
     seed: int = knob(0, "seed of every random draw of the run", 0, SEEDS)
     rounds: int = knob(8, "rounds of the loop", high=1000)
     runs: str = knob("runs", "folder that receives the run folder")
-    trait: str = knob("care_over_authority", "trait pack: a folder, one of ours by name, or none")
+    trait: str = knob("care_over_authority", "trait pack: a folder, one of ours by name, or none; "
+                      "A:1,B:.5 adds their vectors, all else is of the first", joined=True)
     persona: str = knob("", "persona pairs (.toml); as those below, empty: the trait's own")
-    guide: str = knob("", "those whose vector steers, where --teacher names another pack")
+    guide: str = knob("", "those whose vector steers, where --teacher names another pack; of "
+                      "several packs in --trait those that are added")
     contexts: str = knob("", "user texts for extraction, as prompts are")
     prompts: str = knob("", "to answer: one a line, or .jsonl with a column prompt")
     contrast: str = knob("", "prompts with opposed answers (JSON lines)")
@@ -57,6 +60,8 @@ class Config:
     # extract and dose
     teacher: str = knob("vector", "who is imitated: vector, null, base, prompt, or another trait "
                         "pack, for its vector")
+    vector: str = knob("", "file with the vector, or FILE:weight,FILE:weight for a sum, in the "
+                       "place of extraction: .safetensors (ours), .gguf, .pt", joined=True)
     max_contexts: int = knob(256, "contexts read by extraction")
     steer_blocks: list[int] = knob([], "steered blocks by index; empty: use steer_band", 0)
     steer_band: list[float] = knob([0.45, 0.55], "low high, fractions of depth; auto: by what is "
@@ -127,13 +132,26 @@ class Config:
         check_knobs(self)
         check_device(self.device)
         self.template = TEMPLATES.get(self.template, self.template)
+        for name in (*SEVERAL, "trait"):
+            parts(getattr(self, name), name)
         if self.teacher not in TEACHERS:
             files = pack_files(expanded(self.teacher), "teacher")
             self.teacher, self.guide = "pack", files["persona"]
-        if bool(self.guide) != (self.teacher == "pack"):
+        packs = [x.name for x in parts(self.trait, "trait")]
+        if len(packs) == 1 and bool(self.guide) != (self.teacher == "pack"):
             raise UserError("--guide goes with --teacher pack, and that with --guide")
+        if len(packs) > 1 and NO_PACK in packs:
+            raise UserError(f"--trait {self.trait}: {NO_PACK} has no vector to add")
+        if self.vector and (self.teacher != "vector" or len(packs) > 1):
+            raise UserError("--vector is what steers: leave --teacher at vector, and name one pack "
+                            "in --trait, by which it is read")
+        if self.vector and not self.steer_blocks and not self.steer_band:
+            raise UserError("--steer_band auto looks for the blocks of a vector that is extracted: "
+                            "beside --vector name blocks, or a band")
         for name in PATHS:
-            setattr(self, name, expanded(getattr(self, name)))
+            many = getattr(self, name).split(",") if name in (*SEVERAL, "trait") else [
+                getattr(self, name)]
+            setattr(self, name, ",".join(map(expanded, many)))
         for name in ("steer_band", "lora_band", "betas"):
             if len(pair := getattr(self, name)) not in (0, 2):
                 raise UserError(f"--{name} takes two numbers, not {pair}")

@@ -23,12 +23,8 @@ Span = tuple[float, float]  # the least and the most κ
 
 
 def kl_by_dose(
-    model: Model,
-    vector: Vector,
-    data: Data,
-    doses: list[float],
-    cfg: Config,
-    key: str,
+    model: Model, vector: Vector, data: Data,
+    doses: list[float], cfg: Config, key: str,
 ) -> pl.DataFrame:
     """One batch of rollouts over all doses → per dose the p95 and mean KL(steered ‖ unsteered)
     per token, nats, and `alive`, the share of rollouts that neither loop nor repeat."""

@@ -17,8 +17,9 @@ from steerloop.config import Config
 from steerloop.kernels.batch import Dosed
 from steerloop.kernels.nulls import null_vectors
 from steerloop.loading.layers import band
+from steerloop.loading.vectors import given
 from steerloop.model import Model
-from steerloop.readouts.states import Vector, differences
+from steerloop.readouts.states import Vector, mixed
 from steerloop.texts.data import Data
 
 
@@ -26,15 +27,17 @@ def extract(model: Model, data: Data, cfg: Config) -> Vector:
     """Mean residual difference between the poles over all contexts, for each block of the band.
 
     Context i speaks under pair i modulo their number, so that wordings average out. `--teacher`
-    may ask for the vector of other pairs, or for a null vector of these (see kernels/nulls.py).
-    Raises UserError when the band selects no block of this model.
+    may ask for the vector of other pairs, or for a null vector of these (see kernels/nulls.py);
+    several packs are a weighted sum; with `--vector` it is read from files, and nothing extracted.
+    Raises UserError when the band selects no block of this model, or a file is no vector for it.
     """
     blocks = band(cfg.steer_blocks, cfg.steer_band, len(model.decoder.layers), "steer")
-    pairs = data.guide or data.pairs
-    each = differences(model, pairs, data.contexts, blocks, cfg.batch_rows)
+    if data.files:
+        return given(data.files, blocks, model.hf)
+    each = mixed(model, data, blocks, cfg.batch_rows)
     vector = {b: difference.mean(0) for b, difference in each.items()}
     if cfg.teacher == "null":
-        return null_vectors(each, vector, len(pairs), cfg.seed, 1)[0]
+        return null_vectors(each, vector, len(data.pairs), cfg.seed, 1)[0]
     return vector
 
 

@@ -1,6 +1,6 @@
 """The method, in one loop.
 
-    extract   steer.py     a vector from opposed personas
+    extract   steer.py     a vector from opposed personas, or from files (--vector)
     dose      dose.py      how hard to steer: c*, and a walk below it
     sample    sample.py    prompts × doses → completions; kernels/decode.py draws the tokens (pick)
     filter    filter.py    a completion is marked as kept, or dropped for a reason; those that are

@@ -21,7 +21,7 @@ from steerloop.texts.data import Data
 PLAIN, TAUGHT = "nll", "taught"
 CHANGES: dict[str, dict[str, Any]] = {
     PLAIN: {"barrier": "nll", "tau": 0.0, "tau_share": 0.0},
-    TAUGHT: {"teacher": "prompt", "guide": ""},
+    TAUGHT: {"teacher": "prompt", "guide": "", "vector": ""},
 }
 Loop = Callable[[Model, Data, Config, Recorder], str]  # that of train.py, which runs this
 

@@ -149,6 +149,7 @@ def check_the_package_does_not_call_itself_by_strings(name):
 LATE = {  # dense runs stay clear of bitsandbytes, and all but those on such files of gguf
     ("loading.weights", "steerloop.loading.streaming"), ("loading.hub", "steerloop.loading.gguf"),
     ("loading.weights", "steerloop.loading.packed"),
+    ("loading.vectors", "steerloop.loading.controls"),
 }  # fmt: skip
 
 

@@ -88,9 +88,10 @@ def check_another_packs_vector_steers_where_it_is_named(taught, tmp_path):
     cfg, path, _ = taught(str(other))
     assert cfg.teacher == "pack" and cfg.guide == str(other / "trait.toml")
     data = read_data(cfg)
-    assert data.guide != data.pairs and "curt" in data.guide[0][0]
+    ((weight, pairs),) = data.guide
+    assert weight == 1 and pairs != data.pairs and "curt" in pairs[0][0]
     with torch.no_grad():
-        wanted = extract(load(cfg), replace(data, pairs=data.guide, guide=[]),
+        wanted = extract(load(cfg), replace(data, pairs=pairs, guide=[]),
                          replace(cfg, teacher="vector", guide=""))
     for x in load_file(path / "rounds/00/vector.safetensors").values():
         assert any(torch.equal(x, y) for y in wanted.values())

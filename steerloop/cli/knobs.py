@@ -10,6 +10,7 @@ from steerloop import UserError
 
 RANGE = "range"  # where the metadata of a field has it
 WORD = "word"  # and what stands for an empty list on the command line
+JOINED = "joined"  # and whether a flag that is given again adds to what it said, after a comma
 MANY = 10**9  # the end of a range that has none of its own: no knob means anything beyond
 SEEDS = 2**53  # largest seed: a whole number that every file format holds
 KINDS = {str: "text", bool: "true or false", int: "whole numbers", float: "numbers"}
@@ -36,12 +37,13 @@ DIAL = Range(-100, 100)  # gates and doses; what is below 0 pushes the other way
 
 def knob(
     default: Any, help: str, low: float | int | None = None, high: float | int = MANY,
-    word: str = "",
+    word: str = "", joined: bool = False,
 ) -> Any:
     """A dataclass field with help text (the library expands %, so it is doubled) and a range; of a
-    list, a `word` may stand for an empty one."""
+    list, a `word` may stand for an empty one; one that is `joined` may be given several times."""
     start = {"default_factory": default.copy} if isinstance(default, list) else {"default": default}
-    metadata = {"help": help.replace("%", "%%"), RANGE: Range(low, high), WORD: word}
+    metadata = {"help": help.replace("%", "%%"), RANGE: Range(low, high), WORD: word,
+                JOINED: joined}
     return field(**start, metadata=metadata)
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from transformers import HfArgumentParser
 
 from steerloop import UserError
-from steerloop.cli.knobs import RANGE, WORD, expanded
+from steerloop.cli.knobs import JOINED, RANGE, WORD, expanded
 from steerloop.cli.options import Parser
 from steerloop.runfolder.layout import CONFIG, EVENTS, located, upgraded
 
@@ -42,6 +42,14 @@ def chosen(said: dict[str, Any], model: str) -> dict[str, Any]:
     return preset(name or (model if model != TINY else ""))
 
 
+class Joined(Action):
+    """A flag that is given again adds to what it said: `--x A --x B` is `--x A,B`."""
+
+    def __call__(self, parser: Any, namespace: Namespace, value: Any, flag: Any = None) -> None:
+        before = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, f"{before},{value}" if before else value)
+
+
 class Knobs(Parser, HfArgumentParser):
     """The one parser, with an option for every field of a dataclass; what else the metadata of a
     field says stays with the field."""
@@ -49,6 +57,8 @@ class Knobs(Parser, HfArgumentParser):
     def add_argument(self, *names: str, **options: Any) -> Action:
         """As argparse has it."""
         options.pop(RANGE, None)
+        if options.pop(JOINED, False):
+            options["action"] = Joined
         if word := options.pop(WORD, ""):
 
             def number(text: str) -> float | None:

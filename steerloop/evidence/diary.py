@@ -57,7 +57,8 @@ def examples(model: Model, data: Data, cfg: Config, table: pl.DataFrame, round: 
     and the forced choice (of a trait that has one), every round a sampled completion that was
     dropped, with the reason, and one that it is trained on. `table` has all judged rows."""
     if round == 0:
-        for name, persona in zip(("positive", "negative"), data.pairs[0], strict=True):
+        poles = () if data.files else ("positive", "negative")  # of a file nothing is read there
+        for name, persona in zip(poles, data.pairs[0], strict=False):
             shown(model, f"extract, {name} pole, read at the last token",
                   model.render(data.contexts[0], persona))
         think = cfg.think_tokens > 0

@@ -38,6 +38,7 @@ from steerloop.runfolder.recorder import Recorder
 from steerloop.sight import bands, look, settled
 from steerloop.teacher import taught_at, teacher
 from steerloop.texts.data import Data
+from steerloop.texts.parts import steering, told
 
 CHOSEN = [layout.COMPLETIONS, layout.KAPPA]
 
@@ -64,6 +65,8 @@ class Journal(Recorder):
         self.course = pl.DataFrame()  # of the heal that was last: its steps
         self.sight: dict[str, Any] = {}  # what U0 said
         self.folder.event("axis", axis=[data.down, data.up])
+        if said := steering(vars(cfg)):
+            logger.info(f"steered by {said}")
 
     def __enter__(self) -> "Journal":
         return self
@@ -139,6 +142,11 @@ class Journal(Recorder):
         if not cfg.steer_blocks and not cfg.steer_band:
             cfg = settled(cfg, self.bands())
         self.vectors.append(self.keep(layout.VECTOR, stage, model, data, cfg, round=self.round))
+        if steering(vars(cfg)):  # files may be moved, and packs not
+            parts = ({"files": [[x.weight, x.sha256] for x in data.files]} if data.files else
+                     {"packs": told(cfg.trait, "trait")})
+            self.folder.event(layout.VECTOR, round=self.round, blocks=sorted(self.vectors[-1]),
+                              **parts)
         return self.vectors[-1]
 
     def on_dose(self, stage: Callable[..., Any], *args: Any) -> Any:
@@ -160,7 +168,7 @@ class Journal(Recorder):
         if sight["verdict"] != PASS:
             logger.warning(f"U0 {sight['verdict']}, so this run is trained, not measured: "
                            f"{sight['why']}")
-        if sight["verdict"] == UNSPECIFIC:  # would another band have done?
+        if sight["verdict"] == UNSPECIFIC and not data.files:  # would another band have done?
             self.bands()
         return sight
 

@@ -1,4 +1,5 @@
-"""Whether every prompt of a run, with what is written after it, fits the positions of the model.
+"""Whether every prompt of a run, with what is written after it, fits the positions of the model;
+and whether the files of --vector fit it, too.
 
 Beyond them rotary models go on in silence with positions that they never learned, others fail
 after hours, and attention over one overlong prompt can take the memory of the machine.
@@ -14,6 +15,7 @@ from steerloop.evidence.diary import TOKENS
 from steerloop.loading.fit import positions
 from steerloop.model import Model
 from steerloop.readouts.forced_choice import JSON_TOKENS, answers
+from steerloop.steer import extract
 from steerloop.texts.data import Data, names
 from steerloop.texts.packs import SIDES
 from steerloop.texts.questions import question
@@ -47,9 +49,10 @@ def evaluated(model: Model, data: Data, cfg: Config) -> Iterator[Need]:
 def sampled(model: Model, data: Data, cfg: Config) -> Iterator[Need]:
     """What a run reads and writes beside that: contexts under either pole, completions, rollouts,
     the diary, completions judged by hand, and those to which a persona is planted."""
-    for i, context in enumerate(data.contexts):
-        for persona in data.pairs[i % len(data.pairs)]:
-            yield "contexts", context, len(model.render(context, persona)), 0, "nothing"
+    for pairs in data.packs:
+        for i, context in enumerate(data.contexts):
+            for persona in pairs[i % len(pairs)]:
+                yield "contexts", context, len(model.render(context, persona)), 0, "nothing"
     planted = max(len(model.to_ids(pair[0])) for pair in data.pairs)
     for i, prompt in enumerate(data.prompts):
         asked = len(model.render(prompt))
@@ -77,7 +80,10 @@ def needs(model: Model, data: Data, cfg: Config, loop: bool) -> Iterator[Need]:
 def check_lengths(model: Model, data: Data, cfg: Config, loop: bool = True) -> None:
     """Raises UserError, naming file, text and knob, for the first prompt that does not fit with
     what comes after it, in a whole run or (without `loop`) in measuring a state; so that nothing is
-    computed before. Models whose config has no limit take what comes."""
+    computed before. Models whose config has no limit take what comes. The same for a file of
+    --vector that is none for this model."""
+    if loop and data.files:
+        extract(model, data, cfg)
     limit = positions(model.hf)
     if limit is None:
         return

@@ -131,7 +131,7 @@ def export_vector(
         path = part / (GGUF if gguf else SAFE)
         if gguf:
             write_gguf(vector, path, student.model.hf.config.get_text_config().model_type,
-                       origin(student.rounds))
+                       origin(student.rounds), dose * c_star(student.run, student.rounds))
         else:
             write_vector(vector, path, note(student, dose))
         parity = check_vector(student, vector, (load_gguf if gguf else load_vector)(path), limit)

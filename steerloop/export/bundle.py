@@ -53,7 +53,7 @@ from steerloop.runfolder.files import read_document, sealed, sha256, write_whole
 from steerloop.runfolder.files import verify as verify_run
 from steerloop.runfolder.identity import code_version
 from steerloop.runfolder.inputs import KNOBS, compared, model_record, public
-from steerloop.texts.data import data_files, read_data
+from steerloop.texts.data import data_files, located_at, read_data
 
 OPENED = ".opened"  # the run as it is opened here, beside what was unpacked
 PACKAGES = ("torch", "transformers", "polars", "numpy", "safetensors")
@@ -169,7 +169,7 @@ def from_model(folder: Path, manifest: dict, cfg: Config, device: str) -> list[C
     """What takes the model that it was made with. Raises UserError where that is not to be had."""
     same = part("model", check_model, manifest, cfg)
     opened = folder.with_name(OPENED)
-    packed = {k: str(x) for k, x in data_of(folder, cfg).items()}
+    packed = located_at(cfg, data_of(folder, cfg))
     cfg = restated(folder, dataclasses.replace(cfg, **packed), opened)
     data = read_data(cfg)
     check_texts(data)

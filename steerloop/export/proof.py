@@ -43,6 +43,7 @@ from steerloop.runfolder.files import (
     table_size,
     unsealed,
 )
+from steerloop.runfolder.inputs import by_file
 from steerloop.steer import extract
 from steerloop.texts.data import Data
 from steerloop.texts.foundations import FOUNDATIONS
@@ -176,8 +177,7 @@ def check_record(name: str, folder: Path, manifest: dict[str, Any], data: dict[s
     inputs = document.get("inputs", {})
     if inputs.get("model", {}).get("sha256", manifest["weights"]) != manifest["weights"]:
         wrong.append(f"the model in {layout.CONFIG}")
-    wrong += [f"{k} in {layout.CONFIG}" for k, x in data.items()
-              if k in inputs and inputs[k]["sha256"] != x]
+    wrong += [f"{k} in {layout.CONFIG}" for k, x in data.items() if by_file(inputs).get(k, x) != x]
 
     def kept(stem: str) -> Any:
         value = json.loads((folder / f"{stem}.json").read_text("utf-8"))
@@ -267,7 +267,7 @@ def check_words(name: str, folder: Path, alike: bool) -> Compared:
 
 def check_texts(data: Data) -> None:
     """Raise UserError for a text that no bundle of ours holds."""
-    texts = [*data.contexts, *(x for pair in data.pairs for x in pair), *data.vignettes["text"],
+    texts = [*data.contexts, *data.personas, *data.vignettes["text"],
              *data.mundane["prompt"], *data.mundane["text"], *data.contrast["prompt"],
              *(x for side in SIDES for answers in data.contrast[side] for x in answers),
              *(x for one in data.reasons for some in one.reasons.values() for x in some)]

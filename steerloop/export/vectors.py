@@ -18,12 +18,12 @@ from torch import Tensor
 from steerloop import UserError
 from steerloop.export.parity import Logits, Parity, compare
 from steerloop.export.student import Student, c_star, read_vector
+from steerloop.loading.controls import ARCH, BAKED
 from steerloop.loading.hub import locate, public_name
 from steerloop.readouts.states import Vector
 from steerloop.steer import steered
 
 GGUF, SAFE = "vector.gguf", "vector.safetensors"  # a vector in its folder
-ARCH = "controlvector"
 HINTS = {"mistral": "llama", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "mixtral": "llama"}
 
 
@@ -102,14 +102,18 @@ def flags(path: Path, blocks: list[int]) -> str:
     return f"{flag} --control-vector-layer-range {blocks[0]} {blocks[-1]}"
 
 
-def write_gguf(vector: Vector, path: Path, model_type: str, origin: str) -> None:
-    """GGUF control vector: `direction.<i>` (d,) fp32; `origin` says of which model. Raises
-    UserError for a vector that llama.cpp cannot load."""
+def write_gguf(
+    vector: Vector, path: Path, model_type: str, origin: str, size: float = 1.0
+) -> None:
+    """GGUF control vector: `direction.<i>` (d,) fp32; `origin` says of which model, `size` by what
+    it was multiplied, dose x c*, which `train --vector` divides by again. Raises UserError for a
+    vector that llama.cpp cannot load."""
     name = check_gguf(sorted(vector), model_type)
     writer = gguf.GGUFWriter(path, ARCH)
     writer.add_description(f"extracted from {origin}")
     writer.add_string(f"{ARCH}.model_hint", name)
     writer.add_uint32(f"{ARCH}.layer_count", len(vector))
+    writer.add_float64(BAKED, size)
     for b, v in sorted(vector.items()):
         writer.add_tensor(f"direction.{b}", v.float().cpu().numpy())
     writer.write_header_to_file()

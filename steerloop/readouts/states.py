@@ -11,8 +11,8 @@ from steerloop.kernels.batch import Ids, by_length
 from steerloop.model import Model
 from steerloop.ranks import dealt, gathered
 from steerloop.runfolder.progress import Bar
+from steerloop.texts.data import Data, Pairs
 
-Pairs = list[tuple[str, str]]  # of persona texts: positive, negative
 Vector = dict[int, Float[Tensor, "... d"]]  # block index → direction (or k of them), fp32
 
 
@@ -58,3 +58,16 @@ def differences(
         found.append(states(model, prompts, blocks, size))
     positive, negative = found
     return {b: positive[b] - negative[b] for b in blocks}
+
+
+def mixed(
+    model: Model, data: Data, blocks: list[int], size: int
+) -> dict[int, Float[Tensor, "n d"]]:
+    """`differences` by each pack of persona pairs that steers, added with their weights: a vector
+    is a mean over contexts, so that of the sum is the sum of theirs. `size`: rows of one batch."""
+    found = []
+    for weight, pairs in data.mix:
+        each = differences(model, pairs, data.contexts, blocks, size)
+        found.append({b: weight * x for b, x in each.items()})
+    first, *others = found
+    return {b: sum((x[b] for x in others), first[b]) for b in blocks}

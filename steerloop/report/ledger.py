@@ -20,12 +20,13 @@ LIKE = {"ppl_mundane"}  # measures that every run has
 ARM = (  # what tells runs apart, beside their axis
     "model", "barrier", "agg", "ref", "lam", "lam_pow", "tau", "tau_share", "kl_budget", "lr",
     "epochs", "filter", "multiples", "rounds", "seed", "split",
-)  # fmt: skip
+)
+MIXED = "steered_by"  # and what does, where it is not the vector of one pack
 
 
 JUDGED = ("U0", "U1", "U2", "U3", "Dose")
-TEXT = {"run", "axis", "arm", "model", "barrier", "agg", "ref", "multiples", "filter", "split",
-        "read_by", *JUDGED}
+TEXT = {"run", "axis", "arm", "model", MIXED, "barrier", "agg", "ref", "multiples", "filter",
+        "split", "read_by", *JUDGED}
 
 
 def row_of(summary: dict[str, Any]) -> dict[str, Any]:
@@ -34,7 +35,7 @@ def row_of(summary: dict[str, Any]) -> dict[str, Any]:
     last = summary["healed"][-1]
     chosen, settings = summary["arm"], {"axis": " → ".join(summary["axis"])}
     settings |= {k: str(chosen[k]) if isinstance(chosen[k], list) else chosen[k]
-                 for k in ARM if k in chosen}
+                 for k in (*ARM, MIXED) if k in chosen}
     arm = json.dumps({k: v for k, v in settings.items() if k != "seed"})
     row = {"run": summary["run"], **settings, "arm": arm,
            "healed_rounds": len(summary["healed"]), "best_round": summary["best_round"]}

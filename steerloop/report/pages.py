@@ -20,6 +20,7 @@ from steerloop.report.run import (
     rows_of,
     sight_of,
     states,
+    steered_by,
     word_of,
 )
 from steerloop.report.text import interval
@@ -110,6 +111,7 @@ def header(run: Path, measured: list[dict[str, Any]], live: bool) -> str:
     tau = ", ".join(dict.fromkeys(taus)) or "not set yet"
     arm = (f"{Path(cfg['model']).name} · {cfg['barrier']} to {cfg['ref']} · λ {cfg['lam']:g} · "
            f"τ {tau} · seed {cfg['seed']}")
+    arm = " · ".join(x for x in (arm, steered_by(run)) if x)
     state = f"{rounds} of {cfg['rounds']} rounds" + (
         ": running, this page follows it" if live else "")
     links = "".join(f'<a href="{x}">{x}</a>' for x in (

@@ -18,6 +18,7 @@ from steerloop.report.trait import DIGITS, Frames
 from steerloop.runfolder import layout
 from steerloop.runfolder.events import read_events as events
 from steerloop.runfolder.files import read_config, read_document, read_summary, read_table
+from steerloop.texts.parts import steering
 
 SHOWN = ("coherence", "p_ans_any", "json_is_valid", "ppx_json")
 
@@ -60,6 +61,12 @@ def headline_of(run: Path) -> str:
 def word_of(run: Path) -> str:
     """What stands in the place of a number where there is no headline."""
     return str(sight_of(run).get("verdict", "not known yet"))
+
+
+def steered_by(run: Path) -> str:
+    """What steers a run, in words, where it is not the vector of its own pack alone; else ''."""
+    said = steering(read_config(run))
+    return f"steered by {said}" if said else ""
 
 
 def given_up(run: Path, event: dict[str, Any], last: int) -> bool:
@@ -131,6 +138,7 @@ def round_table(run: Path, round: int, measured: list[dict[str, Any]]) -> str:
         ("KL to base {:.4f} nats, cos(shift, v) {:.2f}", drift, ("kl_base", "cos_teacher")),
     ]
     line = "; ".join(text.format(*(of[k] for k in keys)) for text, of, keys in said if of)
+    line = "; ".join(x for x in (line, steered_by(run)) if x)
     here = [e for e in measured if e["state"] == "base" or e["round"] == round]
     narrow = {"round", "score", "flips", "leaves", *SHOWN[1:], "top1", "overlap"}
     rows = [{k.replace("mundane ", "").replace("_", " "): v for k, v in row.items()
@@ -145,6 +153,8 @@ def run_table(run: Path) -> str:
     parts = [markdown(rows_of(measured, word_of(run))), rivals_table(run)]
     if why := sight_of(run).get("why"):
         parts.insert(0, f"{word_of(run)}: {inline(why)}")
+    if said := steered_by(run):
+        parts.insert(0, inline(said))
     if summary := read_summary(run):
         parts += [markdown(summary.get("verdicts", [])), *summary.get("named", [])]
     return "\n\n".join(parts)

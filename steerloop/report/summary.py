@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from steerloop.report.ledger import ARM, update_ledger
+from steerloop.report.ledger import ARM, MIXED, update_ledger
 from steerloop.report.pages import write_pages
 from steerloop.report.run import (
     axis_of,
@@ -18,6 +18,7 @@ from steerloop.report.run import (
 from steerloop.report.verdicts import NAMES, Verdict, heads, named, write_verdicts
 from steerloop.runfolder import layout
 from steerloop.runfolder.files import read_document, sealed, write_whole
+from steerloop.texts.parts import steering
 
 UNKNOWN = (0.0, 0.0, 1.0)  # coherence without a canary
 
@@ -53,6 +54,7 @@ def summarise(run: Path, judged: list[Verdict], measured: list[dict[str, Any]]) 
     healed = [e for e in measured if e["state"] == "healed"]
     over = frozenset(e["round"] for e in events(run) if e["stage"] == "drift"
                      and 0 < cfg["kl_budget"] < e["kl_base"])
+    by = steering(cfg)
     best = best_round(healed, start["floor"], over)
     return {
         "schema": 1,
@@ -61,7 +63,7 @@ def summarise(run: Path, judged: list[Verdict], measured: list[dict[str, Any]]) 
         "axis": axis,
         "u0": {k: sight_of(run).get(k, "") for k in ("verdict", "headline", "why")},
         "coherence_floor": start["floor"],
-        "arm": {k: cfg[k] for k in ARM} | {"model": model},
+        "arm": {k: cfg[k] for k in ARM} | {"model": model} | ({MIXED: by} if by else {}),
         "base": measured[0]["measures"],
         "healed": healed,
         "best_round": best,

@@ -23,7 +23,8 @@ from steerloop.loading.files import model_files, source
 from steerloop.loading.hub import SHORT, locate, public_name
 from steerloop.runfolder.files import read_document, sha256, write_whole
 from steerloop.runfolder.layout import contents
-from steerloop.texts.data import FILES, PACKAGE, data_files
+from steerloop.texts.data import FILES, PACKAGE, SEVERAL, keys_of, sources
+from steerloop.texts.parts import Part, joined
 
 KNOBS = ("model", *FILES)  # that name inputs
 LARGE = 2**24  # bytes from which the hash of a file is kept: others are hashed at once
@@ -89,9 +90,26 @@ def file_record(folder: Path, files: list[Path]) -> dict[str, Any]:
 def record(cfg: Any, knobs: Iterable[str] = KNOBS) -> Record:
     """The inputs that a config names, of these knobs. Raises UserError for one that is missing."""
     known: Record = {"model": model_record(cfg.model)} if "model" in knobs else {}
-    for knob, path in data_files(cfg).items():
-        if knob in knobs:
-            known[knob] = {"path": str(path.resolve()), "sha256": sha256(path)}
+    known |= {knob: files_record(many) for knob, many in sources(cfg).items() if knob in knobs}
+    return known
+
+
+def files_record(files: list[tuple[Path, float]]) -> dict[str, Any]:
+    """A data file, or several with their weights: how the knob names them by their paths, and
+    hashes, by place and weight. So another weight is another input."""
+    if [weight for _, weight in files] == [1]:
+        return {"path": str(files[0][0].resolve()), "sha256": sha256(files[0][0])}
+    return {"path": joined(Part(str(x.resolve()), weight) for x, weight in files),
+            "sha256": {f"{i} x {weight!r}": sha256(x) for i, (x, weight) in enumerate(files, 1)}}
+
+
+def by_file(inputs: Record) -> dict[str, str]:
+    """The hash of each data file, keyed as `data_files` has them."""
+    known: dict[str, str] = {}
+    for knob, x in inputs.items():
+        several = list(x["sha256"].values()) if isinstance(x["sha256"], dict) else [x["sha256"]]
+        if knob != "model":
+            known |= zip(keys_of(knob, len(several)), several, strict=True)
     return known
 
 
@@ -134,9 +152,11 @@ def public(document: dict[str, Any]) -> dict[str, Any]:
     did, is nobody else's business."""
     config, inputs = dict(document["config"]), document.get("inputs", {})
     for knob in config.keys() & {*KNOBS, "runs", "resume"}:
-        path = Path(inputs.get(knob, {}).get("path", config[knob]))
-        if not path.is_relative_to(PACKAGE):
-            config[knob] = Path(config[knob]).name
+        path = inputs.get(knob, {}).get("path", config[knob])
+        paths = [Path(x) for x in (path.split(",") if knob in SEVERAL else [path])]
+        if not all(x.is_relative_to(PACKAGE) for x in paths):
+            typed = config[knob].split(",") if knob in SEVERAL else [config[knob]]
+            config[knob] = ",".join(Path(x).name for x in typed)
     if "model" in inputs:
         name, revision = public_name(Path(inputs["model"]["path"]))
         config["model"] = f"{name}@{revision}" if revision else name

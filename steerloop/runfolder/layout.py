@@ -23,6 +23,8 @@ BUNDLE = "bundle.tar.gz"  # among them
 # What a finished run has, beside what checksums.txt names:
 MADE = (CONFIG, EVENTS, SUMS, SUMMARY, VERDICTS, DIARY, MAP, REPORT)
 
+SEVERAL = ("guide", "vector")  # knobs that may name several files (texts/parts.py)
+
 # Beside the run folders:
 LEDGER = "ledger.parquet"
 SCRIPT = "plotly-{}.min.js"  # by its version
@@ -43,7 +45,7 @@ DRIFT, WORST, ANSWERS = "drift", "worst", "diary"
 BASE, STEERED, HEALED = "base", "steered", "healed"
 
 # Stages of its records, those of rivals among them:
-RECORDS = ("config", "axis", "start", U0, "evaluate", "sample", HEAL, DRIFT, "heal_nll",
+RECORDS = ("config", "axis", "start", VECTOR, U0, "evaluate", "sample", HEAL, DRIFT, "heal_nll",
            "heal_taught")
 
 # What a round spends its time on, as shares: those of the embedded model (docs/bench), until a
@@ -175,7 +177,10 @@ def located(document: dict[str, Any]) -> dict[str, Any]:
     config = dict(document["config"])
     for knob, x in document.get("inputs", {}).items():
         path = x.get("path", "")
-        if path and Path(path).exists() and not Path(path).is_relative_to(PACKAGE):
+        several = path.split(",") if path and knob in SEVERAL else []
+        if several and not all(Path(x).is_relative_to(PACKAGE) for x in several):
+            config[knob] = path
+        elif path and Path(path).exists() and not Path(path).is_relative_to(PACKAGE):
             filled = config[knob].replace("{split}", config["split"])
             config[knob] = path.removesuffix(filled) + config[knob] if path.endswith(
                 filled) else path

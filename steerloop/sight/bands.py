@@ -11,7 +11,7 @@ from steerloop import UserError
 from steerloop.config import Config
 from steerloop.loading.layers import band
 from steerloop.model import Model
-from steerloop.readouts.states import Vector, differences
+from steerloop.readouts.states import Vector, mixed
 from steerloop.report.sight import RESAMPLES, SEED, odd
 from steerloop.report.stats import difference
 from steerloop.sample import jobs
@@ -49,7 +49,8 @@ def bands(model: Model, data: Data, cfg: Config) -> pl.DataFrame:
     depth = len(model.decoder.layers)
     some = candidates(cfg, depth)
     every = sorted({b for blocks in some for b in blocks})
-    each = differences(model, data.pairs, data.contexts, every, cfg.batch_rows)
+    own = replace(data, guide=[]) if cfg.teacher == "pack" else data  # what `said` should see
+    each = mixed(model, own, every, cfg.batch_rows)
     mean = {b: x.mean(0) for b, x in each.items()}
     vectors: list[Vector] = [{b: v * (b in blocks) for b, v in mean.items()} for blocks in some]
     rollout = replace(cfg, max_new_tokens=min(TOKENS, cfg.max_new_tokens))

@@ -12,7 +12,7 @@ import torch
 from steerloop.config import Config
 from steerloop.kernels.nulls import null_vectors
 from steerloop.model import Model
-from steerloop.readouts.states import Vector, differences
+from steerloop.readouts.states import Vector, mixed
 from steerloop.sample import completion_losses, sample
 from steerloop.texts.data import Data
 
@@ -22,8 +22,9 @@ QUANTILE = 0.95  # of the KL per token, as where c* is solved
 
 
 def nulls(model: Model, data: Data, cfg: Config, vector: Vector, k: int) -> list[Vector]:
-    """k null vectors of the extraction of `vector`, at their raw size."""
-    each = differences(model, data.pairs, data.contexts, list(vector), cfg.batch_rows)
+    """k null vectors of the extraction of `vector`, at their raw size. Of a vector from a file they
+    are of the trait's persona pairs; signs are balanced within those of the first pack."""
+    each = mixed(model, data, list(vector), cfg.batch_rows)
     return null_vectors(each, vector, len(data.pairs), cfg.seed, k)
 
 

@@ -173,7 +173,7 @@ def climb(
     What can't go on is a row, too. Where the sweep asks for items, the last Δ is left in
     `shared`."""
     cfg = replace(cfg, **arm.changes)
-    data = read_data(cfg) if cfg.guide else data
+    data = read_data(cfg) if cfg.guide or cfg.vector else data
     run, model = Climb(data, cfg, arm, sweep, shared), load(cfg)
     try:
         ended = loop(model, data, cfg, run)

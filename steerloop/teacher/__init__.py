@@ -1,6 +1,7 @@
 """Who is imitated (`--teacher`): what a student learns from is sampled from
 
-    vector   the model, steered by the trait's vector at κc*
+    vector   the model, steered by the trait's vector at κc*; with --vector by that of files, with
+             several packs in --trait by the sum of theirs
     null     the same, by a null vector of that extraction: no trait, at the same KL
     PACK     the same, by the vector of another pack's persona pairs, at the same KL
     base     the model as it is, unsteered: what healing alone does

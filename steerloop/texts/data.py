@@ -1,16 +1,18 @@
 """Files of people → tables: contexts, prompts, vignettes, ordinary text. Every error names the
 file, and the line or key that is wrong. (What belongs to a trait: packs.py.)"""
 
+import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 
 from steerloop import UserError
 from steerloop.texts.foundations import FOUNDATIONS, H, foundation
 from steerloop.texts.packs import PACKAGE, Wording, contrast, pack_files, persona, wordings
+from steerloop.texts.parts import Part, joined, parts
 from steerloop.texts.reader import (
     Row,
     at_line,
@@ -25,7 +27,8 @@ from steerloop.texts.reader import (
 )
 
 FILES = ("template", "persona", "guide", "contexts", "prompts", "contrast", "vignettes", "reasons",
-         "mundane", "labelled")
+         "mundane", "labelled", "vector")
+SEVERAL = ("guide", "vector")  # of them those that may name several files, each with a weight
 TEMPLATES = {x: f"data/templates/{x}.jinja" for x in ("plain", "chatml", "gemma")}
 NEEDED = ("persona", "contexts", "prompts", "mundane")
 NO_PACK = "none"  # but the files that are given one by one
@@ -36,6 +39,17 @@ PLAIN, TABLES = ("", ".txt", ".md"), (".jsonl", ".ndjson")  # ends of files of t
 JUDGED = ("coherent", "incoherent")  # labels of a completion judged by hand
 RATED = "human_"  # how a column of ratings begins
 MOST = 1e6  # of a rating: shares, percents or counts of people
+LARGEST = 2**30  # bytes of a file with a vector
+
+Pairs = list[tuple[str, str]]  # of persona texts: positive, negative
+
+
+class Given(NamedTuple):
+    """A file with a vector, what it counts in the sum, and the sha256 of its bytes."""
+
+    path: Path
+    weight: float
+    sha256: str
 
 
 @dataclass
@@ -43,8 +57,8 @@ class Data:
     """What a run reads. `up` and `down` name the poles of the trait: what the persona pairs should
     raise and lower. What a trait does not have is empty."""
 
-    pairs: list[tuple[str, str]]
-    guide: list[tuple[str, str]]  # the pairs whose vector steers, where those are others
+    pairs: Pairs
+    guide: list[tuple[float, Pairs]]  # weights and pairs of what steers, where it is not `pairs`
     up: str
     down: str
     contexts: list[str]
@@ -54,6 +68,22 @@ class Data:
     reasons: list[Wording]
     mundane: pl.DataFrame
     labelled: pl.DataFrame
+    files: list[Given] = field(default_factory=list)  # whose vector steers, extracted from nothing
+
+    @property
+    def mix(self) -> list[tuple[float, Pairs]]:
+        """The packs of pairs whose vectors, with their weights, add up to the one that steers."""
+        return self.guide or [(1.0, self.pairs)]
+
+    @property
+    def packs(self) -> list[Pairs]:
+        """All packs of persona pairs that are read, the trait's own first."""
+        return [self.pairs, *(pairs for _, pairs in self.guide if pairs != self.pairs)]
+
+    @property
+    def personas(self) -> list[str]:
+        """All their texts."""
+        return [text for pairs in self.packs for pair in pairs for text in pair]
 
 
 def read_data(cfg: Any) -> Data:
@@ -67,7 +97,7 @@ def read_data(cfg: Any) -> Data:
     opposed = read(named["contrast"], contrast) if named["contrast"] else contrast("")
     pairs, up, down = read(named["persona"], persona)
     data = Data(
-        pairs, read(named["guide"], persona)[0] if named["guide"] else [], up, down,
+        pairs, guides(cfg, pairs, named["guide"]), up, down,
         contexts=read(named["contexts"], texts_of(named["contexts"]))[: cfg.max_contexts],
         prompts=prompts[: cfg.n_prompts],
         contrast=opposed.with_columns(held=~pl.col("prompt").is_in(prompts)),
@@ -76,6 +106,7 @@ def read_data(cfg: Any) -> Data:
         reasons=read(named["reasons"], wordings) if named["reasons"] else [],
         mundane=read(named["mundane"], table("prompt", "text")),
         labelled=read(named["labelled"], labelled) if named["labelled"] else labelled(""),
+        files=[given_file(*x) for x in parts(named["vector"], "vector")],
     )
     enough(named["vignettes"], data.vignettes, f" (with --every {cfg.every})" * (cfg.every > 1))
     enough(named["contrast"], data.contrast)
@@ -84,10 +115,13 @@ def read_data(cfg: Any) -> Data:
 
 
 def names(cfg: Any) -> dict[str, str]:
-    """The data files of a config by their field: as it names them, else as its trait pack does;
-    {split} is filled in. Raises UserError for a pack that is not there, and for what no run can do
-    without."""
-    own = pack_files(cfg.trait) if cfg.trait != NO_PACK else {}
+    """The data files of a config by their field: as it names them, else as its trait pack does (of
+    several packs the first); {split} is filled in. `guide` and `vector` may be several, as `parts`
+    reads them; of several packs `guide` are the persona files of the others. Raises UserError for a
+    pack that is not there, and for what no run can do without."""
+    (trait, _), *others = parts(cfg.trait, "trait")
+    own = pack_files(trait) if trait != NO_PACK else {}
+    own["guide"] = joined(Part(pack_files(x)["persona"], weight) for x, weight in others)
     named = {x: getattr(cfg, x) or own.get(x, "") for x in FILES}
     if missing := [x for x in NEEDED if not named[x]]:
         raise UserError(f"--trait {cfg.trait} names no {missing[0]}: add it to the folder, or give "
@@ -100,9 +134,61 @@ def find(name: str) -> Path:
     return Path(name) if Path(name).exists() else PACKAGE / name
 
 
+def sources(cfg: Any) -> dict[str, list[tuple[Path, float]]]:
+    """The data files that a config names, by their field, each with its weight, which is 1 where
+    only one is named."""
+    several = {knob: parts(name, knob) if knob in SEVERAL else [Part(name, 1.0)]
+               for knob, name in names(cfg).items() if name}
+    return {knob: [(find(x.name), x.weight) for x in many] for knob, many in several.items()}
+
+
+def keys_of(knob: str, count: int) -> list[str]:
+    """How the files of a knob are told apart: by its name alone, or knob-1, knob-2."""
+    return [knob] if count == 1 else [f"{knob}-{i}" for i in range(1, count + 1)]
+
+
 def data_files(cfg: Any) -> dict[str, Path]:
-    """The data files that a config names, by their field."""
-    return {field: find(name) for field, name in names(cfg).items() if name}
+    """The data files that a config names, by their field; of several by `keys_of`."""
+    return {key: path for knob, many in sources(cfg).items()
+            for key, (path, _) in zip(keys_of(knob, len(many)), many, strict=True)}
+
+
+def located_at(cfg: Any, files: dict[str, Path]) -> dict[str, str]:
+    """The fields of a config that name these files, keyed as `data_files` has them, in the place of
+    its own."""
+    known = {}
+    for knob, many in sources(cfg).items():
+        found = [Part(str(files[key]), weight)
+                 for key, (_, weight) in zip(keys_of(knob, len(many)), many, strict=True)]
+        known[knob] = joined(found) if knob in SEVERAL else found[0].name
+    return known
+
+
+def guides(cfg: Any, pairs: Pairs, named: str) -> list[tuple[float, Pairs]]:
+    """What steers in the place of the pairs of a trait: another pack's, where that is the teacher;
+    with several packs those of all of them, with their weights. Raises UserError."""
+    others = [(weight, read(name, persona)[0]) for name, weight in parts(named, "guide")]
+    own = parts(cfg.trait, "trait")
+    if cfg.teacher == "pack" or (len(own) == 1 and own[0].weight == 1):
+        return others
+    return [(own[0].weight, pairs), *others]
+
+
+def given_file(name: str, weight: float) -> Given:
+    """A file of --vector as it is now. Raises UserError where it cannot be read, or is too large to
+    be one."""
+    path = find(name)
+    try:
+        if path.is_dir():
+            raise ValueError("it is a folder: name the file in it")
+        if (size := path.stat().st_size) > LARGEST or size == 0:
+            raise ValueError("there is nothing in it" if size == 0 else
+                             f"it has {size / 2**30:.1f} GB, which no vector has")
+        return Given(path.absolute(), weight, hashlib.sha256(path.read_bytes()).hexdigest())
+    except OSError as e:
+        raise UserError(f"cannot read --vector {name}: {e.strerror}") from e
+    except ValueError as e:
+        raise UserError(f"cannot read --vector {name}: {e}") from e
 
 
 def read(name: str, parse: Callable[[str], Any]) -> Any:

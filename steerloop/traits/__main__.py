@@ -46,6 +46,7 @@ from steerloop.sight import bands, look, settled
 from steerloop.steer import extract
 from steerloop.texts.data import read, read_data
 from steerloop.texts.packs import TRAIT, folder_of, persona
+from steerloop.texts.parts import parts
 from steerloop.traits.audit import audit
 from steerloop.traits.faults import faults
 from steerloop.traits.judge import address, opinions, question
@@ -78,7 +79,7 @@ def sight(cfg: Config) -> bool:
 
 def check(cfg: Config) -> None:
     """The texts of a pack, then U0. Exits with 1 where either is at fault."""
-    wrong = faults(folder_of(cfg.trait))
+    wrong = [x for part in parts(cfg.trait, "trait") for x in faults(folder_of(part.name))]
     for line in wrong:
         logger.warning(line)
     logger.info(f"{cfg.trait}: {len(wrong) or 'no'} faults in its texts")
