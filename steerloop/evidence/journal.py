@@ -22,6 +22,7 @@ from steerloop.evidence.bounds import doubts, floor_of
 from steerloop.evidence.diary import diary, examples
 from steerloop.evidence.lengths import check_lengths
 from steerloop.evidence.planted import planted
+from steerloop.harness import capability, told
 from steerloop.kernels.spectral import cosine
 from steerloop.loading.hub import locate, public_name
 from steerloop.model import Model
@@ -40,6 +41,7 @@ from steerloop.teacher import taught_at, teacher
 from steerloop.texts.data import Data
 
 CHOSEN = [layout.COMPLETIONS, layout.KAPPA]
+UNASKED = (layout.STEERED, "calibrated")  # at no equal shift: no tasks
 
 
 class Journal(Recorder):
@@ -64,6 +66,8 @@ class Journal(Recorder):
         self.course = pl.DataFrame()  # of the heal that was last: its steps
         self.sight: dict[str, Any] = {}  # what U0 said
         self.folder.event("axis", axis=[data.down, data.up])
+        if cfg.tasks:
+            self.folder.event(layout.TASKS, **told(cfg))
 
     def __enter__(self) -> "Journal":
         return self
@@ -111,6 +115,9 @@ class Journal(Recorder):
             frames = self.folder.once(names, evaluate, model, self.data, self.cfg, vector, dose)
         measures = report.measures(frames, self.base or frames, self.cfg.ppl_factor)
         self.folder.event("evaluate", round=round, state=state, dose=dose, measures=measures)
+        if self.cfg.tasks and state not in UNASKED:
+            name = layout.of_tasks(round, state)
+            self.folder.once(name, capability, model, self.cfg, vector, dose)
         return frames
 
     def on_evaluate(self, stage: Callable[..., Any], *args: Any) -> Any:
