@@ -6,6 +6,7 @@ what the embedded model and the `--tiny` smoke run change. Flags on the command 
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from steerloop import UserError
@@ -139,9 +140,11 @@ class Config:
             self.teacher, self.guide = "pack", files["persona"]
         if bool(self.guide) != (self.teacher == "pack"):
             raise UserError("--guide goes with --teacher pack, and that with --guide")
-        self.tasks = [x for names in self.tasks for x in names.split(",") if x]
         for name in PATHS:
             setattr(self, name, expanded(getattr(self, name)))
+        if self.tasks_path:  # a run goes on from any directory
+            self.tasks_path = str(Path(self.tasks_path).absolute())
+        self.tasks = [x for names in self.tasks for x in names.split(",") if x]
         for name in ("steer_band", "lora_band", "betas"):
             if len(pair := getattr(self, name)) not in (0, 2):
                 raise UserError(f"--{name} takes two numbers, not {pair}")

@@ -6,6 +6,8 @@ memory answers, as it stands (language.py). Kept is a value per item (items.py),
 are compared on the same items (report/capability.py).
 """
 
+import hashlib
+import json
 import logging
 import random
 import sys
@@ -33,6 +35,7 @@ from steerloop.readouts.states import Vector
 from steerloop.steer import steered
 
 PACKAGE = "lm_eval"
+OURS = (UserError, RuntimeError, MemoryError, OSError)  # errors that are no task's
 
 
 class Tasks(NamedTuple):
@@ -78,17 +81,22 @@ def load_tasks(names: tuple[str, ...], folder: str, seed: int) -> Tasks:
             raise UserError(f"--tasks {name}: there is no such task" + (
                 f"; there are {near}" if near else "") + " (--tasks_path names a folder of others)")
         try:
-            with no_bars():
+            with no_bars(), own_draws(seed):
                 found = manager.load([name])
         except Exception as e:  # whatever the code or the data of a task comes to
             raise UserError(f"--tasks {name}: it cannot be loaded ({type(e).__name__}: "
-                            f"{(str(e).splitlines() or [''])[0]})") from e
+                            f"{first_line(e)})") from e
         for part, task in found["tasks"].items():
             prepare(name, part, task, seed)
         parts[name] = list(found["tasks"])
         for kind in whole:
             whole[kind] |= found[kind]
     return Tasks(parts, whole)
+
+
+def first_line(error: Exception) -> str:
+    """What an error of others says first."""
+    return (str(error).strip() or "no reason given").splitlines()[0]
 
 
 def prepare(name: str, part: str, task: Any, seed: int) -> None:
@@ -103,9 +111,12 @@ def prepare(name: str, part: str, task: Any, seed: int) -> None:
 
 
 def told(cfg: Config) -> dict[str, Any]:
-    """What a run records of its tasks: the version of the harness, and of every part."""
-    tasks = tasks_of(cfg)
-    known = {part: str(task.VERSION) for part, task in tasks.loaded["tasks"].items()}
+    """What a run records of its tasks: the version of the harness, and of every part its version
+    and a hash of its definition."""
+    tasks, known = tasks_of(cfg), {}
+    for part, task in tasks.loaded["tasks"].items():
+        text = json.dumps(task.dump_config(), sort_keys=True, default=lambda x: type(x).__name__)
+        known[part] = f"{task.VERSION} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
     return {PACKAGE: version(PACKAGE), "tasks": {
         name: {part: known[part] for part in parts} for name, parts in tasks.names.items()}}
 
@@ -123,8 +134,15 @@ def capability(
     tasks, begun = tasks_of(cfg), monotonic()
     asked = Asked(model, cfg)
     with steered(model, vector or {}, dose), own_draws(cfg.seed), no_bars():
-        found = evaluate(asked, tasks.loaded, limit=cfg.tasks_limit or None, bootstrap_iters=0,
-                         apply_chat_template=cfg.tasks_chat, fewshot_as_multiturn=cfg.tasks_chat)
+        try:
+            found = evaluate(
+                asked, tasks.loaded, limit=cfg.tasks_limit or None, bootstrap_iters=0,
+                apply_chat_template=cfg.tasks_chat, fewshot_as_multiturn=cfg.tasks_chat)
+        except OURS:
+            raise
+        except Exception as e:  # whatever the code of a task comes to
+            raise UserError(f"--tasks {','.join(cfg.tasks)}: the harness fails on them "
+                            f"({type(e).__name__}: {first_line(e)})") from e
     if asked.cut:
         logger.warning(f"tasks: {asked.cut} prompts were longer than the model takes, and were cut "
                        "at their start")

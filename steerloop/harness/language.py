@@ -14,7 +14,7 @@ from typing import Any
 
 import polars as pl
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
@@ -91,6 +91,15 @@ class Asked(TemplateLM):
         elif told:
             turns[0] = turns[0][0], f"{told}\n\n{turns[0][1]}"
         return self.model.rendering.text(turns) + begun
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """An ending after all that a template wrote is as it is everywhere else here: ids of its
+        own. (The harness moves white space at the end of a prompt into the ending, which would take
+        the template's last line break into account.) Else as the harness cuts a text."""
+        around = self.model.rendering.words(("user",), True)
+        if self.cfg.tasks_chat and context.endswith(around.around[-1] + around.end):
+            return self.model.to_ids(context), self.model.to_ids(continuation)
+        return super()._encode_pair(context, continuation)
 
     def under(self, text: str) -> str:
         """A prompt under the persona of the model, where no template has put it there."""
@@ -185,26 +194,25 @@ def likelihoods(
     found: list[tuple[float, bool]] = []
     with model.dense():
         for batch in Bar(model.batches(dealt(table), size), "tasks"):
-            logp, best = by_token(model.hidden(batch), batch.targets, model.head)
-            for own, right in zip(batch.split(logp.cpu()), batch.split(best.cpu()), strict=True):
-                found.append((own.double().sum().item(), bool(right.all())))
+            read = by_token(model.hidden(batch), batch.targets, model.head)
+            for row in batch.split(read.cpu()):
+                found.append((row[:, 0].double().sum().item(), bool(row[:, 1].all())))
     found = gathered(found)
     return [found[i] for i in back]
 
 
 def by_token(
     h: Float[Tensor, "n d"], targets: Int[Tensor, "n"], head: Head
-) -> tuple[Float[Tensor, "n"], Bool[Tensor, "n"]]:
-    """Log-probability of each target, nats, and whether it is the most probable token; logits are
-    made a chunk of positions at a time."""
-    logp = h.new_zeros(len(h), dtype=torch.float32)
-    best = torch.zeros_like(targets, dtype=torch.bool)
+) -> Float[Tensor, "n two"]:
+    """Log-probability of each target, nats, and 1 where it is the most probable token, else 0;
+    logits are made a chunk of positions at a time."""
+    found = h.new_zeros(len(h), 2, dtype=torch.float32)
     for start in range(0, len(h), head.chunk):
         at = slice(start, start + head.chunk)
         z = head(h[at])
-        logp[at] = z.gather(-1, targets[at, None])[:, 0] - z.logsumexp(-1)
-        best[at] = z.argmax(-1) == targets[at]
-    return logp, best
+        found[at, 0] = z.gather(-1, targets[at, None])[:, 0] - z.logsumexp(-1)
+        found[at, 1] = (z.argmax(-1) == targets[at]).float()
+    return found
 
 
 @torch.no_grad()

@@ -133,7 +133,7 @@ def public(document: dict[str, Any]) -> dict[str, Any]:
     """config.json for others: its inputs by names and hashes. Where they lay, and where the run
     did, is nobody else's business."""
     config, inputs = dict(document["config"]), document.get("inputs", {})
-    for knob in config.keys() & {*KNOBS, "runs", "resume"}:
+    for knob in config.keys() & {*KNOBS, "runs", "resume", "tasks_path"}:
         path = Path(inputs.get(knob, {}).get("path", config[knob]))
         if not path.is_relative_to(PACKAGE):
             config[knob] = Path(config[knob]).name
