@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from steerloop import UserError
+from steerloop import UserError, harness, score, train
 from steerloop.checks.synthetic import answers, tilted, write_run
 from steerloop.config import Config
 from steerloop.harness.items import COLUMNS, table
@@ -17,6 +17,7 @@ from steerloop.report.capability import changes, gain
 from steerloop.report.pages import write_pages
 from steerloop.report.stats import agresti_min
 from steerloop.report.verdicts import NAMES, verdicts
+from steerloop.score.__main__ import main as command
 
 CFG = {"seed": 0, "bootstrap": 400, "tasks_loss": 0.02}
 NAME = "<b>piqa</b>|*x*"
@@ -181,3 +182,15 @@ def check_names_by_commas_are_names():
     cfg = Config(tasks=["piqa,arc_easy", "mmlu"], tasks_path="here")
     assert cfg.tasks == ["piqa", "arc_easy", "mmlu"] and cfg.tasks_path.startswith("/")
     assert Config(**asdict(cfg)) == cfg and answers() is not None
+
+
+def check_without_the_package_there_is_one_line(monkeypatch):
+    monkeypatch.setattr(harness, "find_spec", lambda name: None)
+    monkeypatch.setattr(train, "load", None)  # nothing is loaded before
+    monkeypatch.setattr(score, "find_adapter", None)
+    harness.load_tasks.cache_clear()
+    for main, argv in ((train.main, []), (command, ["embedded"])):
+        with pytest.raises(SystemExit) as stopped:
+            main([*argv, "--tasks", "piqa,arc_easy", "--device", "cpu"])
+        said = stopped.value.code
+        assert "pip install 'steerloop[eval]'" in said and "\n" not in said

@@ -347,12 +347,3 @@ def check_score_asks_them_too(asking, folders, folder, tmp_path):
     a, b = (pl.read_parquet(at / f"rounds/00/{x}.tasks.parquet") for x in ("base", "scored"))
     assert a["doc"].equals(b["doc"]) and not a["value"].equals(b["value"])
     assert a.equals(capability(load(cfg), cfg))  # of the base as a run would have it
-
-
-def check_without_the_package_there_is_one_line(monkeypatch):
-    monkeypatch.setattr(harness, "find_spec", lambda name: None)
-    monkeypatch.setattr(train, "load", None)  # nothing is loaded before
-    load_tasks.cache_clear()
-    with pytest.raises(SystemExit) as stopped:
-        train.main(["--tasks", "piqa,arc_easy", "--device", "cpu"])
-    assert "pip install 'steerloop[eval]'" in stopped.value.code and "\n" not in stopped.value.code
