@@ -12,7 +12,7 @@ from steerloop import UserError, harness, score, train
 from steerloop.checks.synthetic import answers, tilted, write_run
 from steerloop.config import Config
 from steerloop.harness.items import COLUMNS, table
-from steerloop.report import finish, run_table
+from steerloop.report import capability, finish, run_table
 from steerloop.report.capability import changes, gain
 from steerloop.report.pages import write_pages
 from steerloop.report.stats import agresti_min
@@ -39,7 +39,7 @@ def check_shares_have_the_interval_of_paired_shares():
     assert found["change"] == agresti_min(now - base)
 
 
-def check_a_ratio_is_that_of_sums_and_covers_it():
+def check_a_ratio_is_that_of_sums_and_covers_it(monkeypatch):
     """Texts of several lengths: a mean of their own ratios would be another number. The interval
     has what a plain bootstrap of pairs says, and is far narrower than one of unpaired ones."""
     rng = np.random.default_rng(1)
@@ -47,7 +47,7 @@ def check_a_ratio_is_that_of_sums_and_covers_it():
     base = size * rng.uniform(1, 4, 80)
     now = base + size * rng.normal(0.1, 0.05, 80)
     measure = {"measure": "log word_perplexity", "better": -1}
-    two = (items(x, size.tolist(), **measure) for x in (now, base))
+    two = tuple(items(x, size.tolist(), **measure) for x in (now, base))
     found = changes(*two, CFG)[f"{NAME} log word_perplexity"]
     assert found["level"] == pytest.approx(now.sum() / size.sum())
     value, low, high = found["change"]
@@ -56,6 +56,9 @@ def check_a_ratio_is_that_of_sums_and_covers_it():
     again = (now - base)[picks].sum(1) / size[picks].sum(1)
     assert [low, high] == pytest.approx(np.quantile(again, [0.025, 0.975]).tolist(), abs=0.004)
     assert gain(found) == [-value, -high, -low]
+    monkeypatch.setattr(capability, "MANY", 79)  # of many items the same, without resamples
+    normal = changes(*two, CFG)[f"{NAME} log word_perplexity"]["change"]
+    assert normal == pytest.approx(found["change"], abs=0.005) and normal[0] == value
 
 
 def check_other_items_are_no_comparison(tmp_path):

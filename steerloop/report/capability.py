@@ -13,13 +13,14 @@ import polars as pl
 from steerloop import UserError
 from steerloop.report.estimates import Estimate, Weighed
 from steerloop.report.rule import Bound, Verdict
-from steerloop.report.stats import averages, difference, estimate
+from steerloop.report.stats import Z, agresti_min, averages, errors, estimate
 from steerloop.report.text import interval
 from steerloop.runfolder import layout
 from steerloop.runfolder.files import read_table
 
 KEYS = ["task", "measure", "part", "item", "doc"]
 LESS = "less able"
+MANY = 5000  # items, of which means are normal: no resample of them is held in memory
 
 
 def asked(run: Path, round: int, state: str) -> pl.DataFrame | None:
@@ -46,13 +47,17 @@ def changes(now: pl.DataFrame, base: pl.DataFrame, cfg: dict[str, Any]) -> dict[
 
 
 def change(now: pl.DataFrame, base: pl.DataFrame, cfg: dict[str, Any]) -> list[float]:
-    """[estimate, low, high] of the difference of one measure, paired by item."""
+    """[estimate, low, high] of the difference of one measure, paired by item; of more than MANY
+    items a normal interval."""
     (a, b), (c, d) = (x.select("value", "weight").to_numpy().T for x in (now, base))
-    if (b == 1).all() and (d == 1).all():
-        return difference(a - c, cfg["seed"], cfg["bootstrap"])
-    w = averages(len(a), cfg["seed"], cfg["bootstrap"])
+    if (b == 1).all() and (d == 1).all() and np.isin(a - c, (-1, 0, 1)).all():
+        return agresti_min(a - c)
+    w = averages(len(a), cfg["seed"], cfg["bootstrap"] if len(a) <= MANY else 0)
     found = ratio(a, b, w) - ratio(c, d, w)
-    return estimate(w, found.values, found.pull)
+    if len(a) <= MANY:
+        return estimate(w, found.values, found.pull)
+    value, half = found.values[0], Z * errors(w, found.pull)[0]
+    return [float(x) for x in (value, value - half, value + half)]
 
 
 def ratio(top: np.ndarray, bottom: np.ndarray, w: np.ndarray) -> Weighed:

@@ -133,7 +133,9 @@ def public(document: dict[str, Any]) -> dict[str, Any]:
     """config.json for others: its inputs by names and hashes. Where they lay, and where the run
     did, is nobody else's business."""
     config, inputs = dict(document["config"]), document.get("inputs", {})
-    for knob in config.keys() & {*KNOBS, "runs", "resume", "tasks_path"}:
+    if "tasks_path" in config:
+        config["tasks_path"] = Path(config["tasks_path"]).name
+    for knob in config.keys() & {*KNOBS, "runs", "resume"}:
         path = Path(inputs.get(knob, {}).get("path", config[knob]))
         if not path.is_relative_to(PACKAGE):
             config[knob] = Path(config[knob]).name
