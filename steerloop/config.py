@@ -6,6 +6,7 @@ what the embedded model and the `--tiny` smoke run change. Flags on the command 
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from steerloop import UserError
@@ -16,7 +17,7 @@ from steerloop.texts.packs import pack_files
 from steerloop.texts.parts import parts
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-PATHS = ("runs", "resume", "trait", *FILES)
+PATHS = ("runs", "resume", "trait", "tasks_path", *FILES)
 CONSTRAINT = ("tau", "tau_share", "agg", "ref")
 IDLE = {"nll": ("lam", "lam_pow", *CONSTRAINT), "spectral": CONSTRAINT}  # what a barrier leaves out
 TWICE = [("steer_blocks", "steer_band"), ("lora_blocks", "lora_band")]
@@ -117,6 +118,13 @@ class Config:
     checkpointing: bool = knob(False, "recompute activations in backward, to save memory")
     # evaluate and stop
     every: int = knob(1, "evaluate every n-th vignette; 1: all of them, as reported numbers need")
+    tasks: list[str] = knob([], "tasks of lm-evaluation-harness by name, asked of base, students "
+                            "and rivals")
+    tasks_path: str = knob("", "folder of further tasks (YAML)")
+    tasks_limit: int = knob(0, "first n items of each task; 0: all of them", 0)
+    tasks_chat: bool = knob(True, "tasks in the chat template; --no_tasks_chat: as plain text")
+    tasks_loss: float = knob(0.02, "largest loss of a task that is accepted, in the unit of its "
+                             "metric (shares, nats, bits)", 0)
     baselines: bool = knob(False, "measure a prompt, steering and plain distillation as well")
     think_tokens: int = knob(128, "tokens of thought before the forced choice; 0: none", 0)
     said_prompts: int = knob(24, "held-out prompts that every measured state answers")
@@ -152,6 +160,9 @@ class Config:
             many = getattr(self, name).split(",") if name in (*SEVERAL, "trait") else [
                 getattr(self, name)]
             setattr(self, name, ",".join(map(expanded, many)))
+        if self.tasks_path:  # a run goes on from any directory
+            self.tasks_path = str(Path(self.tasks_path).absolute())
+        self.tasks = [x for names in self.tasks for x in names.split(",") if x]
         for name in ("steer_band", "lora_band", "betas"):
             if len(pair := getattr(self, name)) not in (0, 2):
                 raise UserError(f"--{name} takes two numbers, not {pair}")

@@ -30,9 +30,9 @@ from steerloop.evidence.drift import drift
 from steerloop.evidence.journal import Journal
 from steerloop.evidence.launch import in_ranks
 from steerloop.evidence.lengths import check_lengths
+from steerloop.harness import present
 from steerloop.lora import fold
 from steerloop.model import Model, load
-from steerloop.readouts.probes import probes
 from steerloop.runfolder.recorder import NOTHING, Recorder
 from steerloop.teacher import told
 from steerloop.texts.data import Data, read_data
@@ -85,7 +85,7 @@ def train(cfg: Config) -> Path:
     What the folder of --resume holds is read, not made again. Raises UserError, naming the remedy;
     what was written until then stays.
     """
-    probes(cfg)  # those that are not there are said at once
+    present(cfg)  # what is not there is said at once
     data, model = read_data(cfg), load(cfg)
     with Journal(model, data, cfg) as run:
         loop(model, data, cfg, run)

@@ -24,7 +24,7 @@ ROOMS = [  # from the ground up: a room imports what is below it, and itself
     {"sample"},
     {"filter", "heal"},
     {"readouts.said"},
-    {"dose", "evaluate"},
+    {"dose", "evaluate", "harness"},
     {"sight"},
     {"evidence"},
     {"baselines"},

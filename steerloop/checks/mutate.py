@@ -2,9 +2,10 @@
 
     python -m steerloop.checks.mutate [NAME ...]
 
-Each entry of mutations.toml is a one-line patch and the check that has to fail under it. The
-package is copied, the copy patched, and that check alone run on the copy. Before that, every named
-check has to pass on an unpatched copy. Exits non-zero when a mutant survives.
+Each entry of mutations.toml is a one-line patch and the check that has to fail under it; one that
+`needs` a package is left out where that is not installed, which is said. The package is copied, the
+copy patched, and that check alone run on the copy. Before that, every named check has to pass on an
+unpatched copy. Exits non-zero when a mutant survives.
 
 Each run is a fork of a process that has imported the heavy libraries, but nothing of this package.
 """
@@ -19,6 +20,7 @@ import time
 import tomllib
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
@@ -55,6 +57,7 @@ class Mutation:
     replace: str
     check: str
     why: str
+    needs: str = ""  # a package without which the check is skipped
 
     def apply(self, package: Path) -> None:
         """Patch a copy of the package."""
@@ -69,6 +72,11 @@ def read_mutations(names: list[str]) -> list[Mutation]:
     """Those named, or all. Raises KeyError on an unknown name."""
     entries = tomllib.loads((Path(__file__).parent / "mutations.toml").read_text())
     return [Mutation(name, **entries[name]) for name in names or entries]
+
+
+def there(mutation: Mutation) -> bool:
+    """Whether what its check needs is installed."""
+    return not mutation.needs or find_spec(mutation.needs) is not None
 
 
 def run_checks(checks: list[str], mutation: Mutation | None = None) -> tuple[int, str]:
@@ -109,6 +117,10 @@ def main(names: list[str]) -> None:
         mutations = read_mutations(names)
     except KeyError as e:
         sys.exit(f"error: no mutation named {e}")
+    for x in (x for x in mutations if not there(x)):
+        print(f"{x.name}: left out, {x.needs} is not installed here")
+    if not (mutations := [x for x in mutations if there(x)]):
+        return
     torch.set_num_threads(1)
     with Fork().Pool(WORKERS, maxtasksperchild=1) as pool:
         code, out = pool.apply(run_checks, [sorted({x.check for x in mutations})])

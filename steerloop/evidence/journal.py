@@ -22,6 +22,7 @@ from steerloop.evidence.bounds import doubts, floor_of
 from steerloop.evidence.diary import diary, examples
 from steerloop.evidence.lengths import check_lengths
 from steerloop.evidence.planted import planted
+from steerloop.harness import asked, capability
 from steerloop.kernels.spectral import cosine
 from steerloop.loading.hub import locate, public_name
 from steerloop.model import Model
@@ -41,6 +42,7 @@ from steerloop.texts.data import Data
 from steerloop.texts.parts import steering, told
 
 CHOSEN = [layout.COMPLETIONS, layout.KAPPA]
+UNASKED = (layout.STEERED, "calibrated")  # at no equal shift: no tasks
 
 
 class Journal(Recorder):
@@ -67,6 +69,8 @@ class Journal(Recorder):
         self.folder.event("axis", axis=[data.down, data.up])
         if said := steering(vars(cfg)):
             logger.info(f"steered by {said}")
+        if cfg.tasks:
+            self.folder.event(layout.TASKS, **asked(cfg))
 
     def __enter__(self) -> "Journal":
         return self
@@ -114,6 +118,9 @@ class Journal(Recorder):
             frames = self.folder.once(names, evaluate, model, self.data, self.cfg, vector, dose)
         measures = report.measures(frames, self.base or frames, self.cfg.ppl_factor)
         self.folder.event("evaluate", round=round, state=state, dose=dose, measures=measures)
+        if self.cfg.tasks and state not in UNASKED:
+            name = layout.of_tasks(round, state)
+            self.folder.once(name, capability, model, self.cfg, vector, dose)
         return frames
 
     def on_evaluate(self, stage: Callable[..., Any], *args: Any) -> Any:

@@ -58,7 +58,7 @@ TRUSTED = {
     "what models wrote": "completions, their worst tokens, planted.parquet, diary tables, and how "
                          "the filter judged them",
     "states beside the loop": "tables of steered, matched and baseline states; of all states the "
-                              "free answers and the values of probes",
+                              "free answers, the values of probes, and what came of tasks",
     "how it was trained": "adapters, c* and its curve, κ, heal and drift records, steps",
     "settings": "config.json, seed, package versions, and that the run ended by itself",
 }

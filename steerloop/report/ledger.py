@@ -25,8 +25,9 @@ MIXED = "steered_by"  # and what does, where it is not the vector of one pack
 
 
 JUDGED = ("U0", "U1", "U2", "U3", "Dose")
+ASKED = "Tasks"  # of runs with --tasks alone
 TEXT = {"run", "axis", "arm", "model", MIXED, "barrier", "agg", "ref", "multiples", "filter",
-        "split", "read_by", *JUDGED}
+        "split", "read_by", *JUDGED, ASKED}
 
 
 def row_of(summary: dict[str, Any]) -> dict[str, Any]:
@@ -50,7 +51,7 @@ def row_of(summary: dict[str, Any]) -> dict[str, Any]:
     if "seed" not in settings or LIKE - row.keys():
         raise ValueError("not all of a run's measures")
     said = {x["question"].split(":")[0]: x["verdict"] for x in summary.get("verdicts", [])}
-    row |= {k: x for k, x in said.items() if k in JUDGED}
+    row |= {k: x for k, x in said.items() if k in (*JUDGED, ASKED)}
     for name, x in row.items():
         kinds = (str, bool) if name in TEXT else (int, float)
         good = isinstance(x, kinds) and (isinstance(x, str) or abs(x) < 2**63)
@@ -121,12 +122,13 @@ def table_of(rows: pl.DataFrame) -> str:
              if k in rows.columns and rows[k].null_count() == 0]
     plain = ["ppl_ratio", *(k for k in known if k not in MOVED)]
     moved = [k for k in MOVED if k in known]
+    judged = [*JUDGED, *[ASKED] * (ASKED in rows.columns)]
     shown = [
         {"seed": str(x["seed"]), "rounds": str(x["healed_rounds"]),
          "best": "none" if x["best_round"] is None else str(x["best_round"] + 1)}
         | {f"Δ{k} (nats)": interval([x[k], x[f"{k}_low"], x[f"{k}_high"]]) for k in moved}
         | {k.replace("_", " "): f"{x[k]:.3f}" for k in plain}
-        | {k: x.get(k) or "" for k in JUDGED} | {"run": x["run"]}
+        | {k: x.get(k) or "" for k in judged} | {"run": x["run"]}
         for x in rows.iter_rows(named=True)]
     seeds = rows.unique("seed", keep="last", maintain_order=True)
     if len(seeds) > 1:

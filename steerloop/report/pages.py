@@ -137,7 +137,7 @@ def verdict_lines(run: Path) -> list[str]:
 def judged(run: Path) -> list[dict[str, str]]:
     """Question and verdict as verdicts.md has them; none before the first round is through."""
     cells = [[x.strip() for x in line.strip("|").split("|")] for line in verdict_lines(run)
-             if line.startswith(("| U", "| Dose"))]
+             if line.startswith(("| U", "| Dose", "| Tasks:"))]
     return [{"question": x[0], "verdict": x[1]} for x in cells]
 
 

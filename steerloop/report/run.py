@@ -9,8 +9,9 @@ import polars as pl
 
 from steerloop import UserError
 from steerloop.report.against import against
+from steerloop.report.capability import asked, beside, cells, changes, of_states
 from steerloop.report.coherence import side_by_side
-from steerloop.report.rivals import PPL, Gain, outcomes, same, shown
+from steerloop.report.rivals import COSTS, PPL, SHIFTS, Gain, outcomes, pairs, same, shown
 from steerloop.report.sight import OFF
 from steerloop.report.stats import difference
 from steerloop.report.text import inline, interval, markdown
@@ -32,6 +33,7 @@ def states(run: Path) -> list[dict[str, Any]]:
     tables = [frames_of(run, e["round"], e["state"]) for e in measured]
     for event, frames in zip(measured, tables, strict=True):
         event |= against(frames, tables[0], axis, headline, cfg)
+    of_states(run, measured, cfg)
     return measured
 
 
@@ -88,8 +90,11 @@ def scored_elsewhere(run: Path, folders: list[Path]) -> list[dict[str, Any]]:
             raise UserError(f"{folder} is not a folder of `python -m steerloop.score`")
         event = [e for e in events(folder) if e["stage"] == "evaluate"][-1]
         frames = frames_of(folder, 0, event["state"])
+        came = asked(folder, 0, event["state"])
         try:
             event |= against(frames, base, axis_of(run), headline_of(run), cfg)
+            if came is not None and (was := asked(run, 0, layout.BASE)) is not None:
+                event["tasks"] = changes(came, was, cfg)
         except ValueError as e:
             raise UserError(f"{folder}: {e}; score it anew with --like {run}") from e
         elsewhere.append(event | {"state": f"scored: {Path(known['scored']).name}",
@@ -123,6 +128,7 @@ def rows_of(measured: list[dict[str, Any]], word: str = "") -> list[dict[str, An
             | {k: now[k] for k in SHOWN if k in now}
             | {"mundane ppl ×": now["ppl_mundane"] / base["ppl_mundane"]}
             | {k: now[k] for k in now if k not in known}
+            | cells(measured, event)
         )
     return rows
 
@@ -206,7 +212,14 @@ def beaten(run: Path, measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
     base, first = measured[0]["measures"], last_by_round(run, "sample").get(0, {"c_star": 0.0})
     reach = first["c_star"] * max(read_config(run)["multiples"])
     near = same(headline_of(run))
-    return outcomes(last_round(measured), base, gains(run, measured), reach, near)
+    by_name = last_round(measured)
+    rows = outcomes(by_name, base, gains(run, measured), reach, near)
+    for row in rows:  # of many tasks one differs by chance: they are shown, and decide nothing
+        if row.keys() > {SHIFTS, COSTS.format(PPL)}:
+            found = beside(run, last_healed(measured), pairs(by_name)[row["rival"]],
+                                      read_config(run))
+            row |= {COSTS.format(k): x for k, x in found.items()}
+    return rows
 
 
 def rivals_table(run: Path) -> str:

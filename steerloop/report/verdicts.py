@@ -8,7 +8,8 @@ intervals and bounds, and rows to read. What went wrong is called by its name.
     U3  does the loop hold its course?      no round undoes another, coherence, direction, KL spent
 
 and beside them dose control: do enough completions survive where they were sampled? That says how
-hard the vector was applied, not whether the filter can tell good from bad. One rule judges all
+hard the vector was applied, not whether the filter can tell good from bad. With --tasks: can the
+student do what the base could? One rule judges all
 lines (`report/rule.py`).
 """
 
@@ -17,6 +18,7 @@ from typing import Any
 
 import polars as pl
 
+from steerloop.report.capability import LESS, tasks_verdict
 from steerloop.report.course import course_verdict
 from steerloop.report.estimates import share
 from steerloop.report.healing import healing_verdict
@@ -42,6 +44,7 @@ NAMES = {
     "incoherent": "coherence fell below the floor",
     "inert barrier": "hardly a row was over τ: this is plain training; lower --tau_share, or --tau",
     "filter off": "the filter was off: only empty completions were dropped",
+    LESS: "a task lost more than --tasks_loss",
     "over budget": "the student spent more KL than --kl_budget",
 }
 
@@ -142,7 +145,11 @@ def verdicts(run: Path, measured: list[dict[str, Any]] | None = None) -> list[Ve
     measured = measured or states(run)
     healing = healing_verdict(run, cfg, measured, floor)
     course = course_verdict(run, cfg, measured, floor, healing.moved)
-    return [sight_verdict(run), filter_verdict(run, cfg), healing, course, dose_verdict(run, cfg)]
+    judged = [sight_verdict(run), filter_verdict(run, cfg), healing, course, dose_verdict(run, cfg)]
+    if cfg.get("tasks"):
+        last = [e for e in measured if e["state"] == layout.HEALED][-1]
+        judged.append(tasks_verdict(cfg, last, healing.moved))
+    return judged
 
 
 def sight_verdict(run: Path) -> Verdict:

@@ -151,6 +151,8 @@ def public(document: dict[str, Any]) -> dict[str, Any]:
     """config.json for others: its inputs by names and hashes. Where they lay, and where the run
     did, is nobody else's business."""
     config, inputs = dict(document["config"]), document.get("inputs", {})
+    if "tasks_path" in config:
+        config["tasks_path"] = Path(config["tasks_path"]).name
     for knob in config.keys() & {*KNOBS, "runs", "resume"}:
         path = inputs.get(knob, {}).get("path", config[knob])
         paths = [Path(x) for x in (path.split(",") if knob in SEVERAL else [path])]

@@ -43,10 +43,11 @@ HEAL, ADAPTER, STEPS = "heal", "adapter", "steps"
 DRIFT, WORST, ANSWERS = "drift", "worst", "diary"
 # And states that are measured in it:
 BASE, STEERED, HEALED = "base", "steered", "healed"
+TASKS = "tasks"  # what a state came to in tasks of lm-evaluation-harness
 
 # Stages of its records, those of rivals among them:
-RECORDS = ("config", "axis", "start", VECTOR, U0, "evaluate", "sample", HEAL, DRIFT, "heal_nll",
-           "heal_taught")
+RECORDS = ("config", "axis", TASKS, "start", VECTOR, U0, "evaluate", "sample", HEAL, DRIFT,
+           "heal_nll", "heal_taught")
 
 # What a round spends its time on, as shares: those of the embedded model (docs/bench), until a
 # round of this run has shown its own; and what is said of each when it is over.
@@ -89,6 +90,11 @@ def of_state(round: int, state: str) -> list[str]:
     return [of_round(round, f"{state}.{x}") for x in ("eval", "items", "said")]
 
 
+def of_tasks(round: int, state: str) -> str:
+    """The name of what a state came to in tasks, an item a row."""
+    return of_round(round, f"{state}.{TASKS}")
+
+
 def vector(run: Path, round: int) -> Path:
     """The steering vector of a round."""
     return run / of_round(round, f"{VECTOR}.safetensors")
@@ -117,6 +123,11 @@ def items(run: Path, round: int, state: str) -> Path:
 def said(run: Path, round: int, state: str) -> Path:
     """The answers of a measured state."""
     return run / f"{of_state(round, state)[2]}.parquet"
+
+
+def tasks(run: Path, round: int, state: str) -> Path:
+    """What a measured state came to in tasks; of a run without tasks there is none."""
+    return run / f"{of_tasks(round, state)}.parquet"
 
 
 def answers(run: Path) -> list[tuple[int, str, Path]]:

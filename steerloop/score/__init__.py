@@ -28,6 +28,7 @@ from steerloop.evaluate import evaluate
 from steerloop.evidence.lengths import check_lengths
 from steerloop.export.adapter import SETTINGS, WEIGHTS
 from steerloop.export.extras import extra
+from steerloop.harness import capability, present, told
 from steerloop.kernels.dense import Dense
 from steerloop.kernels.hardware import hardware
 from steerloop.kernels.trunk import Trunk
@@ -37,7 +38,6 @@ from steerloop.loading.hub import SHORT, locate
 from steerloop.loading.room import rows_at_once
 from steerloop.loading.weights import load_weights, stop_ids
 from steerloop.model import Model
-from steerloop.readouts.probes import probes
 from steerloop.report.run import run_table
 from steerloop.report.trait import Frames, unasked
 from steerloop.runfolder import layout
@@ -182,6 +182,8 @@ def measure(
         run.table(name, frame)
     measures = report.measures(frames, base or frames, cfg.ppl_factor)
     run.event("evaluate", round=0, state=state, dose=0.0, measures=measures)
+    if cfg.tasks:
+        run.table(layout.of_tasks(0, state), capability(model, cfg))
     return frames
 
 
@@ -190,6 +192,8 @@ def measure_both(
 ) -> None:
     """The base that `model` is, as it is; and what was asked for, where that is another."""
     run.event("axis", axis=[data.down, data.up])
+    if cfg.tasks:
+        run.event(layout.TASKS, **told(cfg))
     off = put_on(model, adapter) if adapter else nullcontext
     with off():
         base = measure(run, "base", model, data, cfg)
@@ -208,7 +212,7 @@ def score(name: str, cfg: Config, base: str = "", forced: dict[str, str] | None 
     """Measure `name` (directory, hub id, adapter) under the data and settings of `cfg`, against its
     base where it has one or `base` names one. `forced` is what differs from the run whose settings
     are taken, and was let pass: recorded. Returns the folder; raises UserError."""
-    probes(cfg)  # those that are not there are said at once
+    present(cfg)  # what is not there is said at once
     adapter, data = find_adapter(name), read_data(cfg)
     first = base or (base_of(name, adapter) if adapter else name)
     if adapter:

@@ -4,6 +4,7 @@ python -m steerloop.score google/gemma-3-1b-it               a model as it is
 python -m steerloop.score my-adapter                         an adapter against its base
 python -m steerloop.score my-checkpoint --base gemma-3-1b-it one model against another
 python -m steerloop.score my-adapter --like runs/<folder>    on the items and settings of a run
+python -m steerloop.score my-adapter --tasks piqa,arc_easy   and on tasks of lm-evaluation-harness
 """
 
 import dataclasses
@@ -18,7 +19,8 @@ from steerloop.runfolder.inputs import compared
 from steerloop.score import READ, score
 
 SETTINGS = ["template", "persona", "vignettes", "mundane", "split", "quant", "dtype", "device",
-            "runs", "every", "think_tokens", "batch_rows", "bootstrap", "seed", "threads", "force"]
+            "runs", "tasks", "tasks_path", "tasks_limit", "tasks_chat", "every", "think_tokens",
+            "batch_rows", "bootstrap", "seed", "threads", "force"]
 ABOUT = f"{__doc__}\nSettings default to those of --like, or of a hub model."
 
 
