@@ -206,3 +206,20 @@ def check_a_tokenizer_that_a_file_cannot_say_is_refused(run):
     tokenizer.backend_tokenizer.pre_tokenizer = None
     with pytest.raises(UserError, match="cuts text in a way for which GGUF files have no name"):
         vocabulary(tokenizer, 262, [1])
+
+
+def check_other_tokens_are_noticed(run, tmp_path, monkeypatch):
+    """A file that says another way to cut text, a template that is lost, other ends."""
+    folder = run("llama3")
+
+    def refused(said, **changed):
+        with monkeypatch.context() as m:
+            m.setattr("steerloop.export.merged_gguf.vocabulary",
+                      lambda *args: vocabulary(*args) | changed)
+            with pytest.raises(UserError, match=said):
+                export_gguf(open_student(folder, "3"), tmp_path / "out")
+        assert not list(tmp_path.iterdir())
+
+    refused("cuts .* otherwise", **{"tokenizer.ggml.merges": ["t h"]})
+    refused("chat template", **{"tokenizer.chat_template": "{{ messages }}"})
+    refused("answers end in", **{"tokenizer.ggml.eot_token_id": 9})

@@ -27,7 +27,8 @@ KINDS = {"float32": ("F32", LlamaFileType.ALL_F32), "float16": ("F16", LlamaFile
          "bfloat16": ("BF16", LlamaFileType.MOSTLY_BF16),
          "q8_0": ("Q8_0", LlamaFileType.MOSTLY_Q8_0)}
 BLOCK = 32  # values that q8_0 rounds together
-TEXTS = 64  # completions on which tokenizers are compared
+TEXTS = 64  # completions on which tokenizers are compared, and what they may lack
+MIXED = "In the  house\n\n  it's 12 345, isn't IT?\té 北 😀!"
 
 
 def possible(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -93,7 +94,7 @@ def same_tokens(student: Student, theirs: PreTrainedTokenizerBase) -> None:
     ours = student.model.tokenizer
     rows = read_table(layout.completions(student.run, student.rounds - 1)).head(TEXTS)
     texts = [ours.decode(p + c) for p, c in rows.select("prompt_ids", "completion_ids").rows()]
-    for text in [*texts, " a  b\n\n12 345's é 北!", *(f" {x}" for x in texts)]:
+    for text in [*texts, *(f" {x}" for x in texts), MIXED]:
         a, b = (x(text, add_special_tokens=False).input_ids for x in (ours, theirs))
         if a != b:
             raise UserError(f"the GGUF file's tokenizer cuts {text[:40]!r} otherwise: {REMEDY}")
