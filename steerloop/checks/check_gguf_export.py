@@ -2,11 +2,11 @@
 share, and what llama.cpp would run otherwise is not written."""
 
 import json
-import shutil
 
 import pytest
 import torch
 from gguf import GGUFReader, quants
+from transformers import AutoConfig, Gemma2Config, Gemma3TextConfig
 
 from steerloop import UserError
 from steerloop.checks.exported import difference, made_run
@@ -17,10 +17,13 @@ from steerloop.checks.ggufs import write_gguf as write_reference
 from steerloop.checks.small import small_config, token_batch
 from steerloop.export import adapter, export_gguf, export_lora
 from steerloop.export.__main__ import main
+from steerloop.export.llamacpp import described, family
 from steerloop.export.lora_gguf import load_lora
 from steerloop.export.merged import delta
 from steerloop.export.student import open_student
 from steerloop.export.vocabulary import vocabulary
+from steerloop.loading.gguf import attended
+from steerloop.loading.hub import locate
 from steerloop.loading.weights import load_weights
 
 WRITTEN = {"gemma3": "gemma3", "gemma3-multimodal": "gemma3", "gemma2": "gemma2", "qwen3": "qwen3",
@@ -186,15 +189,22 @@ def check_rank_is_as_for_peft(run, tmp_path):
             main([str(folder), "--to", "gguf-lora", "--round", "3", *flags])
 
 
-def check_an_order_of_blocks_that_llama_cpp_lacks_is_refused(run, tmp_path):
-    """The embedded model's: its sixth block is not global, though its third is."""
-    folder = shutil.copytree(run(), tmp_path / "run")
-    document = json.loads((folder / "config.json").read_text())
-    text = json.dumps(document).replace(json.dumps(document["config"]["model"]), '"embedded"')
-    (folder / "config.json").write_text(text)
-    for to in ("gguf", "gguf-lora"):
-        with pytest.raises(SystemExit, match="order of this model's sliding and global blocks"):
-            main([str(folder), "--to", to, "--round", "3"])
+def check_the_order_of_blocks_is_in_the_file_or_it_is_refused(run, tmp_path):
+    """The embedded model's sixth block is not global, though its third is: a gemma3 file says so of
+    every block, a gemma2 file cannot."""
+    own = AutoConfig.from_pretrained(locate("embedded"))
+    said = described(own)["gemma3.attention.sliding_window_pattern"]
+    assert said == [True, True, False, True, True, True]
+    assert attended(6, said) == own.layer_types
+    assert attended(12, 6) == Gemma3TextConfig(num_hidden_layers=12).layer_types
+    assert not any("pattern" in x for x in described(Gemma3TextConfig(num_hidden_layers=12)))
+    with pytest.raises(ValueError, match="of 6 blocks whether they slide, and has 7"):
+        attended(7, said)
+    two = Gemma2Config(num_hidden_layers=4)
+    assert family(two) == "gemma2"
+    two.layer_types = ["sliding_attention"] * 4
+    with pytest.raises(UserError, match="order of this gemma2's sliding and global blocks"):
+        family(two)
 
 
 def check_a_tokenizer_that_a_file_cannot_say_is_refused(run):

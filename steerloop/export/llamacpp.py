@@ -16,13 +16,12 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from steerloop import UserError
-from steerloop.loading.gguf import KEYS, LLAMA3, PERIOD, alternate
+from steerloop.loading.gguf import KEYS, LLAMA3, PATTERN, PERIOD, attended
 
 FAMILIES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3",
             "gemma2": "gemma2", "gemma3_text": "gemma3"}  # as the library calls it → as llama.cpp
 OTHERWISE = "--to peft and --to merged write it for others"
 LOCAL = 10000.0  # how sliding blocks of gemma3 rotate there, whatever the file says
-PERIODS = {"gemma2": 2, "gemma3": PERIOD}
 
 
 class Place(NamedTuple):
@@ -42,21 +41,15 @@ def family(config: PretrainedConfig) -> str:
         raise UserError(f"GGUF files of a {config.model_type} model are not written, only of "
                         f"{', '.join(FAMILIES)}: {OTHERWISE}")
     kinds = getattr(config, "layer_types", None) or []
-    if arch in PERIODS:
-        if kinds != alternate(config.num_hidden_layers, period(config, arch)):
-            raise UserError("llama.cpp has no place for the order of this model's sliding and "
+    if arch == "gemma2":
+        if kinds != attended(config.num_hidden_layers, 2):
+            raise UserError("llama.cpp has no place for the order of this gemma2's sliding and "
                             f"global blocks: {OTHERWISE}")
-    elif getattr(config, "sliding_window", None) or "sliding_attention" in kinds:
+    elif arch != "gemma3" and (getattr(config, "sliding_window", None)
+                               or "sliding_attention" in kinds):
         raise UserError(f"its attention slides, which llama.cpp's {arch} does not: {OTHERWISE}")
     turns(config, arch)
     return arch
-
-
-def period(config: PretrainedConfig, arch: str) -> int:
-    """Every how manyth block is global: up to the first that is; where none is, as usual."""
-    kinds = config.layer_types
-    first = kinds.index("full_attention") + 1 if "full_attention" in kinds else 0
-    return first if arch == "gemma3" and first else PERIODS[arch]
 
 
 def turns(config: PretrainedConfig, arch: str) -> dict[str, Any]:
@@ -112,8 +105,8 @@ def described(config: PretrainedConfig) -> dict[str, Any]:
     if turn["rope_type"] == "linear":
         said |= {f"{arch}.rope.scaling.type": "linear",
                  f"{arch}.rope.scaling.factor": float(turn["factor"])}
-    if arch == "gemma3":
-        said[f"{arch}.attention.sliding_window_pattern"] = period(config, arch)
+    if arch == "gemma3" and config.layer_types != attended(config.num_hidden_layers, PERIOD):
+        said[f"{arch}.{PATTERN}"] = [x == "sliding_attention" for x in config.layer_types]
     return said
 
 

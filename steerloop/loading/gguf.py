@@ -54,10 +54,11 @@ KEYS = {  # of a file, without its architecture → of a config
 REQUIRED = ("max_position_embeddings", "num_hidden_layers", "hidden_size", "intermediate_size",
             "num_attention_heads", "rms_norm_eps")
 OTHERS = {"rope.freq_base", "rope.dimension_count", "rope.scaling.type", "rope.scaling.factor",
-          "attention.value_length", "attention.sliding_window_pattern", "vocab_size"}  # read below,
-# or the same said twice
+          "attention.value_length", "attention.sliding_window_pattern",
+          "vocab_size"}  # read below, or the same said twice
 LARGEST = {"gemma2": 46, "gemma3": 62}  # blocks of the 27B ones, whose attention scales otherwise
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+PATTERN = "attention.sliding_window_pattern"
 PERIOD = 6  # every how manyth block of a gemma3 is global, where the file does not say
 
 
@@ -175,8 +176,7 @@ def config_of(facts: Facts, tensors: dict[str, ReaderTensor]) -> PretrainedConfi
     if "token_embd.weight" not in tensors:
         raise Unread("it has no token_embd.weight: it holds no whole model")
     if arch == "gemma3":
-        period = own.get("attention.sliding_window_pattern", PERIOD)
-        known["layer_types"] = alternate(known["num_hidden_layers"], period)
+        known["layer_types"] = attended(known["num_hidden_layers"], own.get(PATTERN, PERIOD))
     if unread := sorted(own.keys() - KEYS.keys() - OTHERS):
         logger.warning(f"of the file's metadata, {', '.join(unread)} have no place in the "
                        f"library's {arch}, and are not read")
@@ -190,10 +190,15 @@ def config_of(facts: Facts, tensors: dict[str, ReaderTensor]) -> PretrainedConfi
                **known, **ids)  # fmt: skip
 
 
-def alternate(blocks: int, period: int) -> list[str]:
-    """What each block attends to, where every `period`th is global."""
-    return ["sliding_attention" if k % period < period - 1 else "full_attention"
-            for k in range(blocks)]
+def attended(blocks: int, pattern: int | list[bool]) -> list[str]:
+    """What each block attends to: a window, but for every `pattern`th, or for those that are not
+    said to slide. Raises Unread for a pattern of another length."""
+    slides = pattern if isinstance(pattern, list) else [
+        k % pattern < pattern - 1 for k in range(blocks)]
+    if len(slides) != blocks:
+        raise Unread(f"it says of {len(slides)} blocks whether they slide, and has {blocks}: "
+                     "download it again")
+    return ["sliding_attention" if x else "full_attention" for x in slides]
 
 
 def rope(arch: str, own: Facts, head: int, factors: ReaderTensor | None) -> dict[str, Any]:

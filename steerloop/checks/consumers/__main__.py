@@ -44,7 +44,7 @@ SHORT_RUN = (
     "--quant none --dtype float32 --device cpu --rounds 2 --n_prompts 4 --n_keep 4 --walk_rows 4 "
     "--epochs 1 --dose_prompts 2 --dose_tokens 8 --max_new_tokens 16 --max_contexts 8 "
     "--think_tokens 8 --every 25 --no_filter --bootstrap 100 --target_kl 0.3 --said_prompts 6 "
-    "--said_pairs 2 --u0_items 4").split()
+    "--said_pairs 2 --u0_items 4")
 
 
 class State(NamedTuple):
@@ -89,7 +89,7 @@ def run_of(model: str) -> Path:
     known = [x.parent for x in sorted(folder.glob("*/summary.json"))]
     if known:
         return known[0]
-    return train(replace(parse(["--model", model, *SHORT_RUN]), runs=str(folder)))
+    return train(replace(parse(["--model", model, *SHORT_RUN.split()]), runs=str(folder)))
 
 
 def exported(run: Path, name: str, *flags: str) -> Path:
