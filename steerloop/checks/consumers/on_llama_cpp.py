@@ -69,14 +69,16 @@ for name, result, args in (
 lib.llama_log_set(quiet, None)
 
 
-def options():
-    """Options of a context that computes in fp32: what is left to the model is four neighbours, the
-    last of them whether attention is fused; the types of keys and values are the two that are HALF.
-    """
+def options(default=False):
+    """Options of a context, by `default`, or such that it computes in fp32. What is left to the
+    model is four neighbours, the last of them whether attention is fused; the types of keys and
+    values are the two that are HALF."""
     known = lib.llama_context_default_params()
     words = np.frombuffer(known, np.int32)[:NUMBERS]
     auto = np.flatnonzero(words == LEFT)
     here = np.flatnonzero((words[:-1] == HALF) & (words[1:] == HALF))
+    if default:
+        return known
     if len(here) != 1 or (auto - auto[0]).tolist() != [0, 1, 2, 3]:
         print("llama.cpp: its options are not where they were, so attention is in 16 bits")
     else:
@@ -108,7 +110,7 @@ def answered(state, prompts, tokens):
     """Greedy tokens (n, t) and the logits (n, t, v) that they were taken from."""
     model = lib.llama_model_load_from_file(state["model"].encode(),
                                            lib.llama_model_default_params())
-    context = model and lib.llama_init_from_model(model, options())
+    context = model and lib.llama_init_from_model(model, options("fused" in state))
     if not context:
         sys.exit(f"llama.cpp does not load {state['model']}")
     lib.llama_set_n_threads(context, 2, 2)
