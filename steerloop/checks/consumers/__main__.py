@@ -32,9 +32,10 @@ from steerloop.checks.consumers.environments import NEEDS, SURPLUS
 from steerloop.config import parse
 from steerloop.export.__main__ import main as export
 from steerloop.export.parity import Logits, student_logits, widened
-from steerloop.export.student import Student, open_student
+from steerloop.export.student import Student, config_of, open_student
 from steerloop.export.vectors import baked, steered_logits
-from steerloop.loading.hub import EMBEDDED, SHORT, kept_folder
+from steerloop.loading.files import source
+from steerloop.loading.hub import EMBEDDED, SHORT, kept_folder, locate
 from steerloop.loading.weights import stop_ids
 from steerloop.texts.data import read_data
 from steerloop.train import train
@@ -113,13 +114,17 @@ def llama_cpp(run: Path) -> dict[str, State]:
     small = exported(run, "gguf-q8", *eight)
     small_base = exported(run, "gguf-base-q8", *eight, "--gates", "0")
     model = base / "model.gguf"
+    fetched = source(locate(config_of(run).model))  # blocks of 4 bits, where it is such a file
+    files = {} if fetched.is_dir() else {
+        "base as fetched": State({"model": fetched}, "base"),
+        "gguf-lora as fetched": State({"model": fetched, "lora": lora / "adapter.gguf"}, "student")}
     return {"base": State({"model": model}, "base"),
             "gguf-lora": State({"model": model, "lora": lora / "adapter.gguf"}, "student"),
             "gguf": State({"model": merged / "model.gguf"}, "student"),
             "gguf-vector": State({"model": model, "vector": vector / "vector.gguf"}, "steered"),
             "base by default": State({"model": model, "fused": model}, "base"),
             "base q8_0": State({"model": small_base / "model.gguf"}, "base"),
-            "gguf q8_0": State({"model": small / "model.gguf"}, "student")}
+            "gguf q8_0": State({"model": small / "model.gguf"}, "student"), **files}
 
 
 def vllm(run: Path) -> dict[str, State]:
@@ -132,15 +137,18 @@ def vllm(run: Path) -> dict[str, State]:
             "merged": State({"model": merged}, "student")}
 
 
-ROUNDED = ("base by default", "base q8_0", "gguf q8_0")  # shown, not judged
+ROUNDED = (  # shown, not judged
+    "base by default", "base q8_0", "gguf q8_0", "base as fetched", "gguf-lora as fetched")
 
 STATES: dict[str, Callable[[Path], dict[str, State]]] = {"llama-cpp": llama_cpp, "vllm": vllm}
 
 
 def prompts_of(student: Student) -> list[list[int]]:
-    """Vignettes as chat prompts, as ids."""
-    texts = read_data(student.cfg).vignettes["text"].unique(maintain_order=True)
-    return [student.model.render(x) for x in texts[:PROMPTS]]
+    """The trait's prompts as a chat, as ids. Raises UserError where there are too few."""
+    texts = read_data(replace(student.cfg, n_prompts=PROMPTS)).prompts
+    if len({*texts}) < PROMPTS:
+        raise UserError(f"{len({*texts})} prompts of {PROMPTS} for {student.cfg.model}")
+    return [student.model.render(x) for x in texts]
 
 
 def models_of(run: Path) -> tuple[Student, dict[str, Logits]]:
