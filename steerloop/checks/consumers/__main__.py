@@ -31,6 +31,7 @@ from steerloop.checks.consumers import harness
 from steerloop.checks.consumers.environments import NEEDS, SURPLUS
 from steerloop.config import parse
 from steerloop.export.__main__ import main as export
+from steerloop.export.merged_gguf import MIXED
 from steerloop.export.parity import Logits, student_logits, widened
 from steerloop.export.student import Student, config_of, open_student
 from steerloop.export.vectors import baked, steered_logits
@@ -179,12 +180,15 @@ def compared(
     return Found(torch.cat(same).mean().item(), kl.mean().item(), kl.max().item())
 
 
-def ask(program: str, python: Path, states: dict[str, State], prompts: list[list[int]], out: Path
-        ) -> dict[str, str]:
-    """Have a program answer in each state, into `out`; returns its versions."""
+def ask(
+    program: str, python: Path, states: dict[str, State], prompts: list[list[int]], out: Path,
+    texts: list[str],
+) -> dict[str, str]:
+    """Have a program answer in each state, and cut texts where it can, into `out`; returns its
+    versions."""
     out.mkdir(parents=True, exist_ok=True)
     files = {k: {x: str(p.absolute()) for x, p in s.files.items()} for k, s in states.items()}
-    job = {"prompts": prompts, "tokens": TOKENS, "states": files}
+    job = {"prompts": prompts, "tokens": TOKENS, "states": files, "texts": texts}
     (out / "job.json").write_text(json.dumps(job), encoding="utf-8")
     script = HERE / f"on_{program.replace('-', '_')}.py"
     subprocess.run([python, script, out / "job.json", out], check=True)
@@ -201,12 +205,19 @@ def gate(program: str, python: Path, model: str) -> bool:
         return True
     student, ours = models_of(run)
     prompts, out = prompts_of(student), WORK / "answers" / f"{program}-{model}"
-    print(f"{program}, {model}: {ask(program, python, states, prompts, out)}")
-    fine = True
+    tokenizer, fine = student.model.tokenizer, True
+    texts = [*map(tokenizer.decode, prompts), MIXED]
+    print(f"{program}, {model}: {ask(program, python, states, prompts, out, texts)}")
     for name, state in states.items():
         taken, theirs = (torch.from_numpy(np.load(out / f"{name}.{x}.npy"))
                          for x in ("tokens", "logits"))
         found = compared(ours[state.of], prompts, taken, theirs)
+        if program == "llama-cpp":
+            cut = json.loads((out / f"{name}.texts.json").read_text("utf-8"))
+            same = [x == tokenizer(y, add_special_tokens=False).input_ids
+                    for x, y in zip(cut, texts, strict=True)]
+            print(f"{program}, {model}, {name}: {sum(same)} of {len(same)} texts are cut alike")
+            fine &= all(same)
         exact = found.mean_kl <= EXACT and found.max_kl <= 20 * EXACT
         fine &= exact or name in ROUNDED
         far = compared(ours["base"], prompts, taken, theirs).mean_kl

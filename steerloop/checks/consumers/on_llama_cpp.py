@@ -62,6 +62,8 @@ for name, result, args in (
     ("llama_memory_clear", None, [c.c_void_p, c.c_bool]),
     ("llama_batch_get_one", Batch, [c.POINTER(c.c_int32), c.c_int32]),
     ("llama_decode", c.c_int32, [c.c_void_p, Batch]),
+    ("llama_tokenize", c.c_int32, [c.c_void_p, c.c_char_p, c.c_int32, c.POINTER(c.c_int32),
+                                   c.c_int32, c.c_bool, c.c_bool]),
     ("llama_get_logits_ith", c.POINTER(c.c_float), [c.c_void_p, c.c_int32]),
 ):
     function = getattr(lib, name)
@@ -106,8 +108,17 @@ def logits_of(context, ids, words):
     return np.ctypeslib.as_array(lib.llama_get_logits_ith(context, -1), (words,)).copy()
 
 
-def answered(state, prompts, tokens):
-    """Greedy tokens (n, t) and the logits (n, t, v) that they were taken from."""
+def cut(vocabulary, text):
+    """A text's tokens, names of special tokens read as such."""
+    raw = text.encode()
+    room = (c.c_int32 * (len(raw) + 8))()
+    count = lib.llama_tokenize(vocabulary, raw, len(raw), room, len(room), False, True)
+    return list(room[:count])
+
+
+def answered(state, prompts, tokens, texts):
+    """Greedy tokens (n, t), the logits (n, t, v) that they were taken from, and each text's
+    tokens."""
     model = lib.llama_model_load_from_file(state["model"].encode(),
                                            lib.llama_model_default_params())
     context = model and lib.llama_init_from_model(model, options("fused" in state))
@@ -121,7 +132,8 @@ def answered(state, prompts, tokens):
             sys.exit(f"llama.cpp does not load {state['lora']}")
     if "vector" in state and steer(context, model, state["vector"]):
         sys.exit(f"llama.cpp does not take {state['vector']}")
-    words = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model))
+    vocabulary = lib.llama_model_get_vocab(model)
+    words, parts = lib.llama_vocab_n_tokens(vocabulary), [cut(vocabulary, x) for x in texts]
     taken = np.zeros((len(prompts), tokens), np.int64)
     logits = np.zeros((len(prompts), tokens, words), np.float32)
     for i, prompt in enumerate(prompts):
@@ -133,13 +145,14 @@ def answered(state, prompts, tokens):
             ids = [int(taken[i, k])]
     lib.llama_free(context)
     lib.llama_model_free(model)
-    return taken, logits
+    return taken, logits, parts
 
 
 if __name__ == "__main__":
     job, out = json.loads(Path(sys.argv[1]).read_text("utf-8")), Path(sys.argv[2])
     for name, state in job["states"].items():
-        taken, logits = answered(state, job["prompts"], job["tokens"])
+        taken, logits, parts = answered(state, job["prompts"], job["tokens"], job.get("texts", []))
+        (out / f"{name}.texts.json").write_text(json.dumps(parts))
         np.save(out / f"{name}.tokens.npy", taken)
         np.save(out / f"{name}.logits.npy", logits)
     (out / "versions.json").write_text(json.dumps({
