@@ -39,6 +39,11 @@ gate-long: gate && mutate
 gate-real *ARGS:
     {{ python }} -m pytest -m real -s {{ ARGS }}
 
+# llama.cpp, vLLM and lm-evaluation-harness load our exports and answer as the student does; environments of
+# their own under build/, made once (gigabytes); one that does not install is skipped with a line
+gate-consumers *PROGRAMS:
+    {{ python }} -m steerloop.checks.consumers {{ PROGRAMS }}
+
 # apply one-line patches that each break an invariant; the named check has to notice
 mutate *NAMES:
     {{ python }} -m steerloop.checks.mutate {{ NAMES }}
@@ -136,7 +141,7 @@ lm-eval MERGED BASE="steerloop/tinyworld/model":
     # H: other people's harness loads the export, and it answers ordinary questions as the base does
     set -euo pipefail
     [ -x build/lm-eval/bin/lm_eval ] || { {{ python }} -m venv build/lm-eval
-        build/lm-eval/bin/pip install -q lm_eval torch transformers accelerate; }
+        build/lm-eval/bin/pip install -q lm_eval 'torch>=2.9,<2.14' 'transformers<6' accelerate; }
     for model in "{{ BASE }}" "{{ MERGED }}"; do
         HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 build/lm-eval/bin/lm_eval --model hf --device cpu \
             --model_args "pretrained=$model,dtype=float32" --apply_chat_template --batch_size 8 \

@@ -35,9 +35,10 @@ from steerloop.export.parity import student_logits
 from steerloop.export.student import open_student
 from steerloop.loading import gguf
 from steerloop.loading.files import INDEX, model_files, source
-from steerloop.loading.gguf import CONFIGS, SPLITS, origin, unpacked
+from steerloop.loading.gguf import CONFIGS, origin, unpacked
 from steerloop.loading.hub import locate, public_name
 from steerloop.loading.packed import packed
+from steerloop.loading.tokens import SPLITS
 from steerloop.loading.weights import load_weights
 from steerloop.runfolder.inputs import model_record
 from steerloop.score import find_adapter

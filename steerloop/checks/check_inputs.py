@@ -23,7 +23,7 @@ from steerloop.checks.families import save_family
 from steerloop.checks.small import Small, data_files, short_config, small_config
 from steerloop.cli.parsing import parse, preset
 from steerloop.config import Config
-from steerloop.export import export_adapter, export_merged, export_vector
+from steerloop.export import export_adapter, export_lora, export_merged, export_vector
 from steerloop.export.bundle import compare_bundle, write_bundle
 from steerloop.export.student import config_of, open_student
 from steerloop.loading import hub
@@ -343,6 +343,7 @@ def check_what_leaves_the_folder_does_not_say_where_it_lay(folders, tmp_path):
     student = open_student(path, "1")
     export_adapter(student, tmp_path / "out/peft")
     export_merged(student, tmp_path / "out/merged")
+    export_lora(student, tmp_path / "out/lora")
     export_vector(student, tmp_path / "out/gguf", True)
     export_vector(student, tmp_path / "out/vector", False)
     write_bundle(path, tmp_path / "out/bundle.tar.gz")
@@ -354,7 +355,7 @@ def check_what_leaves_the_folder_does_not_say_where_it_lay(folders, tmp_path):
         for word in (b"secret-place", str(tmp_path).encode(), str(Path.home()).encode() + b"/"):
             assert word not in file.read_bytes(), file
     cards = [x.read_text() for x in (tmp_path / "out").glob("*/README.md")]
-    assert len(cards) == 4 and all("sha256" in x for x in cards)
+    assert len(cards) == 5 and all("sha256" in x for x in cards)
     document = json.loads((tmp_path / "out/bundle/config.json").read_text())
     assert contents(document["inputs"]) == contents(json.loads(
         (path / "config.json").read_text())["inputs"])

@@ -14,7 +14,9 @@ from loguru import logger
 from steerloop import UserError
 from steerloop.export.adapter import check_adapter, write_adapter
 from steerloop.export.card import card, measured, vector_card, write_card
+from steerloop.export.lora_gguf import LORA, check_lora, write_lora
 from steerloop.export.merged import check_merged, merge, write_merged
+from steerloop.export.merged_gguf import MODEL, check_model, write_model
 from steerloop.export.parity import EXACT, ROUNDED, against, demand, widened
 from steerloop.export.student import Student, c_star
 from steerloop.export.vectors import (
@@ -77,6 +79,58 @@ def export_adapter(
         whole_delta = made["error"] == 0
         write_card(part, card(student, "peft", facts, measured(student, whole_delta),
                               made["written"]))
+
+    return whole(out, write)
+
+
+def export_lora(
+    student: Student, out: Path, rank: int = 0, tolerance: float = 0.0
+) -> Path:
+    """One LoRA with the whole stack in `out`/adapter.gguf, as llama.cpp loads it onto a GGUF file
+    of the base; `rank` and `tolerance` (nats per token) as of `export_adapter`.
+
+    Raises UserError; then nothing is left behind.
+    """
+    limit, student = tolerance or EXACT, widened(student)
+
+    def write(part: Path) -> None:
+        full, error = write_lora(student, part / LORA, rank)
+        facts = [f"one LoRA of rank {full} in float32, alpha equal: scale 1 is the student"]
+        lost = f"truncated by SVD: {error:.2%} of the delta's norm is lost" if rank else ""
+        facts += [lost] * bool(lost)
+        parity = check_lora(student, part / LORA, limit)
+        facts.append(f"read back and added to the base, in fp32: {parity}")
+        for fact in facts:
+            logger.info(fact)
+        demand(parity, "a larger --rank keeps more, --tolerance allows more" if rank else
+               "--tolerance allows more", f"{lost}; " if lost else "")
+        write_card(part, card(student, "gguf-lora", facts, measured(student, error == 0)))
+
+    return whole(out, write)
+
+
+def export_gguf(student: Student, out: Path, dtype: str = "", tolerance: float = 0.0) -> Path:
+    """The merged student in `out`/model.gguf, for llama.cpp, matrices in `dtype` (default: the
+    run's); read back as `--model` reads such files. `tolerance`: nats per token, as of
+    `export_merged`. Raises UserError; then nothing is left behind."""
+    dtype, student = dtype or student.cfg.dtype, widened(student)
+
+    def write(part: Path) -> None:
+        hf, _ = merge(student, text=True)
+        parity = against(student, hf, tolerance or EXACT)
+        facts = [f"{type(hf).__name__} in {dtype}, the delta added in fp32 and rounded once",
+                 f"before rounding, in fp32: {parity}"]
+        demand(parity, "--tolerance allows more")
+        write_model(student, part / MODEL, hf, dtype)
+        del hf  # what was written is as large
+        rounded = ROUNDED * parity.whole if dtype != "float32" else 0.0
+        back = check_model(student, part / MODEL, tolerance or max(EXACT, rounded))
+        facts.append(f"read back as --model reads it, in fp32: {back}")
+        for fact in facts:
+            logger.info(fact)
+        demand(back, "--dtype float32 rounds nothing, --tolerance allows more")
+        as_run = dtype in (student.cfg.dtype, "float32")
+        write_card(part, card(student, "gguf", facts, measured(student, as_run)))
 
     return whole(out, write)
 

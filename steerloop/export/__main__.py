@@ -2,6 +2,8 @@
 
 python -m steerloop.export RUN --to peft              one LoRA for PEFT and vLLM
 python -m steerloop.export RUN --to merged            a plain checkpoint
+python -m steerloop.export RUN --to gguf-lora         the same LoRA for llama.cpp
+python -m steerloop.export RUN --to gguf              the merged student for llama.cpp
 python -m steerloop.export RUN --to gguf-vector       a control vector for llama.cpp
 python -m steerloop.export RUN --to vector            the same as safetensors
 python -m steerloop.export RUN --to bundle            all that someone else needs to compare
@@ -20,17 +22,21 @@ from steerloop import UserError, export
 from steerloop.cli.entry import command
 from steerloop.cli.knobs import DIAL, check_device
 from steerloop.cli.options import Parser, filled, gates, number, path
+from steerloop.export import adapter, merged_gguf
 from steerloop.export.adapter import ranks
 from steerloop.export.bundle import verify, write_bundle
 from steerloop.export.extras import extra
+from steerloop.export.llamacpp import family
 from steerloop.export.student import Student, config_of, open_student, read_gates, rounds_of
 from steerloop.export.vectors import blocks_of, check_gguf
 from steerloop.loading.hub import locate
 from steerloop.runfolder import layout
 
-KINDS = ["peft", "merged", "gguf-vector", "vector", "bundle"]
+KINDS = ["peft", "merged", "gguf-lora", "gguf", "gguf-vector", "vector", "bundle"]
+DTYPES = {"merged": ["float32", "bfloat16"], "gguf": [*merged_gguf.KINDS]}
 MEANT = {  # what an option is for, where that is not every kind
-    "rank": ["peft"], "key_prefix": ["peft"], "merge_base": ["merged"], "dtype": ["merged"],
+    "rank": ["peft", "gguf-lora"], "key_prefix": ["peft"], "merge_base": ["merged"],
+    "dtype": [*DTYPES],
     "shard": ["merged"], "dose": ["gguf-vector", "vector"], "round": KINDS[:-1],
     "gates": KINDS[:-1], "tolerance": KINDS[:-1],
 }
@@ -53,13 +59,14 @@ def parse(argv: list[str]) -> Namespace:
         "default: best, of vectors 1 (that of the untouched base)")
     add("--gates", type=gates, default="1", help="one number, or one a round: 1,1,0.5")
     add("--out", type=path, help=f"default: a folder in RUN/{layout.EXPORTS}")
-    add("--rank", type=number(int, 0, 10**6), default=0, help="peft: truncate by SVD; 0: exact")
+    add("--rank", type=number(int, 0, 10**6), default=0,
+        help="LoRAs: truncate by SVD; 0: exact")
     add("--key-prefix", default="", help="peft: where the blocks are in the class that will load "
         "it (default: found out)")
     add("--merge-base", choices=["dequant", "original"], default="dequant",
         help="merged, 4-bit runs: the base that the run saw, or the original")
-    add("--dtype", choices=["float32", "bfloat16"], default="",
-        help="merged: of the files; default: the run's")
+    add("--dtype", choices=DTYPES["gguf"], default="",
+        help="merged, gguf: of the files (merged: float32 or bfloat16); default: the run's")
     add("--shard", type=shard, default="5GB", help="merged: largest file")
     add("--dose", type=number(float, *DIAL), default=1.0,
         help="vectors: what scale 1 means, in multiples of c*")
@@ -75,6 +82,8 @@ def parse(argv: list[str]) -> Namespace:
     for name, kinds in MEANT.items():
         if args.to not in kinds and getattr(args, name) != parser.get_default(name):
             parser.error(f"--{name.replace('_', '-')} is for --to {' or '.join(kinds)}")
+    if args.dtype not in ("", *DTYPES.get(args.to, [args.dtype])):
+        parser.error(f"--dtype {args.dtype} is for --to gguf")
     if args.dose == 0:
         parser.error("--dose 0 is no vector")
     return args
@@ -123,10 +132,17 @@ def possible(args: Namespace, round: str, out: Path) -> None:
     if args.to == "peft":
         extra("peft")
         ranks(heard, cfg.r, args.rank)
-    if args.to == "gguf-vector":
-        text = AutoConfig.from_pretrained(locate(args.model or cfg.model), trust_remote_code=False)
-        check_gguf(blocks_of(layout.vector(args.run, rounds - 1)),
-                   text.get_text_config().model_type)
+    if args.to == "gguf-lora":
+        adapter.heard(heard, cfg.r, args.rank)
+    if args.to.startswith("gguf"):
+        folder = locate(args.model or cfg.model)
+        text = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
+        if args.to == "gguf-vector":
+            check_gguf(blocks_of(layout.vector(args.run, rounds - 1)), text.model_type)
+        elif args.to == "gguf-lora":
+            family(text)
+        else:
+            merged_gguf.possible(text, merged_gguf.tokenizer_at(folder))
 
 
 def write(args: Namespace, student: Student, out: Path) -> Path:
@@ -136,6 +152,10 @@ def write(args: Namespace, student: Student, out: Path) -> Path:
     if args.to == "merged":
         return export.export_merged(student, out, args.dtype, args.merge_base == "original",
                                     args.shard, args.tolerance)
+    if args.to == "gguf-lora":
+        return export.export_lora(student, out, args.rank, args.tolerance)
+    if args.to == "gguf":
+        return export.export_gguf(student, out, args.dtype, args.tolerance)
     return export.export_vector(student, out, args.to == "gguf-vector", args.dose, args.tolerance)
 
 

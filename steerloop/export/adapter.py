@@ -73,15 +73,38 @@ def allowed(rank: int) -> int:
     return next_rank
 
 
-def ranks(gates: Float[Tensor, "R"], r: int, rank: int) -> tuple[int, int]:
-    """The rank of what is heard under these gates (r a round), and that of the file where `rank` is
-    asked for (0: all). Raises UserError where every gate is 0, or the rank is too large."""
+def heard(gates: Float[Tensor, "R"], r: int, rank: int) -> int:
+    """The rank of what is heard under these gates, r a round. Raises UserError where every gate is
+    0, or `rank` (0: all) is no rank of it."""
     full = int((gates != 0).sum()) * r
     if not full:
         raise UserError("every gate is 0: that is the base, there is nothing to export")
     if rank < 0 or rank > full:
         raise UserError(f"--rank {rank}: the stack has rank {full}; give 1 to {full}, or leave out")
+    return full
+
+
+def ranks(gates: Float[Tensor, "R"], r: int, rank: int) -> tuple[int, int]:
+    """The rank of what is heard under these gates (r a round), and that of the file where `rank` is
+    asked for (0: all). Raises UserError where every gate is 0, or the rank is too large."""
+    full = heard(gates, r, rank)
     return full, allowed(rank or full)
+
+
+def stack(student: Student, rank: int = 0) -> tuple[dict[str, Factors], float]:
+    """Every layer's pair, truncated to `rank` by SVD (0: exact), and the share of the delta
+    (Frobenius norm) that is lost. Raises UserError where every gate is 0, or the rank is too
+    large."""
+    heard(student.gates, student.cfg.r, rank)
+    pairs, lost, total = {}, 0.0, 0.0
+    for name, layer in student.model.layers.items():
+        pair = factors(layer, student.gates)
+        if rank:
+            total += (pair[1].double() @ pair[0].double()).square().sum().item()
+            pair, gone = truncate(pair, rank)
+            lost += gone
+        pairs[name] = pair
+    return pairs, (lost / total) ** 0.5 if total else 0.0
 
 
 def write_adapter(student: Student, out: Path, rank: int = 0, prefix: str = "") -> dict:
@@ -92,20 +115,14 @@ def write_adapter(student: Student, out: Path, rank: int = 0, prefix: str = "") 
     """
     full, written = ranks(student.gates, student.cfg.r, rank)
     cls, names = resolve(student.model, student.cfg.model, prefix)
-    tensors, lost, total = {}, 0.0, 0.0
+    (pairs, error), tensors = stack(student, rank), {}
     for ours, theirs in names.items():
-        pair = factors(student.model.layers[ours], student.gates)
-        if rank:
-            total += (pair[1].double() @ pair[0].double()).square().sum().item()
-            pair, gone = truncate(pair, rank)
-            lost += gone
-        A, B = pad(pair, written)
+        A, B = pad(pairs[ours], written)
         tensors[f"base_model.model.{theirs}.lora_A.weight"] = A.cpu().contiguous()
         tensors[f"base_model.model.{theirs}.lora_B.weight"] = B.cpu().contiguous()
     save_file(tensors, out / WEIGHTS, {"format": "pt"})
     settings = json.dumps(adapter_config(student, list(names.values()), written), indent=2)
     (out / SETTINGS).write_text(settings, encoding="utf-8")
-    error = (lost / total) ** 0.5 if total else 0.0
     return {"cls": cls, "rank": rank or full, "written": written, "error": error}
 
 

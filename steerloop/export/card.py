@@ -22,7 +22,13 @@ LOAD = {
 vLLM: `--enable-lora --max-lora-rank {rank} --lora-modules steerloop=this-folder`.""",
     "merged": """    from transformers import AutoModelForCausalLM
     model = AutoModelForCausalLM.from_pretrained("this folder")""",
+    "gguf-lora": """    llama-server -m BASE.gguf --lora adapter.gguf
+
+BASE.gguf is a GGUF file of the base above; `python -m steerloop.export RUN --to gguf --gates 0`
+writes one. A server's `/lora-adapters` takes a scale: a dial, 1 is the student.""",
+    "gguf": """    llama-server -m model.gguf""",
 }
+LIBRARY = {"peft": "peft", "gguf-lora": "gguf", "gguf": "gguf"}
 
 
 def front_matter(base: str, kind: str) -> str:
@@ -31,11 +37,11 @@ def front_matter(base: str, kind: str) -> str:
     lines = ["pipeline_tag: text-generation"]
     if HUB_ID.fullmatch(base):
         lines.append(f"base_model: {base}")
-    if kind == "peft":
-        tag = [f"- base_model:adapter:{base}"] if HUB_ID.fullmatch(base) else []
-        lines += ["library_name: peft", "tags:", *tag, "- lora", "- transformers", "- steerloop"]
-    else:
-        lines += ["library_name: transformers", "tags:", "- steerloop"]
+    lines += [f"library_name: {LIBRARY.get(kind, 'transformers')}", "tags:"]
+    if kind in ("peft", "gguf-lora"):
+        lines += [f"- base_model:adapter:{base}"] * bool(HUB_ID.fullmatch(base)) + ["- lora"]
+        lines += ["- transformers"] * (kind == "peft")
+    lines += ["- steerloop"]
     return "\n".join(["---", *lines, "---"])
 
 

@@ -33,11 +33,14 @@ def delta(student: Student, name: str) -> Float[Tensor, "d_out d_in"]:
 
 @torch.no_grad()
 def merge(
-    student: Student, original: bool = False
+    student: Student, original: bool = False, text: bool = False
 ) -> tuple[PreTrainedModel, dict[str, float]]:
-    """The consumer's model with the stack merged, in fp32, and for a 4-bit run on its `original`
-    base, layer → norm of (original − dequantised) over norm of the delta."""
+    """The consumer's model (`text`: its text decoder alone) with the stack merged, in fp32, and for
+    a 4-bit run on its `original` base, layer → norm of (original − dequantised) over norm of the
+    delta."""
     cls, names = resolve(student.model, student.cfg.model)
+    if text:
+        cls, names = type(student.model.hf), {x: x for x in names}
     hf, gaps = consumer_base(student, cls, original), {}
     for ours, theirs in names.items() if student.gates.any() else ():
         weight, step = hf.get_submodule(theirs).weight, delta(student, ours)

@@ -20,16 +20,13 @@ import torch
 import transformers
 from gguf import GGMLQuantizationType, GGUFReader, ReaderTensor
 from loguru import logger
-from tokenizers import Regex, normalizers, pre_tokenizers
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoTokenizer,
     Gemma2Config,
     Gemma3TextConfig,
     GenerationConfig,
     LlamaConfig,
     PretrainedConfig,
-    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
 )
@@ -37,6 +34,7 @@ from transformers import (
 from steerloop import UserError
 from steerloop.loading.cache import user_cache
 from steerloop.loading.files import FAILURES, INDEX
+from steerloop.loading.tokens import Facts, Unread, tokenizer_of
 from steerloop.texts.printable import printable
 
 VERSION = 1  # of what is written below
@@ -56,26 +54,12 @@ KEYS = {  # of a file, without its architecture → of a config
 REQUIRED = ("max_position_embeddings", "num_hidden_layers", "hidden_size", "intermediate_size",
             "num_attention_heads", "rms_norm_eps")
 OTHERS = {"rope.freq_base", "rope.dimension_count", "rope.scaling.type", "rope.scaling.factor",
-          "attention.value_length", "vocab_size"}  # read below, or the same said twice
+          "attention.value_length", "attention.sliding_window_pattern",
+          "vocab_size"}  # read below, or the same said twice
 LARGEST = {"gemma2": 46, "gemma3": 62}  # blocks of the 27B ones, whose attention scales otherwise
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-SPLITS = {  # how text is cut before its bytes are merged, by the file's name for it
-    "llama-bpe": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-                 r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    "qwen2": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-             r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    "tekken": r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-              r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
-              r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-}  # fmt: skip
-SAME = {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "deepseek-r1-qwen": "qwen2"}
-WHOLE = ("llama-bpe", "tekken")  # a word that is a token is that token, whatever merges say
-
-Facts = dict[str, Any]  # metadata of a file by key; arrays but short ones are left out
-
-
-class Unread(ValueError):
-    """Why a file is not read, with the remedy."""
+PATTERN = "attention.sliding_window_pattern"
+PERIOD = 6  # every how manyth block of a gemma3 is global, where the file does not say
 
 
 class Reader(GGUFReader):
@@ -191,6 +175,8 @@ def config_of(facts: Facts, tensors: dict[str, ReaderTensor]) -> PretrainedConfi
                      "model's safetensors")
     if "token_embd.weight" not in tensors:
         raise Unread("it has no token_embd.weight: it holds no whole model")
+    if arch == "gemma3":
+        known["layer_types"] = attended(known["num_hidden_layers"], own.get(PATTERN, PERIOD))
     if unread := sorted(own.keys() - KEYS.keys() - OTHERS):
         logger.warning(f"of the file's metadata, {', '.join(unread)} have no place in the "
                        f"library's {arch}, and are not read")
@@ -202,6 +188,17 @@ def config_of(facts: Facts, tensors: dict[str, ReaderTensor]) -> PretrainedConfi
                vocab_size=int(tensors["token_embd.weight"].shape[1]),
                rope_parameters=rope(arch, own, head, tensors.get("rope_freqs.weight")),
                **known, **ids)  # fmt: skip
+
+
+def attended(blocks: int, pattern: int | list[bool]) -> list[str]:
+    """What each block attends to: a window, but for every `pattern`th, or for those that are not
+    said to slide. Raises Unread for a pattern of another length."""
+    slides = pattern if isinstance(pattern, list) else [
+        k % pattern < pattern - 1 for k in range(blocks)]
+    if len(slides) != blocks:
+        raise Unread(f"it says of {len(slides)} blocks whether they slide, and has {blocks}: "
+                     "download it again")
+    return ["sliding_attention" if x else "full_attention" for x in slides]
 
 
 def rope(arch: str, own: Facts, head: int, factors: ReaderTensor | None) -> dict[str, Any]:
@@ -266,36 +263,3 @@ def places(config: PretrainedConfig, arch: str, reader: GGUFReader) -> dict[str,
             -1.0 if arch.startswith("gemma") and part.endswith("norm") else 0.0,
         ]  # fmt: skip
     return found
-
-
-def tokenizer_of(file: Path, facts: Facts) -> PreTrainedTokenizerFast:
-    """The file's tokenizer as the library makes it, cutting text as the file says.
-
-    Raises Unread for a way to cut that is not known: its tokens would be others.
-    """
-    made = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
-    backend = made.backend_tokenizer
-    if facts.get("tokenizer.ggml.model") == "gpt2":
-        way = facts.get("tokenizer.ggml.pre", "")
-        way = SAME.get(way, way)
-        bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=way not in SPLITS)
-        if way in SPLITS:
-            first = pre_tokenizers.Split(Regex(SPLITS[way]), behavior="isolated")
-        elif way == "smollm":
-            first = pre_tokenizers.Digits(individual_digits=True)
-        elif way != "gpt-2":
-            raise Unread(f"its tokenizer cuts text in the way {way!r}, which is not known "
-                         "here: take the model's safetensors")
-        backend.pre_tokenizer = (
-            bytes_ if way == "gpt-2" else pre_tokenizers.Sequence([first, bytes_]))
-        backend.normalizer = normalizers.NFC() if way == "qwen2" else None
-        backend.model.ignore_merges = way in WHOLE
-    elif not str(facts["general.architecture"]).startswith("gemma"):  # SentencePiece's own
-        marks = [normalizers.Replace(" ", "▁")]
-        if facts.get("tokenizer.ggml.add_space_prefix", True):  # after special tokens, too
-            marks.insert(0, normalizers.Prepend("▁"))
-        backend.normalizer = normalizers.Sequence(marks)
-        backend.pre_tokenizer = None
-    special = {k: x for k, x in made.special_tokens_map.items() if isinstance(x, str)}
-    return PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=made.chat_template,
-                                   clean_up_tokenization_spaces=False, **special)

@@ -1,0 +1,1 @@
+"""Other people's programs on our exports, each in an environment of its own."""
