@@ -22,7 +22,7 @@ from steerloop.evidence.bounds import doubts, floor_of
 from steerloop.evidence.diary import diary, examples
 from steerloop.evidence.lengths import check_lengths
 from steerloop.evidence.planted import planted
-from steerloop.harness import asked, capability
+from steerloop.harness import capability, definitions
 from steerloop.kernels.spectral import cosine
 from steerloop.loading.hub import locate, public_name
 from steerloop.model import Model
@@ -70,7 +70,7 @@ class Journal(Recorder):
         if said := steering(vars(cfg)):
             logger.info(f"steered by {said}")
         if cfg.tasks:
-            self.folder.event(layout.TASKS, **asked(cfg))
+            self.folder.event(layout.TASKS, **definitions(cfg))
 
     def __enter__(self) -> "Journal":
         return self

@@ -110,7 +110,7 @@ def prepare(name: str, part: str, task: Any, seed: int) -> None:
     task.set_fewshot_seed(seed=seed)
 
 
-def asked(cfg: Config) -> dict[str, Any]:
+def definitions(cfg: Config) -> dict[str, Any]:
     """What a run records of its tasks: the version of the harness, and of every part its version
     and a hash of its definition."""
     tasks, known = tasks_of(cfg), {}

@@ -28,7 +28,7 @@ from steerloop.evaluate import evaluate
 from steerloop.evidence.lengths import check_lengths
 from steerloop.export.adapter import SETTINGS, WEIGHTS
 from steerloop.export.extras import extra
-from steerloop.harness import asked, capability, present
+from steerloop.harness import capability, definitions, present
 from steerloop.kernels.dense import Dense
 from steerloop.kernels.hardware import hardware
 from steerloop.kernels.trunk import Trunk
@@ -193,7 +193,7 @@ def measure_both(
     """The base that `model` is, as it is; and what was asked for, where that is another."""
     run.event("axis", axis=[data.down, data.up])
     if cfg.tasks:
-        run.event(layout.TASKS, **asked(cfg))
+        run.event(layout.TASKS, **definitions(cfg))
     off = put_on(model, adapter) if adapter else nullcontext
     with off():
         base = measure(run, "base", model, data, cfg)
