@@ -417,7 +417,7 @@ def check_pieces_make_the_text(library):
         stops = [x for x in (text[2:4], "zz") if x] * (rng.random() < 0.5)
         spoken, got, met = Spoken(to_text, stops), "", False
         for at, x in enumerate(ids):
-            new, met = spoken.add(x, at + 1 == len(ids))
+            new, met = spoken.add([x], at + 1 == len(ids))
             got += new
             assert "\ufffd" not in new
             if met:
@@ -433,6 +433,6 @@ def check_bytes_that_are_no_text_are_given_out_all_the_same(library):
         ids = [rng.randrange(6, 262) for _ in range(60)]
         spoken, got = Spoken(library.model.to_text), ""
         for at, x in enumerate(ids, 1):
-            got += spoken.add(x, at == len(ids))[0]
+            got += spoken.add([x], at == len(ids))[0]
             assert len(spoken.ids) - spoken.end <= 8
         assert got == spoken.whole() == library.model.to_text(ids)

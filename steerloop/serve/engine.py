@@ -16,7 +16,7 @@ from steerloop.readouts.states import Vector
 from steerloop.serve.batch import Flight, Seat, Token
 from steerloop.serve.spoken import Spoken
 
-PAUSE = 0.025  # seconds between two pieces of one row; the first and the last do not wait
+PAUSE = 0.04  # seconds between two pieces of one row; the first and the last do not wait
 READ = 2048  # tokens of prompts that are read between two steps of the others, if several
 
 
@@ -40,6 +40,7 @@ class Row(Seat):
     hear: Callable[[Piece], None]
     spoken: Spoken
     streams: bool
+    unread: list[int] = field(default_factory=list)  # tokens that nobody needed as text yet
     text: str = ""  # not given out yet
     tokens: list[Token] = field(default_factory=list)
     drawn: int = 0  # of all, and of those since the last piece
@@ -161,18 +162,20 @@ class Engine(threading.Thread):
         """What was drawn goes out; rows that ended leave."""
         now, over = time.monotonic(), set()
         for row, token in zip(rows, tokens, strict=True):
-            finish = self.heard(row, token)
+            due = row.streams and now - row.told > PAUSE
+            finish = self.heard(row, token, due)
             if finish:
                 over.add(row)
                 if not row.streams and finish != "error":
                     row.text = row.spoken.whole()
                 row.give(finish)
-            elif row.streams and (row.text or row.tokens) and now - row.told > PAUSE:
+            elif due and (row.text or row.tokens):
                 row.give()
         self.flight.leave(over)
 
-    def heard(self, row: Row, token: Token) -> str:
-        """A token of one row; why the row ends with it, '' where it does not."""
+    def heard(self, row: Row, token: Token, due: bool) -> str:
+        """A token of one row; why the row ends with it, '' where it does not. What it reads like is
+        looked up where somebody is `due` to hear it, or a stop might be in it."""
         most = len(row.draws)
         if not most:
             return "length"
@@ -185,8 +188,11 @@ class Engine(threading.Thread):
         last = row.drawn == most
         if not stops or row.top is not None:
             row.tokens.append(token)
-        new, cut = row.spoken.add(None if stops else token.id, stops or last)
-        row.text += new
+        row.unread += [] if stops else [token.id]
+        cut = False
+        if due or stops or last or row.spoken.stops:
+            new, cut = row.spoken.add(row.unread, stops or last)
+            row.text, row.unread = row.text + new, []
         if cut or stops:
             return "stop"
         return "length" if last else ""

@@ -16,10 +16,9 @@ class Spoken:
         self.start = self.end = 0  # of the tokens before, with which new ones are decoded
         self.held = ""
 
-    def add(self, token: int | None, last: bool) -> tuple[str, bool]:
-        """What a token adds to the text (None: nothing more), and whether a stop was met."""
-        if token is not None:
-            self.ids.append(token)
+    def add(self, tokens: list[int], last: bool) -> tuple[str, bool]:
+        """What tokens add to the text, and whether a stop was met."""
+        self.ids += tokens
         before, now = self.between(self.end), self.between(len(self.ids))
         cut = len(self.ids)
         if now.endswith("\ufffd") and not last:
