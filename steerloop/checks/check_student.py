@@ -22,6 +22,7 @@ from steerloop.lora import GatedLoRALinear, Gates
 from steerloop.readouts.forced_choice import answers, choices
 from steerloop.readouts.mundane import mundane
 from steerloop.sample import completion_losses, jobs, sample
+from steerloop.serve.batch import Flight, Seat
 from steerloop.texts.data import Data, read_data
 from steerloop.texts.foundations import FOUNDATIONS
 from steerloop.texts.questions import SCAFFOLD, question
@@ -98,6 +99,14 @@ def first_logits(s: Small) -> Tensor:
     return torch.cat(seen)
 
 
+def served(s: Small, heard: Tensor, beside: Tensor) -> Tensor:
+    """Logits that a server draws first tokens from, of rows that share a batch with others."""
+    seats = [Seat(s.model.render(x), gates, 0.0, torch.zeros(1), 0.0, 1, 1.0)
+             for x in TEXTS for gates in (heard, beside)]
+    _, h = Flight(s.model, {}).prompts(seats)
+    return s.model.head(h)[::2]
+
+
 @torch.no_grad()
 def roads(s: Small, data: Data, heard: Tensor) -> Roads:
     """What each of them reads of the model under these gates, nats."""
@@ -113,6 +122,8 @@ def roads(s: Small, data: Data, heard: Tensor) -> Roads:
             "evaluate, score, verify": rows.select(f"p_{x}" for x in FOUNDATIONS).to_torch().log(),
             "ordinary text": torch.tensor(mundane(model, data, cfg)),
             "sample": first_logits(s).log_softmax(-1),
+            "serve": served(s, heard, heard).log_softmax(-1),
+            "serve, beside others": served(s, heard, 1 - heard).log_softmax(-1),
             "dose": torch.cat(completion_losses(model, table, cfg, zero)[0]),
             "drift": torch.cat(completion_losses(model, table, cfg, ref=base)[0]),
         }

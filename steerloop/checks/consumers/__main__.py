@@ -12,10 +12,12 @@ program's own rounding.
 """
 
 import json
+import re
 import subprocess
 import sys
 import venv
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -37,7 +39,6 @@ from steerloop.export.student import Student, config_of, open_student
 from steerloop.export.vectors import baked, steered_logits
 from steerloop.loading.files import source
 from steerloop.loading.hub import EMBEDDED, SHORT, kept_folder, locate
-from steerloop.loading.weights import stop_ids
 from steerloop.texts.data import read_data
 from steerloop.train import train
 
@@ -227,7 +228,8 @@ def gate(program: str, python: Path, model: str) -> bool:
 
 
 def harness_gate(python: Path, model: str) -> bool:
-    """The harness on base and merged checkpoint; whether every answer is the student's."""
+    """The harness on base and merged checkpoint, and on both as they are served; whether every
+    answer is the student's."""
     try:
         run = run_of(model)
         states = {"base": exported(run, "base", "--to", "merged", "--gates", "0"),
@@ -236,19 +238,34 @@ def harness_gate(python: Path, model: str) -> bool:
         print(f"lm-eval, {model}: skipped, {e}", flush=True)
         return True
     student, ours = models_of(run)
-    ends, fine = stop_ids(student.model.hf), True
-    for (name, folder), of in zip(states.items(), ("base", "student"), strict=True):
-        out = WORK / "answers" / f"lm-eval-{model}-{name}"
-        out.mkdir(parents=True, exist_ok=True)
-        score, rows = harness.asked(python, folder, out)
-        same = [harness.greedy(ours[of], student.model, ends, x) == y for x, y in rows]
-        fine &= all(same)
-        print(f"| lm-eval | {model} | {name} | {sum(same)} of {len(same)} answers | exact match "
-              f"{score:.2f} |", flush=True)
+    asks = {k: harness.checkpoint(x) for k, x in states.items()}
+    with serving(run) as url:
+        asks |= {f"{x}, served": harness.served(url, x) for x in ("base", "student")}
+        fine = True
+        for name, flags in asks.items():
+            out = WORK / "answers" / f"lm-eval-{model}-{name}"
+            out.mkdir(parents=True, exist_ok=True)
+            score, rows = harness.asked(python, flags, out)
+            logits = ours["base" if name.startswith("base") else "student"]
+            same = [harness.greedy(logits, student.model, x) == y for x, y in rows]
+            fine &= all(same)
+            print(f"| lm-eval | {model} | {name} | {sum(same)} of {len(same)} answers | exact "
+                  f"match {score:.2f} |", flush=True)
     return fine
 
 
-# The harness and the openai client against `python -m steerloop.serve` belong here, too.
+@contextmanager
+def serving(run: Path) -> Iterator[str]:
+    """`python -m steerloop.serve` of a run's last round, by its address."""
+    command = [sys.executable, "-m", "steerloop.serve", str(run), "--round", "2", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        said = server.stdout.readline()
+        try:
+            yield re.search(r"http://[\d.:]+", said).group()
+        finally:
+            server.terminate()
+
+
 GATES = {"llama-cpp": partial(gate, "llama-cpp"), "vllm": partial(gate, "vllm"),
          "lm-eval": harness_gate}
 

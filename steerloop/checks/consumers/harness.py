@@ -15,12 +15,23 @@ TASK, FOLDER = "steerloop_mundane", "steerloop/export/tasks"
 LIMIT, LONGEST = 12, 24  # questions, tokens of an answer
 
 
-def asked(python: Path, model: Path, out: Path) -> tuple[float, list[tuple[str, str]]]:
-    """The harness's own score of a checkpoint (share of exact matches), and its questions and
-    answers."""
+def checkpoint(model: Path) -> list[str]:
+    """Flags by which the harness loads a checkpoint itself."""
+    return ["--model", "hf", "--device", "cpu", "--model_args",
+            f"pretrained={model},dtype=float32"]
+
+
+def served(url: str, name: str) -> list[str]:
+    """Flags by which it asks a server, four at once."""
+    return ["--model", "local-chat-completions", "--model_args",
+            f"model={name},base_url={url}/v1/chat/completions,num_concurrent=4,max_length=1024"]
+
+
+def asked(python: Path, model: list[str], out: Path) -> tuple[float, list[tuple[str, str]]]:
+    """The harness's own score of a model (share of exact matches), and its questions and answers.
+    """
     done = subprocess.run(
-        [python, "-m", "lm_eval", "run", "--model", "hf", "--device", "cpu", "--model_args",
-         f"pretrained={model},dtype=float32", "--apply_chat_template", "--batch_size", "1",
+        [python, "-m", "lm_eval", "run", *model, "--apply_chat_template", "--batch_size", "1",
          "--tasks", TASK, "--include_path", FOLDER, "--limit", str(LIMIT), "--gen_kwargs",
          f"max_gen_toks={LONGEST}", "--log_samples", "--output_path", out],
         env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1",
@@ -38,13 +49,13 @@ def asked(python: Path, model: Path, out: Path) -> tuple[float, list[tuple[str, 
 
 
 @torch.no_grad()
-def greedy(logits: Logits, model: Model, ends: list[int], prompt: str) -> str:
+def greedy(logits: Logits, model: Model, prompt: str) -> str:
     """The student's own answer, token by token, nothing cached."""
     ids, taken = model.render(prompt), []
     tokenizer: PreTrainedTokenizerBase = model.tokenizer
     for _ in range(LONGEST):
         token = int(logits(torch.tensor([ids + taken]))[0, -1].argmax())
-        if token in ends:
+        if token in model.stop_ids:
             break
         taken.append(token)
     return tokenizer.decode(taken, skip_special_tokens=True).strip()
