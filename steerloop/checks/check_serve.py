@@ -18,6 +18,7 @@ from steerloop.checks.small import small_config
 from steerloop.export.student import open_student, read_vector
 from steerloop.sample import jobs, sample
 from steerloop.serve.app import BODY
+from steerloop.serve.batch import Flight
 from steerloop.serve.spoken import Spoken
 
 C_STAR = 0.5  # of a made run
@@ -366,23 +367,49 @@ def read(there: socket.socket) -> bytes:
     return got
 
 
-def check_a_step_that_fails_ends_its_rows_and_no_more(run, monkeypatch):
-    with serving(run) as there:
-        flight = there.served.engine.flight
-        step = type(flight).step
+@pytest.mark.parametrize("where", ["prompts", "join", "step"])
+def check_a_step_that_fails_ends_its_rows_and_no_more(where, run, monkeypatch):
+    """Also while others are in flight; whoever waits hears of it."""
+    with serving(run, "--context", "1024", "--rows", "8") as there:
+        there.served.engine.model.stop_ids[:] = [0]
+        works = getattr(Flight, where)
 
-        def fails(self):
-            monkeypatch.setattr(type(flight), "step", step)
+        def fails(*args):
+            monkeypatch.setattr(Flight, where, works)
             raise RuntimeError("planted")
 
-        monkeypatch.setattr(type(flight), "step", fails)
-        status, answer = there.send("/v1/chat/completions", ASK)
-        assert status == 500 and "planted" in answer["error"]["message"]
+        other = there.socket(ASK | {"max_tokens": 900, "stream": True, "temperature": 0})
+        there.until(1)
+        monkeypatch.setattr(Flight, where, fails)
+        status, answer = there.send("/v1/chat/completions", ASK | {"temperature": 0})
+        planted = status == 500 and "planted" in answer["error"]["message"]
+        if where == "prompts":  # the other is none the worse
+            assert planted and sum(there.served.engine.load) == 1
+            other.close()
+        elif where == "join":
+            assert planted and b"planted" in read(other)
+        else:  # it befell whoever was in flight then
+            assert planted or b"planted" in read(other)
+            other.close()
+        there.until(0)
         alive(there)
-        monkeypatch.setattr(type(flight), "step", fails)
-        got = read(there.socket(ASK | {"stream": True}))
-        assert b'"error"' in got and b"planted" in got
-        alive(there)
+
+
+def check_rows_are_admitted_by_what_they_may_come_to(run):
+    """Not by what they are as yet."""
+    with serving(run, "--context", "1024") as there:
+        engine = there.served.engine
+        engine.model.stop_ids[:] = [0]
+        assert engine.room == 16 * (256 + TOKENS)
+        asks = [ASK | {"max_tokens": 900, "stream": True, "temperature": 0}] * 6
+        sockets = [there.socket(x) for x in asks]
+        longest = len(engine.model.render("Why?")) + 900
+        fit = engine.room // longest
+        assert 1 < fit < len(asks)
+        there.until(fit, len(asks) - fit)
+        for x in sockets:
+            x.close()
+        there.until(0)
 
 
 def check_others_need_the_key(run):

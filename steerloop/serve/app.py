@@ -4,6 +4,7 @@ import asyncio
 import hmac
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,7 +96,7 @@ class Asked:
         loop, self.pieces = asyncio.get_running_loop(), asyncio.Queue[Piece]()
 
         def hear(piece: Piece) -> None:  # in the engine's thread
-            if not loop.is_closed():
+            with suppress(RuntimeError):  # the loop is closed: nobody hears
                 loop.call_soon_threadsafe(self.pieces.put_nowait, piece)
 
         self.engine, self.rows = served.engine, rows(ask, served, hear)

@@ -70,11 +70,6 @@ class Flight:
         self.stepper: Eager | None = None
         self.calm = 0
 
-    @property
-    def tokens(self) -> int:
-        """T: as many keys and values does every row hold."""
-        return 0 if self.rows is None else self.rows.mask.shape[1]
-
     def under(self, seats: list[Seat], rows: Rows) -> ExitStack:
         """Gates and steering of some rows, until it is closed."""
         gates = torch.stack([x.gates for x in seats])
@@ -104,7 +99,7 @@ class Flight:
         return rows, tokens
 
     def join(self, seats: list[Seat], rows: Rows) -> None:
-        """Rows that were `read` join the others."""
+        """Rows that were `read` join the others. Should that fail, all of them are lost."""
         self.rows = rows if self.rows is None else joined(self.rows, rows)
         self.seats = self.seats + seats
 
@@ -188,7 +183,7 @@ class Flight:
         unread = self.rows.mask.any(0).long().argmax().item()  # of every row
         if unread:
             self.rows.mask = self.rows.mask[:, unread:]
-            without_first(self.rows.cache, unread, self.tokens - 1)
+            without_first(self.rows.cache, unread, self.rows.mask.shape[1] - 1)
 
     def clear(self) -> None:
         """All rows are over, whatever happened to them."""

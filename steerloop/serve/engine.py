@@ -129,14 +129,13 @@ class Engine(threading.Thread):
     def admitted(self, gone: set[Row]) -> list[Row]:
         """The rows from the queue for which there is room, in order."""
         new: list[Row] = []
-        length = self.flight.tokens
-        there = sum(x not in gone for x in self.flight.seats)
-        while self.queue and there + len(new) < self.most:
+        there = [x for x in self.flight.seats if x not in gone]
+        while self.queue and len(there) + len(new) < self.most:
             row = self.queue[0]
-            length = max(length, row.longest)
-            full = (there + len(new) + 1) * length > self.room
+            rows = [*there, *new, row]
+            full = len(rows) * max(x.longest for x in rows) > self.room
             prompts = [len(x.prompt) for x in (*new, row)]
-            if ((there or new) and full) or (new and len(prompts) * max(prompts) > READ):
+            if (rows[1:] and full) or (new and len(prompts) * max(prompts) > READ):
                 break
             new.append(self.queue.popleft())
         return new
@@ -149,7 +148,11 @@ class Engine(threading.Thread):
             logger.exception("prompts could not be read; their rows are given up")
             self.give_up(new, e)
             return
-        self.flight.join(new, fresh)
+        try:
+            self.flight.join(new, fresh)
+        except Exception as e:
+            self.give_up(new, e)
+            raise  # the others are lost with them
         self.hears(new, tokens)
 
     def give_up(self, rows: list[Row], why: Exception) -> None:
