@@ -340,6 +340,7 @@ def check_what_changes_between_two_rounds_is_refused(steered, tmp_path):
     assert len(doses(run)) == 2
 
 
+@pytest.mark.long
 def check_names_of_files_mean_what_they_meant_where_the_run_began(steered, tmp_path, monkeypatch):
     cfg, first, _ = steered
     for name in ("a", "b"):
@@ -400,6 +401,7 @@ def check_packs_add_up_and_all_else_is_of_the_first(folders, tmp_path):
     assert all(null[i].norm() > 0 for i in (2, 3))
 
 
+@pytest.mark.long
 def check_a_run_of_packs_says_so_and_goes_on(folders, tmp_path):
     one, two = two_packs(tmp_path)
     cfg = small_config(folders(), quant="none", trait=f"{one},{two}:.5", said_prompts=3)
