@@ -14,7 +14,8 @@ from steerloop.serve.batch import Flight, Seat
 from steerloop.steer import steered
 
 FEW = ["gemma3", "gemma3-multimodal", "llama3", "qwen3.5"]
-MORE = [x for x in [*DENSE, *HYBRID, "gemma3n", "qwen3-moe"] if x not in FEW]
+MORE = [x for x in [*DENSE, *HYBRID, "qwen3-moe"] if x not in FEW]
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]  # what every family has
 
 
 def seat(rng: random.Random, number: int, **fields: object) -> Seat:
@@ -62,7 +63,7 @@ def flown(s: Small, seats: list[Seat], vector: Vector, rng: random.Random) -> di
 
 
 def compared(folder: Path, count: int) -> None:
-    s = Small(small_config(folder, quant="none"))
+    s = Small(small_config(folder, quant="none", targets=ATTENTION))
     for seed in range(3):
         s.stir(seed)
         s.fold()
