@@ -30,7 +30,7 @@ from steerloop.checks.small import (
 from steerloop.evidence import lengths
 from steerloop.loading import fit, template
 from steerloop.loading.chat import Chat
-from steerloop.loading.template import written
+from steerloop.loading.template import bounded, written
 from steerloop.score import score
 from steerloop.texts.data import read_data
 
@@ -288,6 +288,27 @@ def check_a_hostile_template_ends_in_one_line(name, monkeypatch):
         Chat(build_tokenizer(body + TURNS), [1])
     assert time.thread_time() - start < 10 and "\x1b" not in str(e.value)
     one_line(e.value)
+
+
+def check_other_threads_keep_their_memory():
+    """A limit of the process would be one of whatever else runs in it, and two would restore each
+    other's."""
+    import resource
+    import sys
+    import threading
+
+    before, seen = resource.getrlimit(resource.RLIMIT_AS), []
+
+    def render():
+        with bounded(1.0):
+            seen.append(resource.getrlimit(resource.RLIMIT_AS))
+
+    thread = threading.Thread(target=render)
+    thread.start()
+    thread.join()
+    assert seen == [before]
+    render()
+    assert sys.platform != "linux" or seen[1] != before
 
 
 def check_bounds_are_taken_off_again():

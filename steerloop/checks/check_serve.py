@@ -34,7 +34,7 @@ def run(folders, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def there(run):
-    with serving(run) as client:
+    with serving(run, "--waiting", "24") as client:
         yield client
 
 
@@ -122,7 +122,8 @@ def check_without_a_seed_the_one_that_was_drawn_is_said(client):
 
 
 def check_a_conversation_is_rendered_whole(client, library):
-    turns = [("system", "You."), ("user", "Why?"), ("assistant", "So."), ("user", "And?")]
+    turns = [("system", "You."), ("user", "Why? "), ("assistant", "So.\n"), ("user", "And?")]
+    turns += [("assistant", " So.\n"), ("user", "And? ")] * 30  # in time that does not double each
     found = client.completions.create(
         model="base", prompt=library.model.conversation(turns), temperature=0, max_tokens=8)
     talked = client.chat.completions.create(
@@ -165,6 +166,26 @@ def check_log_probabilities_by_the_protocol(client, library):
                                      logprobs=0)
     assert len(only.choices[0].logprobs.tokens) == len(prompt)
     assert only.usage.completion_tokens == 0
+
+
+def check_an_answer_is_sent_back_as_it_came(client):
+    """With the fields of the protocol that say nothing."""
+    first = client.chat.completions.create(**ASK, max_tokens=2, seed=1)
+    turns = [*ASK["messages"], first.choices[0].message.model_dump(),
+             {"role": "user", "content": "And?"}]
+    assert client.chat.completions.create(model="base", messages=turns, max_tokens=2).choices
+
+
+def check_what_is_no_number_is_an_error_of_the_protocol(run):
+    """Also of a prompt that is only read."""
+    with serving(run) as there:
+        head = there.served.engine.model.head
+        there.served.engine.model.head = lambda h: head(h) * float("nan")
+        for ask in ({"max_tokens": 0, "echo": True, "logprobs": 1}, {"max_tokens": 4}):
+            status, answer = there.send("/v1/completions", {"model": "base", "prompt": "abc"} | ask)
+            assert status == 500 and "take less" in answer["error"]["message"]
+        there.served.engine.model.head = head
+        alive(there)
 
 
 def check_a_stream_tells_its_usage_where_that_is_asked(client):
@@ -225,6 +246,8 @@ BAD = {
     "dose": (ASK | {"dose": "much"}, 400, "dose"),
     "top": (ASK | {"top_logprobs": 2}, 400, "top_logprobs"),
     "seed": (ASK | {"seed": 1.5}, 400, "seed"),
+    "name": (b'{"model":"base","\\ud800":1}', 400, "\ufffd"),
+    "rows": (ASK | {"n": 32}, 400, "n"),
 }  # fmt: skip
 
 

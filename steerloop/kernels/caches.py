@@ -9,16 +9,15 @@ import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.cache_utils import (
-    Cache,
-    DynamicCache,
-    DynamicLayer,
-    DynamicSlidingWindowLayer,
-    LinearAttentionCacheLayerMixin,
-)
+from transformers.cache_utils import Cache, DynamicCache, DynamicSlidingWindowLayer
 
 # ids (b, t), mask (b, T) of cache and ids, the cache → hidden states (b, t, d)
 Read = Callable[[Tensor, Tensor, Cache], Tensor]
+
+JOINABLE = {  # kinds of layers that keep keys and values, states, or nothing (those of another)
+    "DynamicLayer", "DynamicSlidingWindowLayer", "LinearAttentionLayer", "DummyLayer",
+    "LinearAttentionAndFullAttentionLayer", "LinearAttentionAndSlidingWindowAttentionLayer",
+}  # fmt: skip
 
 
 def empty_cache(hf: PreTrainedModel) -> DynamicCache:
@@ -41,19 +40,23 @@ def cached(decoder: nn.Module, cache: Cache | None) -> dict[str, Any]:
     return {"use_cache": cache is not None, name: cache}
 
 
+def joinable(cache: Cache) -> None:
+    """Raises TypeError where a layer of a cache keeps what `beside` does not know."""
+    for layer in cache.layers:
+        if type(layer).__name__ not in JOINABLE:
+            raise TypeError(f"a layer of its cache is a {type(layer).__name__}")
+
+
 def beside(cache: Cache, other: Cache) -> None:
     """The rows of another cache join those of this one. Those that hold fewer tokens are filled up
-    on the left, where their masks have to be false. Raises TypeError for a layer of a kind that
-    keeps something else."""
+    on the left, where their masks have to be false. For caches that are `joinable`."""
     for mine, new in zip(cache.layers, other.layers, strict=True):
-        if not isinstance(mine, (LinearAttentionCacheLayerMixin, DynamicLayer)):
-            raise TypeError(f"rows cannot join a cache of {type(mine).__name__}")
         for states in ("conv_states", "recurrent_states"):
             held = getattr(mine, states, {})
             for i, x in held.items():
                 if x is not None:
                     held[i] = torch.cat([x, getattr(new, states)[i]])
-        if getattr(mine, "is_initialized", False):
+        if getattr(mine, "keys", None) is not None:
             for name in ("keys", "values"):
                 pair = getattr(mine, name), getattr(new, name)
                 n = max(x.shape[2] for x in pair)
@@ -66,7 +69,7 @@ def beside(cache: Cache, other: Cache) -> None:
 def without_first(cache: Cache, n: int, left: int) -> None:
     """The first n tokens of every row go; `left` stay, less where there is a window."""
     for layer in cache.layers:
-        if getattr(layer, "is_initialized", False):
+        if getattr(layer, "keys", None) is not None:
             layer.keys, layer.values = layer.keys[:, :, -left:], layer.values[:, :, -left:]
         if isinstance(layer, DynamicSlidingWindowLayer):
             layer.cumulative_length -= n

@@ -1,7 +1,7 @@
 """A chat template that proves itself: what goes in comes out."""
 
 from collections.abc import Collection
-from functools import cache
+from functools import lru_cache
 from itertools import product
 from re import split
 from textwrap import shorten
@@ -14,6 +14,7 @@ from steerloop.texts.printable import printable
 
 Turn = tuple[str, str]  # role, text
 MARK = "\ufffc"  # no template writes it
+KNOWN = 64  # orders of roles that are remembered
 PROBE = (  # what templates have been seen to change: case, quotes, spaces, tags, long texts
     "Does “it” say 'so', \"{so}\" & {{ so }} <b>so</b>, \\n http://so.it/?a=1%20&b 100% of 1e3?\n\n"
     "  * Ja:\tüber  alle\n" + "Ordinary Words, A Great Many of Them. " * 200 + "so."
@@ -44,7 +45,7 @@ class Rendering:
 
     def __init__(self, template: str, special: dict[str, Any], added: Collection[str]) -> None:
         self.template, self.special, self.added = template, special, added
-        self.words = cache(self._words)
+        self.words = lru_cache(KNOWN)(self._words)
         failures = []
         for self.system_role, self.parts in product((True, False), (False, True)):
             self.words.cache_clear()
@@ -97,10 +98,12 @@ class Rendering:
         where a text does not come out once, as it is but for white space at its ends."""
         words = self.words(tuple(role for role, _ in turns), ask)
         text = self._write(turns, ask)
-        for texts in product(*(whole(turns[i][1]) for i in words.order)):
-            if "".join(x for pair in zip(words.around, (*texts, ""), strict=True)
-                       for x in pair) == text:
-                return text + words.end
+        ends = {len(words.around[0])} if text.startswith(words.around[0]) else set()
+        for i, after in zip(words.order, words.around[1:], strict=True):
+            parts = [x + after for x in whole(turns[i][1])]
+            ends = {at + len(x) for at in ends for x in parts if text.startswith(x, at)}
+        if len(text) in ends:
+            return text + words.end
         longest = shorten(printable(max((x for _, x in turns), key=len)), 60, placeholder=" ...")
         raise UserError("the chat template changes, loses or repeats what it is given, "
                         f"'{longest}' for one: another text or model, or mend its chat template")

@@ -14,6 +14,7 @@ from datetime import datetime
 from functools import cache
 from pathlib import Path
 from textwrap import shorten
+from threading import current_thread, main_thread
 from types import FrameType
 from typing import Any, no_type_check
 
@@ -36,9 +37,11 @@ class Refused(UserError):
 @contextmanager
 def bounded(seconds: float) -> Iterator[None]:
     """Inside, templates end with TimeoutError after that time of computing, looked at before each
-    of their steps, and on Linux with MemoryError beyond MEMORY bytes more than the process has."""
+    of their steps, and on Linux with MemoryError beyond MEMORY bytes more than the process has; in
+    the main thread alone, since that limit holds for whatever other threads do, too."""
     end, before = time.thread_time() + seconds, sys.gettrace()
     limits = resource.getrlimit(resource.RLIMIT_AS)
+    limited = sys.platform == "linux" and current_thread() is main_thread()
 
     @no_type_check  # called at every step
     def watch(frame: FrameType, event: str, arg: Any) -> Any:
@@ -46,7 +49,7 @@ def bounded(seconds: float) -> Iterator[None]:
             raise TimeoutError(f"it computes for more than {seconds:g} seconds")
         return watch if frame.f_code.co_filename == "<template>" else None
 
-    if sys.platform == "linux":
+    if limited:
         pages = int(Path("/proc/self/statm").read_bytes().split()[0])
         room = pages * resource.getpagesize() + MEMORY
         lowest = min(x for x in (room, *limits) if x != resource.RLIM_INFINITY)
@@ -56,7 +59,8 @@ def bounded(seconds: float) -> Iterator[None]:
         yield
     finally:
         sys.settrace(before)
-        resource.setrlimit(resource.RLIMIT_AS, limits)
+        if limited:
+            resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
 def product(context: Any, operator: str, left: Any, right: Any) -> Any:

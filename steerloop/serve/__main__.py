@@ -46,7 +46,7 @@ def parse(argv: list[str]) -> Namespace:
 def run(args: Namespace) -> None:
     """Serve until Ctrl-C or SIGTERM. Raises UserError where what it takes is not installed."""
     logger.remove()
-    logger.add(sys.stderr, format="{time:HH:mm:ss} {message}", level="WARNING")
+    logger.add(sys.stderr, format="{time:HH:mm:ss} {message}", level="WARNING", diagnose=False)
     for name in ("starlette", "uvicorn"):
         extra(name, "serve")
     from steerloop.serve.process import serve  # which takes them

@@ -189,8 +189,9 @@ def refused(e: Refused) -> Response:
 
 def allowed(request: Request, served: Served) -> None:
     """Raises Refused for a request without the key."""
-    given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
-    if served.key and not hmac.compare_digest(given, served.key.encode()):
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    right = hmac.compare_digest(given.strip().encode(), served.key.encode())
+    if served.key and not (right and scheme.lower() == "bearer"):
         raise Refused("send the key of this server, as the Authorization: Bearer that clients "
                       "make of their api_key", None, "invalid_api_key", 401)
 
@@ -214,7 +215,8 @@ def application(served: Served, hosts: list[str]) -> Starlette:
     def completions(chat: bool) -> Callable[[Request], Awaitable[Response]]:
         async def run(request: Request) -> Response:
             raw = await body_of(request)
-            ask = await asyncio.to_thread(read_ask, raw, chat, states, served.context)
+            ask = await asyncio.to_thread(read_ask, raw, chat, states, served.context,
+                                          served.engine.waiting)
             if not ask.stream:
                 return await whole(request, ask, served)
             return Stream(ask, served)

@@ -18,12 +18,14 @@ from torch import Tensor
 from steerloop.kernels.batch import sent
 from steerloop.kernels.caches import beside, empty_cache, without_first
 from steerloop.kernels.decode import Rows, pick
-from steerloop.kernels.graphs import Eager, steps
+from steerloop.kernels.graphs import Eager, Logits, steps
+from steerloop.kernels.trunk import Trunk
 from steerloop.model import Model
 from steerloop.readouts.states import Vector
 from steerloop.steer import steered
 
 STEADY = 8  # steps after which a batch that nobody joined or left is worth recording
+LEAST = -9999.0  # what the protocol says of a token that is impossible
 PART = 256  # positions of a prompt whose logits are there at once
 
 
@@ -161,9 +163,11 @@ class Flight:
         if self.opened is None:
             self.opened = self.under(self.seats, rows)
         if self.stepper is None or self.calm == STEADY:
-            kind = Eager(self.model.trunk, self.model.head)
-            self.stepper = kind if self.calm < STEADY else steps(
-                self.model.trunk, self.model.head, rows)
+            # buffers of a graph have room for all draws behind all tokens: most often too much
+            longest = max(len(x.prompt) + len(x.draws) for x in self.seats)
+            fits = rows.mask.shape[1] + rows.draws.shape[1] <= longest
+            kind = steps if self.calm == STEADY and fits else without_graphs
+            self.stepper = kind(self.model.trunk, self.model.head, rows)
         self.calm += 1
         tokens = self.chosen(self.stepper(rows), self.seats, rows.draws[:, 0])
         drew(rows, tokens)
@@ -192,6 +196,11 @@ class Flight:
         self.seats, self.rows = [], None
 
 
+def without_graphs(trunk: Trunk, head: Logits, rows: Rows) -> Eager:
+    """Steps that follow the rows, as `steps` gives them where nothing can be recorded."""
+    return Eager(trunk, head)
+
+
 def drew(rows: Rows, tokens: list[Token]) -> None:
     """What is read next of some rows is what they drew."""
     ids = torch.tensor([[max(0, x.id)] for x in tokens])  # one that is no number leaves
@@ -217,7 +226,7 @@ def listed(logits: Float[Tensor, "b v"], ids: Int[Tensor, "b"], tops: list[int |
            ) -> list[Token]:
     """Tokens with their log-probabilities, and as many of the likeliest as each row asks for; None:
     the token alone."""
-    logp = logits.float().log_softmax(-1)
+    logp = logits.float().log_softmax(-1).clamp(min=LEAST)
     own = logp.gather(-1, ids.clamp(min=0)[:, None])[:, 0].tolist()
     most = max((x for x in tops if x is not None), default=0)
     best = logp.topk(min(most, logp.shape[-1]))

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import isnan
 from typing import NamedTuple
 
 import torch
@@ -45,6 +46,7 @@ class Row(Seat):
     tokens: list[Token] = field(default_factory=list)
     drawn: int = 0  # of all, and of those since the last piece
     fresh: int = 0
+    over: bool = False  # its end was told
     told: float = 0.0  # when the last piece went out
 
     @property
@@ -57,7 +59,7 @@ class Row(Seat):
         self.hear(Piece(self.choice, self.text, self.tokens, self.fresh, finish,
                         self.about_prompt))
         self.text, self.tokens, self.fresh, self.about_prompt = "", [], 0, []
-        self.told = time.monotonic()
+        self.told, self.over = time.monotonic(), bool(finish)
 
 
 class Full(Exception):
@@ -110,7 +112,7 @@ class Engine(threading.Thread):
                     self.news.wait()
                 if self.ending:
                     break
-                gone, self.dropped = self.dropped, set()
+                gone, self.dropped, new = self.dropped, set(), []
                 for row in gone & set(self.queue):
                     self.queue.remove(row)
                 new = self.admitted(gone)
@@ -122,7 +124,7 @@ class Engine(threading.Thread):
                     self.hears(self.flight.seats, self.flight.step())
             except Exception as e:  # whatever it is, the next ask may do better
                 logger.exception("a step failed; its rows are given up")
-                self.give_up(self.flight.seats, e)
+                self.give_up([*self.flight.seats, *new], e)
                 self.flight.clear()
         self.give_up([*self.flight.seats, *self.queue], RuntimeError("the server ends"))
 
@@ -141,23 +143,19 @@ class Engine(threading.Thread):
         return new
 
     def begin(self, new: list[Row]) -> None:
-        """Read prompts, and take their rows into the batch."""
+        """Read prompts, and take their rows into the batch. Whatever it raises, all are lost."""
         try:
             fresh, tokens = self.flight.read(new)
         except Exception as e:
             logger.exception("prompts could not be read; their rows are given up")
             self.give_up(new, e)
             return
-        try:
-            self.flight.join(new, fresh)
-        except Exception as e:
-            self.give_up(new, e)
-            raise  # the others are lost with them
+        self.flight.join(new, fresh)
         self.hears(new, tokens)
 
     def give_up(self, rows: list[Row], why: Exception) -> None:
-        """These rows end."""
-        for row in rows:
+        """These rows end, if they have not."""
+        for row in dict.fromkeys(x for x in rows if not x.over):
             row.text = f"{type(why).__name__}: {why}"
             row.give("error")
 
@@ -180,11 +178,12 @@ class Engine(threading.Thread):
         """A token of one row; why the row ends with it, '' where it does not. What it reads like is
         looked up where somebody is `due` to hear it, or a stop might be in it."""
         most = len(row.draws)
+        if token.id < 0 or any(isnan(x.logprob) for x in row.about_prompt):
+            row.text = "the model gives no numbers under these gates and this dose: take less"
+            row.about_prompt = []
+            return "error"
         if not most:
             return "length"
-        if token.id < 0:
-            row.text = "the model gives no numbers under these gates and this dose: take less"
-            return "error"
         row.drawn += 1
         row.fresh += 1
         stops = token.id in self.model.stop_ids

@@ -100,7 +100,7 @@ async function stream(x, card, signal) {
     rest = events.pop();
     for (const event of events) {
       const data = event.replace(/^data: /, "");
-      if (data === "[DONE]") continue;
+      if (data === "[DONE]") return;
       const found = JSON.parse(data);
       if (found.error) throw new Error(found.error.message);
       for (const choice of found.choices) {
@@ -109,6 +109,7 @@ async function stream(x, card, signal) {
       }
     }
   }
+  throw new Error("the server broke off");
 }
 
 async function ask() {
@@ -141,7 +142,7 @@ async function ask() {
 function link() {
   const state = { p: at("prompt").value, g: dial, d: dose, n: at("tokens").value, t: at("temperature").value,
     s: at("seed").value, c: pins.map((x) => [x.gates, x.dose]) };
-  location.replace(`#${encodeURIComponent(JSON.stringify(state))}`);
+  history.replaceState(null, "", `#${encodeURIComponent(JSON.stringify(state))}`);
 }
 
 function restore() {
@@ -190,4 +191,5 @@ at("link").addEventListener("click", async () => {
   try { await navigator.clipboard.writeText(location.href); say("copied"); } catch { say("it is in the address bar"); }
 });
 at("key").addEventListener("submit", (event) => { event.preventDefault(); key = at("secret").value; at("secret").value = ""; begin(); });
+addEventListener("hashchange", () => { if (!running) { restore(); drawSliders(); drawColumns(); } });
 begin().catch(() => { at("about").textContent = "The server does not answer."; });

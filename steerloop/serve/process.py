@@ -2,6 +2,7 @@
 
 import socket
 from argparse import Namespace
+from typing import Any
 
 import uvicorn
 
@@ -14,6 +15,7 @@ from steerloop.export.student import (
     read_vector,
     rounds_of,
 )
+from steerloop.kernels.caches import empty_cache, joinable
 from steerloop.loading.room import PROMPT
 from steerloop.serve.app import Served, application
 from steerloop.serve.engine import Engine
@@ -28,10 +30,17 @@ def open_served(args: Namespace) -> Served:
     """Load the run with all its rounds, and start the thread that answers. Raises UserError."""
     if args.host not in LOOPBACK and not args.key:
         raise UserError(f"--host {args.host} lets others in: give a --key that they have to send")
+    if not args.key.isascii():
+        raise UserError("--key: letters, digits and signs of ASCII alone, as headers carry them")
     best = rounds_of(args.run, args.round)
     student = open_student(args.run, str(finished_rounds(args.run)), "1", args.device or "",
                            args.model or "", args.force)
     model, cfg = student.model, student.cfg
+    try:
+        joinable(empty_cache(model.hf))
+    except TypeError as e:
+        raise UserError(f"{cfg.model}: its rows cannot join a batch one by one ({e}): python -m "
+                        "steerloop.chat talks to it") from e
     heard = read_gates(args.gates, best, cfg.rounds)
     takes = getattr(model.hf.config.get_text_config(), "max_position_embeddings", None) or LONG
     context = args.context or min(takes, LONG)
@@ -54,10 +63,22 @@ def listening(host: str, port: int) -> socket.socket:
         raise UserError(f"{host}:{port}: {e.strerror}: another --port, or 0 for any") from e
 
 
+class Server(uvicorn.Server):
+    """One whose engine ends first, so that streams end with a word, and at once."""
+
+    def __init__(self, engine: Engine, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.engine = engine
+
+    def handle_exit(self, *signal: Any) -> None:
+        self.engine.end()
+        super().handle_exit(*signal)
+
+
 def server(served: Served, args: Namespace) -> uvicorn.Server:
     """What listens for requests, ready to run."""
     names = [*LOOPBACK] if args.host in LOOPBACK else ["*"]
-    return uvicorn.Server(uvicorn.Config(
+    return Server(served.engine, uvicorn.Config(
         application(served, names), log_level="warning", lifespan="off", ws="none",
         server_header=False, timeout_graceful_shutdown=GRACE, timeout_keep_alive=30))
 

@@ -41,6 +41,7 @@ class Refused(Exception):
                  status: int = 400, kind: str = "invalid_request_error") -> None:
         super().__init__(message)
         self.status = status
+        param = printable(param) if param else param
         self.error = {"message": printable(message), "type": kind, "param": param, "code": code}
 
 
@@ -191,6 +192,11 @@ def stops(body: dict[str, Any]) -> list[str]:
     return found
 
 
+def filled(message: dict[str, Any]) -> dict[str, Any]:
+    """Without the fields of an answer that say nothing: clients send answers back as they came."""
+    return {k: x for k, x in message.items() if x is not None and x != []}
+
+
 def messages(model: Model, value: Any) -> list[int]:
     """A conversation → the ids of its prompt."""
     if not isinstance(value, list) or not value:
@@ -198,7 +204,7 @@ def messages(model: Model, value: Any) -> list[int]:
     turns = []
     for i, message in enumerate(value):
         at = f"messages[{i}]"
-        if not isinstance(message, dict) or set(message) - {"role", "content", "name", "refusal"}:
+        if not isinstance(message, dict) or set(filled(message)) - {"role", "content", "name"}:
             raise Refused(f"{at}: an object with role and content", at)
         role, content = message.get("role"), message.get("content")
         if role not in ROLES:
@@ -271,13 +277,17 @@ def ways(body: dict[str, Any], cfg: Config, context: int, chat: bool) -> Ways:
         int(number(body, "n", Range(1, CHOICES), 1, whole=True)), stops(body), top)
 
 
-def read_ask(raw: bytes, chat: bool, states: States, context: int) -> Ask:
-    """A body → what is asked. `context`: most tokens of a prompt and its answer. Raises Refused."""
+def read_ask(raw: bytes, chat: bool, states: States, context: int, rows: int) -> Ask:
+    """A body → what is asked. `context`: most tokens of a prompt and its answer, `rows`: most
+    answers to one request. Raises Refused."""
     body = fields(raw, CHAT if chat else PLAIN)
     speaker, dial = states.dial(body)
     model, cfg = states.student.model, states.student.cfg
     how = ways(body, cfg, context, chat)
     asked = [messages(model, body.get("messages"))] if chat else prompts(model, body.get("prompt"))
+    if len(asked) * how.n > rows:
+        raise Refused(f"{len(asked)} prompts and {how.n} answers to each are more than the {rows} "
+                      "rows that may wait: send several requests", "n")
     longest = max(map(len, asked))
     if longest + how.tokens > context:
         raise Refused(f"{longest} tokens of prompt and {how.tokens} of answer are more than the "

@@ -43,7 +43,8 @@ class Reply:
 
         def entry(id: int, logprob: float) -> dict[str, Any]:
             word = self.word(id)
-            return {"token": word, "logprob": logprob, "bytes": list(word.encode())}
+            return {"token": word, "logprob": logprob, 
+                    "bytes": None if "\ufffd" in word else list(word.encode())}
 
         return {"content": [entry(x.id, x.logprob)
                             | {"top_logprobs": [entry(*pair) for pair in x.top.items()]}

@@ -24,8 +24,11 @@ class Spoken:
         if now.endswith("\ufffd") and not last:
             cut = self.known(now)
         if cut > self.end:
-            self.held += self.between(cut)[len(before):]
-            self.start, self.end = self.end, cut
+            new = self.between(cut)[len(before):]
+            self.held += new
+            if new:  # tokens without a text tell nothing of a space at the start of the next
+                self.start = self.end
+            self.end = cut
         met = [at for x in self.stops if (at := self.held.find(x)) >= 0]
         if met:
             return self.held[: min(met)], True
