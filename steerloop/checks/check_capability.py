@@ -14,7 +14,7 @@ from steerloop.config import Config
 from steerloop.harness.items import COLUMNS, table
 from steerloop.report import capability, finish, run_table
 from steerloop.report.capability import changes, gain
-from steerloop.report.pages import write_pages
+from steerloop.report.pages.folder import write_pages
 from steerloop.report.stats import agresti_min
 from steerloop.report.verdicts import NAMES, verdicts
 from steerloop.score.__main__ import main as command
@@ -139,7 +139,7 @@ def check_a_run_without_tasks_says_nothing_of_them(tmp_path):
     (older / "config.json").write_text(json.dumps({"config": old}))
     assert finish(older) == said
     for at in (run, older):
-        write_pages(at)
+        write_pages(at, "ended")
         for name in ("verdicts.md", "summary.json"):
             assert "asks" not in (at / name).read_text()
     assert "Tasks" not in pl.read_parquet(run.parent / "ledger.parquet").columns

@@ -8,8 +8,8 @@ import pytest
 
 from steerloop.checks.synthetic import ITEMS, answers
 from steerloop.config import Config
-from steerloop.evidence.bounds import Bounds, doubts
-from steerloop.report.coherence import canaries, coherence, coherent, side_by_side
+from steerloop.evidence.bounds import Bounds
+from steerloop.report.coherence import canaries, coherence, coherent, doubts, side_by_side
 
 CFG = Config()
 N = 48
@@ -59,14 +59,14 @@ def check_a_low_base_is_its_own_measure():
     low = [pl.DataFrame(), *frames(kept=0.5)[1:]]
     half = [pl.DataFrame(), *frames(kept=0.25)[1:]]
     assert coherence(low, low, 3.0) == 1 and coherence(half, low, 3.0) == pytest.approx(0.5)
-    assert "50%" in doubts(low, CFG) and "--coh_floor" in doubts(low, CFG)
-    assert doubts(frames(), CFG) == ""
+    assert "50%" in doubts(low, vars(CFG)) and "--coh_floor" in doubts(low, vars(CFG))
+    assert doubts(frames(), vars(CFG)) == ""
 
 
 def check_without_a_canary_nothing_is_known_and_it_is_said():
     none = [pl.DataFrame(), ITEMS, pl.DataFrame()]
     assert math.isnan(coherence(none, none, 3.0)) and coherent(none, none, asdict(CFG))[2] == 0
-    assert "no canary" in doubts(none, CFG) and Bounds(CFG, none).holds(none)
+    assert "no canary" in doubts(none, vars(CFG)) and Bounds(CFG, none).holds(none)
 
 
 def check_states_are_held_side_by_side_by_one_canary():

@@ -13,9 +13,11 @@ from steerloop.checks.browser import visit
 from steerloop.checks.synthetic import tilted, write_run
 from steerloop.report import after_round, finish
 from steerloop.report.__main__ import main
-from steerloop.report.figures import spread
-from steerloop.report.markup import embedded, from_markdown
-from steerloop.report.pages import figures, write_pages
+from steerloop.report.pages.figures import spread
+from steerloop.report.pages.folder import write_pages
+from steerloop.report.pages.frame import embedded
+from steerloop.report.pages.markup import from_markdown
+from steerloop.report.pages.overview import figures
 from steerloop.report.run import scored_elsewhere, states
 
 NASTY = ('</textarea></script><script>document.title="pwned"; console.log("pwned")</script>'
@@ -96,7 +98,7 @@ def check_one_file_alone_is_a_whole_page(run, tmp_path):
     page, console = visit(alone)
     assert console == [] and len(page.find("path", "point")) == 16
     assert "refresh" not in [a.get("http-equiv") for _, a, _ in page.elements]
-    write_pages(run)
+    write_pages(run, "ended")
     (shared,) = run.parent.glob("plotly-*")
     shared.unlink()
     page, _ = visit(run / "map.html")

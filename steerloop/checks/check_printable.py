@@ -12,7 +12,8 @@ import pytest
 from steerloop.checks.browser import visit
 from steerloop.checks.synthetic import judged, tilted, write_run
 from steerloop.report import finish
-from steerloop.report.markup import from_markdown, page, shared_script
+from steerloop.report.pages.frame import page, shared_script
+from steerloop.report.pages.markup import from_markdown
 from steerloop.report.text import code, inline, markdown
 from steerloop.texts.printable import printable
 
@@ -157,8 +158,8 @@ def check_only_the_scripts_a_page_was_written_with_run(tmp_path):
     path, mark = tmp_path / "one/x.html", 'document.body.dataset.sibling = "ran"'
     (tmp_path / "one/sibling.js").write_text(mark)
     (tmp_path / "near.js").write_text(mark)
-    figure = {"map": {"data": [{"type": "scatter", "x": [0, 1], "y": [0, 1], "mode": "markers"}],
-                      "layout": {}}}
+    figure = {"figures": {"map": {"data": [{"type": "scatter", "x": [0, 1], "y": [0, 1],
+                                            "mode": "markers"}], "layout": {}}}}
     script = f"../{shared_script(tmp_path)}"
     place = '<div class="plot" id="map"></div>'
     bad = ('<script src="sibling.js"></script><script src="../near.js"></script>'
@@ -166,15 +167,15 @@ def check_only_the_scripts_a_page_was_written_with_run(tmp_path):
            f'<img src="data:x" onerror=\'{mark}\'><a href="javascript:{mark}">x</a>'
            '<base href="http://x/"><object data="sibling.js"></object>')
     for address, kind in ((script, "nonce-"), (None, "sha256-")):
-        text = page("t", place, figure, address, live=False)
+        text = page("t", place, figure, ["charts.js"], address)
         policy = re.search(r'script-src ([^;]*);', text)[1]
         assert "file:" not in policy and "unsafe" not in policy and "self" not in policy
-        assert policy.count("'") == 4 and kind in policy and "*" not in policy
+        assert policy.count("'") == 6 and kind in policy and "*" not in policy
         path.write_text(text.replace(place, place + bad))
         seen, console = visit(path)
         assert not any("data-sibling" in a for _, a, _ in seen.elements)
         assert len(seen.find("path", "point")) == 2 and len(console) >= 5  # each is refused aloud
-    texts = [page("t", place + x, figure, script, live=False) for x in ("", "a", "b", "")]
+    texts = [page("t", place + x, figure, ["charts.js"], script) for x in ("", "a", "b", "")]
     nonces = [re.search("nonce-([^']*)", x)[1] for x in texts]
     assert len(set(nonces)) == 3 and nonces[0] == nonces[3]  # a page cannot know its own
 

@@ -17,7 +17,7 @@ from steerloop.checks.synthetic import ITEMS, compare, write_run
 from steerloop.report import estimates, finish, measures, run_table, survival
 from steerloop.report.against import OFF_AXIS, centred
 from steerloop.report.ledger import ledger
-from steerloop.report.pages import write_pages
+from steerloop.report.pages.folder import write_pages
 from steerloop.report.stats import agresti_min, averages, estimate, wilson
 from steerloop.report.summary import best_round
 from steerloop.report.text import markdown
@@ -364,7 +364,7 @@ def check_folders_of_older_versions_are_read(tmp_path):
         (run / "verdicts.md").rename(run / "gates.md")
         assert run_table(run) == table and len(summary["gates"]) == 5
         assert ledger(tmp_path).filter(run=name).equals(now)
-        write_pages(run)
+        write_pages(run, "ended")
         pages = ((run / "report.html").read_text(), report.replace("verdicts.md", "gates.md"))
         assert len({re.sub(r"nonce[-=][^' ]+", "", x) for x in pages}) == 1
         finish(run)

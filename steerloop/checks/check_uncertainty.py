@@ -19,7 +19,7 @@ from steerloop.checks.synthetic import (
 from steerloop.report import finish
 from steerloop.report.__main__ import main
 from steerloop.report.estimates import information
-from steerloop.report.pages import judged as on_pages
+from steerloop.report.pages.site import judged as on_pages
 from steerloop.report.rivals import PPL
 from steerloop.report.run import beaten, gains, states
 from steerloop.report.stats import averages

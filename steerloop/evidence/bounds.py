@@ -9,7 +9,7 @@ from loguru import logger
 
 from steerloop import UserError
 from steerloop.config import Config
-from steerloop.report.coherence import canaries, coherent
+from steerloop.report.coherence import coherent
 from steerloop.report.text import interval
 from steerloop.report.trait import Frames
 
@@ -20,18 +20,6 @@ FAR, TINY = math.log(1e6), 1e-12
 def floor_of(cfg: Config) -> float:
     """The share of the base's coherence below which a student is not taken on."""
     return 1 - cfg.coh_drop
-
-
-def doubts(base: Frames, cfg: Config) -> str:
-    """What is wrong with the canaries of coherence on this base; '' if nothing is."""
-    known = canaries(base, cfg.ppl_factor)
-    if not known:
-        return ("no canary of coherence is valid on this base, so the loop cannot stop by itself: "
-                "read its answers (docs/spec.md)")
-    if "kept" in known and (share := known["kept"](base).mean()) < cfg.coh_floor:
-        return (f"the filter keeps {share:.0%} of the base's own free answers, less than "
-                f"--coh_floor {cfg.coh_floor:g}: what it says of students is as doubtful")
-    return ""
 
 
 class Bounds:

@@ -18,7 +18,7 @@ from torch import Tensor
 from steerloop import report
 from steerloop.config import Config
 from steerloop.evaluate import evaluate
-from steerloop.evidence.bounds import doubts, floor_of
+from steerloop.evidence.bounds import floor_of
 from steerloop.evidence.diary import diary, examples
 from steerloop.evidence.lengths import check_lengths
 from steerloop.evidence.live import Live
@@ -29,6 +29,7 @@ from steerloop.kernels.spectral import cosine
 from steerloop.loading.hub import locate, public_name
 from steerloop.model import Model
 from steerloop.readouts.states import Vector
+from steerloop.report.coherence import doubts
 from steerloop.report.sight import PASS, UNSPECIFIC, judged, verdict
 from steerloop.report.text import markdown
 from steerloop.report.trait import asks, unasked
@@ -144,7 +145,7 @@ class Journal(Recorder):
         limit = self.folder.once(layout.LIMIT, stage, *args)
         self.folder.once(layout.PLANTED, planted, self.model, self.data, self.cfg, limit)
         self.folder.event("start", floor=floor_of(self.cfg), ppl_limit=limit)
-        if faults := doubts(self.base, self.cfg):
+        if faults := doubts(self.base, vars(self.cfg)):
             logger.warning(faults)
         return limit
 

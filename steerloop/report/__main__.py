@@ -16,7 +16,7 @@ from steerloop.cli.options import Parser, path
 from steerloop.report import finish, ledger_table, run_table
 from steerloop.report.arms import across_seeds, repeated
 from steerloop.report.compare import NAMES, compare_runs
-from steerloop.report.pages import write_pages
+from steerloop.report.pages.folder import write_pages
 from steerloop.report.run import events, scored_elsewhere
 from steerloop.runfolder import layout
 from steerloop.runfolder.files import check_complete, ending, read_document, verify
@@ -38,10 +38,12 @@ def rebuild(run: Path, single: bool, scores: list[Path]) -> None:
     check_complete(run)
     if not any(e["stage"] == "evaluate" for e in events(run)):
         raise UserError(f"{run} has measured nothing yet: there is nothing to show")
+    ended = bool(ending(run))
     if healed(run):
-        finish(run, single, bool(ending(run)))
+        finish(run, single, ended)
     if scores or not healed(run):
-        write_pages(run, single=single, beside=scored_elsewhere(run, scores))
+        status = "ended" if ended else "cut short"
+        write_pages(run, status, single, beside=scored_elsewhere(run, scores))
 
 
 def parse(argv: list[str]) -> Namespace:

@@ -62,6 +62,18 @@ def canaries(base: Frames, factor: float) -> dict[str, Terms]:
     return {k: f for k, f in found.items() if f(base).mean() > 0}
 
 
+def doubts(base: Frames, cfg: dict[str, Any]) -> str:
+    """What is wrong with the canaries on this base; '' if nothing is."""
+    known = canaries(base, cfg["ppl_factor"])
+    if not known:
+        return ("no canary of coherence is valid on this base, so the loop cannot stop by itself: "
+                "read its answers (docs/spec.md)")
+    if "kept" in known and (share := known["kept"](base).mean()) < cfg["coh_floor"]:
+        return (f"the filter keeps {share:.0%} of the base's own free answers, less than "
+                f"--coh_floor {cfg['coh_floor']:g}: what it says of students is as doubtful")
+    return ""
+
+
 def least(now: Frames, base: Frames, factor: float) -> tuple[str, np.ndarray, np.ndarray]:
     """The canary that sang last, and its values per item for the state and for base; '' where none
     is valid."""

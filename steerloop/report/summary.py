@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from steerloop.report.ledger import ARM, MIXED, update_ledger
-from steerloop.report.pages import write_pages
+from steerloop.report.pages.folder import write_pages
 from steerloop.report.run import (
     axis_of,
     beaten,
@@ -80,7 +80,7 @@ def after_round(run: Path, round: int) -> str:
     """Judge the run as it stands, rewrite its pages, and return the round's table."""
     measured = states(run)
     write_verdicts(run, measured)
-    write_pages(run, live=True, measured=measured)
+    write_pages(run, "running", measured=measured)
     return round_table(run, round, measured)
 
 
@@ -90,7 +90,7 @@ def finish(run: Path, single: bool = False, end: bool = True) -> str:
     measured = states(run)
     judged = write_verdicts(run, measured)
     summary = summarise(run, judged, measured) | {"ended": end}
-    write_pages(run, single=single, measured=measured)
+    write_pages(run, "ended" if end else "cut short", single, measured)
     update_ledger(run, summary)
     text = sealed(summary)  # written last: a run that was killed before has not ended
     write_whole(run / layout.SUMMARY, lambda path: path.write_text(text, encoding="utf-8"))

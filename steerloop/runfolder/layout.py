@@ -17,6 +17,11 @@ GATES = "gates.md"  # what verdicts.md was called once, and "gates" its key in s
 DIARY = "diary.md"
 MAP = "map.html"
 REPORT = "report.html"
+TRAINING = "training.html"
+BROWSER = "completions.html"
+DIARY_PAGE = "diary.html"
+VERDICTS_PAGE = "verdicts.html"
+PAGES = (REPORT, MAP, TRAINING, BROWSER, DIARY_PAGE, VERDICTS_PAGE)
 EXPORTS = "exports"  # what was exported without --out
 BUNDLE = "bundle.tar.gz"  # among them
 
@@ -27,6 +32,8 @@ SEVERAL = ("guide", "vector")  # knobs that may name several files (texts/parts.
 
 # Beside the run folders:
 LEDGER = "ledger.parquet"
+INDEX = "index.html"
+COMPARISON = "compare-{}.html"  # by a hash of the names of its runs
 SCRIPT = "plotly-{}.min.js"  # by its version
 
 # What a bundle takes along, as globs below the run folder.

@@ -1,26 +1,24 @@
-"""map.html and report.html of a run, made from its folder alone and rewritten after every round."""
+"""map.html and report.html: where a run went, and what was measured."""
 
 import json
 import math
-from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from steerloop.report.diary import prompts, read_diary, said, write_diary
-from steerloop.report.figures import STEPS, Titles, map_figure, rounds_figure, went
-from steerloop.report.markup import from_markdown, page, shared_script, table
+from steerloop.report.diary import prompts, read_diary, said
+from steerloop.report.pages.figures import STEPS, Titles, map_figure, rounds_figure, went
+from steerloop.report.pages.frame import page
+from steerloop.report.pages.markup import from_markdown, table
+from steerloop.report.pages.site import Status, masthead, sections, verdict_lines
 from steerloop.report.run import (
     axis_of,
     events,
     headline_of,
     last_by_round,
     rows_of,
-    sight_of,
-    states,
-    steered_by,
     word_of,
 )
 from steerloop.report.text import interval
@@ -32,25 +30,16 @@ KEPT, DROPPED = 4, 3  # examples of a round: kept ones, and dropped ones for eac
 SCORES = ("dose", "ppl", "repeat", "echo", "loop", "zip")
 
 
-def write_pages(
-    run: Path, live: bool = False, single: bool = False,
-    measured: list[dict[str, Any]] | None = None, beside: Sequence[dict[str, Any]] = (),
+def write_overview(
+    run: Path, shown: list[dict[str, Any]], plotly: str | None, status: Status
 ) -> None:
-    """Write map.html, report.html and diary.md of a run with at least one measured state;
-    `measured` are its `states`, if known, and those `beside` them were measured elsewhere.
-
-    `live`: the run goes on, so pages look for newer ones. `single`: plotly's script goes into each
-    page, which can then be sent alone; else both load the one beside the run folders.
-    """
-    measured = measured or states(run)
-    shared = None if single else shared_script(run.parent)
-    script = shared and f"../{shared}"
-    write_diary(run, measured)
-    head, shown = header(run, measured, live), [*measured, *beside]
-    shapes = figures(run, shown)
-    for name, body in ((layout.MAP, head + charts(run, shown)),
-                       (layout.REPORT, head + charts(run, shown) + report(run, shown))):
-        text = page(f"{Path(name).stem}: {run.name}", body, shapes, script, live)
+    """Write map.html and report.html; `shown` are measured states, `plotly` is of `page`."""
+    shapes, said = {"figures": figures(run, shown)}, told(run, shown)
+    for name, body in ((layout.MAP, charts(run, shown)),
+                       (layout.REPORT, charts(run, shown) + report(run, shown))):
+        whole = masthead(run, name, status, said) + body
+        text = page(f"{Path(name).stem}: {run.name}", whole, shapes, ["charts.js"], plotly,
+                    status == "running")
         write_whole(run / name, lambda path, text=text: path.write_text(text, encoding="utf-8"))
 
 
@@ -104,43 +93,6 @@ def told(run: Path, measured: list[dict[str, Any]]) -> str:
             f"{word}: Δ{down} {interval(x)}, Δ{up} {interval(y)} nats. {coherence}")
 
 
-def header(run: Path, measured: list[dict[str, Any]], live: bool) -> str:
-    """Name, state and outcome of a run, and where its pages are."""
-    cfg, rounds = read_config(run), sum(e["state"] == "healed" for e in measured)
-    taus = [f"{e['tau']:.3g}" for e in last_by_round(run, "heal").values()]
-    tau = ", ".join(dict.fromkeys(taus)) or "not set yet"
-    arm = (f"{Path(cfg['model']).name} · {cfg['barrier']} to {cfg['ref']} · λ {cfg['lam']:g} · "
-           f"τ {tau} · seed {cfg['seed']}")
-    arm = " · ".join(x for x in (arm, steered_by(run)) if x)
-    state = f"{rounds} of {cfg['rounds']} rounds" + (
-        ": running, this page follows it" if live else "")
-    links = "".join(f'<a href="{x}">{x}</a>' for x in (
-        layout.MAP, layout.REPORT, layout.DIARY, layout.verdicts(run).name))
-    chips = "".join(
-        f'<span class="chip">{escape(x["question"].split(":")[0])} '
-        f'<b class="{escape(x["verdict"])}">{escape(x["verdict"])}</b></span>'
-        for x in judged(run))
-    doubt = sight_of(run).get("why", "")
-    loud = f'<p class="loud">{escape(f"{word_of(run)}: {doubt}")}</p>' if doubt else ""
-    return (f"<header><h1>{escape(run.name)}</h1>{loud}"
-            f'<div class="quiet">{escape(arm)} · {escape(state)}</div><nav>{links}</nav>'
-            f'<p class="lead">{escape(told(run, measured))}</p>'
-            f'<div class="chips">{chips}</div></header>')
-
-
-def verdict_lines(run: Path) -> list[str]:
-    """The lines of verdicts.md; none before the first round is through."""
-    path = layout.verdicts(run)
-    return path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
-
-
-def judged(run: Path) -> list[dict[str, str]]:
-    """Question and verdict as verdicts.md has them; none before the first round is through."""
-    cells = [[x.strip() for x in line.strip("|").split("|")] for line in verdict_lines(run)
-             if line.startswith(("| U", "| Dose", "| Tasks:"))]
-    return [{"question": x[0], "verdict": x[1]} for x in cells]
-
-
 def charts(run: Path, measured: list[dict[str, Any]]) -> str:
     """The two figures and what they show, in words."""
     down, up = axis_of(run)
@@ -164,17 +116,13 @@ in the same blocks.</figcaption></figure>
 def report(run: Path, measured: list[dict[str, Any]]) -> str:
     """All of report.html below the figures."""
     lines = verdict_lines(run) or ["No round has been judged yet."]
-    parts = {
+    return sections({
         "Every measured state": table(rows_of(measured, word_of(run))),
         "Verdicts": from_markdown("\n".join(x for x in lines if not x.startswith("# "))),
         "The same prompts, side by side": answers(run),
         "Kept and dropped": examples(run),
         "Settings and versions": settings(run),
-    }
-    ids = {name: name.split(",")[0].lower().replace(" ", "-") for name in parts}
-    links = "".join(f'<a href="#{x}">{escape(name)}</a>' for name, x in ids.items())
-    return f"<nav>{links}</nav>" + "".join(
-        f'<section id="{ids[k]}"><h2>{escape(k)}</h2>{v}</section>' for k, v in parts.items())
+    })
 
 
 def answers(run: Path) -> str:

@@ -1,0 +1,27 @@
+"""All pages of a run, made from its folder alone and rewritten after every round."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from steerloop.report.diary import write_diary
+from steerloop.report.pages.frame import shared_script
+from steerloop.report.pages.overview import write_overview
+from steerloop.report.pages.site import Status
+from steerloop.report.run import states
+
+
+def write_pages(
+    run: Path, status: Status, single: bool = False,
+    measured: list[dict[str, Any]] | None = None, beside: Sequence[dict[str, Any]] = (),
+) -> None:
+    """Write the pages and diary.md of a run with at least one measured state; `measured` are its
+    `states`, if known, and those `beside` them were measured elsewhere.
+
+    Those of a run that is running look for newer ones. `single`: plotly's script goes into each
+    page with its charts, which can then be sent alone; else they load the one beside the runs.
+    """
+    measured = measured or states(run)
+    shared = None if single else shared_script(run.parent)
+    write_diary(run, measured)
+    write_overview(run, [*measured, *beside], shared and f"../{shared}", status)

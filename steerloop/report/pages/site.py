@@ -1,0 +1,120 @@
+"""What all pages of a run share: its name, what is wrong with it, its state, and the way between
+pages."""
+
+import re
+from html import escape
+from pathlib import Path
+from typing import Literal
+
+from steerloop.report.coherence import doubts
+from steerloop.report.healing import FIRES
+from steerloop.report.run import events, frames_of, last_by_round, sight_of, steered_by
+from steerloop.report.sight import BLIND, UNSPECIFIC
+from steerloop.report.verdicts import NAMES
+from steerloop.runfolder import layout
+from steerloop.runfolder.files import read_config
+
+WORDS = {  # of the links, in order
+    layout.REPORT: "overview", layout.TRAINING: "training", layout.BROWSER: "completions",
+    layout.DIARY_PAGE: "same prompts", layout.VERDICTS_PAGE: "verdicts", layout.MAP: "map",
+}
+SIGHT = {BLIND: "No readout sees the trait, so nothing here is a measure of it",
+         UNSPECIFIC: "The vector is unspecific, so nothing here is a measure of the trait"}
+INERT = "inert barrier"
+NAMED = re.compile(r"^- \*\*(.+?)\*\*: (.+)$")
+Fault = tuple[str, str]  # what is wrong, and why
+Status = Literal["running", "ended", "cut short"]  # of a run
+
+
+def faults(run: Path, status: Status) -> list[Fault]:
+    """What is wrong with a run, worst first: with its instruments, its base, its barrier; what its
+    verdicts call by a name; an end that did not come."""
+    found, sight, cfg = [], sight_of(run), read_config(run)
+    if sight.get("why"):
+        found.append((SIGHT.get(sight["verdict"], f"U0 {sight['verdict']}"), sight["why"]))
+    if layout.said(run, 0, layout.BASE).exists() and (
+            doubt := doubts(frames_of(run, 0, layout.BASE), cfg)):
+        found.append(("The base is no measure of coherence", doubt))
+    heals = last_by_round(run, layout.HEAL).values()
+    if cfg["barrier"].startswith("kl") and heals and max(e["active"] for e in heals) < FIRES:
+        shares = ", ".join(f"{e['active']:.1%}" for e in heals)
+        found.append(("The barrier is inert", f"rows over τ, by round: {shares}. "
+                      + NAMES[INERT].partition(": ")[2]))
+    found += [(name[0].upper() + name[1:], said) for name, said in named(run) if name != INERT]
+    if status == "cut short":
+        found.append(("This run has not come to its end",
+                      f"python -m steerloop.train --resume {run} goes on"))
+    return found
+
+
+def named(run: Path) -> list[Fault]:
+    """What verdicts.md calls by a name; nothing before the first round is through."""
+    return [m.groups() for line in verdict_lines(run) if (m := NAMED.match(line))
+            and m[1] in NAMES]
+
+
+def verdict_lines(run: Path) -> list[str]:
+    """The lines of verdicts.md; none before the first round is through."""
+    path = layout.verdicts(run)
+    return path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+
+
+def judged(run: Path) -> list[dict[str, str]]:
+    """Question and verdict as verdicts.md has them; none before the first round is through."""
+    cells = [[x.strip() for x in line.strip("|").split("|")] for line in verdict_lines(run)
+             if line.startswith(("| U", "| Dose", "| Tasks:"))]
+    return [{"question": x[0], "verdict": x[1]} for x in cells]
+
+
+def arm(run: Path) -> str:
+    """What was run, in a line."""
+    cfg = read_config(run)
+    taus = [f"{e['tau']:.3g}" for e in last_by_round(run, layout.HEAL).values()]
+    tau = ", ".join(dict.fromkeys(taus)) or "not set yet"
+    said = (f"{Path(cfg['model']).name} · {cfg['barrier']} to {cfg['ref']} · λ {cfg['lam']:g} · "
+            f"τ {tau} · seed {cfg['seed']}")
+    return " · ".join(x for x in (said, steered_by(run)) if x)
+
+
+def progress(run: Path, status: Status) -> str:
+    """How far a run is."""
+    healed = sum(e["stage"] == "evaluate" and e["state"] == layout.HEALED for e in events(run))
+    return f"{healed} of {read_config(run)['rounds']} rounds" + (
+        ": running, this page follows it" if status == "running" else "")
+
+
+def masthead(run: Path, here: str, status: Status, lead: str = "") -> str:
+    """The top of a page of a run: name, what is wrong, state, where else to look (`here` is this
+    page), `lead` and verdicts."""
+    wrong = "".join(f"<li><b>{escape(what)}.</b> {escape(why)}</li>"
+                    for what, why in faults(run, status))
+    banner = f'<ul class="wrong" role="alert">{wrong}</ul>' if wrong else ""
+    links = "".join(link(name, word, name == here) for name, word in WORDS.items())
+    chips = "".join(
+        f'<a class="chip" href="{layout.VERDICTS_PAGE}#{anchor(x["question"])}">'
+        f'{escape(x["question"].split(":")[0])} '
+        f'<b class="{escape(x["verdict"])}">{escape(x["verdict"])}</b></a>' for x in judged(run))
+    lead = f'<p class="lead">{escape(lead)}</p>' if lead else ""
+    return (f"<header><h1>{escape(run.name)}</h1>"
+            f'<div class="quiet">{escape(arm(run))} · {escape(progress(run, status))}</div>{banner}'
+            f'<nav><a href="../{layout.INDEX}">all runs</a>{links}</nav>'
+            f'{lead}<div class="chips">{chips}</div></header>')
+
+
+def link(name: str, word: str, here: bool) -> str:
+    """A page by its word; the one that is looked at is none to follow."""
+    return f'<a aria-current="page">{word}</a>' if here else f'<a href="{name}">{word}</a>'
+
+
+def anchor(question: str) -> str:
+    """The id that a question has on the page of verdicts."""
+    return re.sub(r"[^a-z0-9]+", "-", question.split(":")[0].lower())
+
+
+def sections(parts: dict[str, str]) -> str:
+    """Heading → HTML as the sections of a page, below links to them."""
+    ids = {name: re.sub(r"[^a-z0-9]+", "-", name.split(",")[0].lower()) for name in parts}
+    links = "".join(f'<a href="#{x}">{escape(name)}</a>' for name, x in ids.items())
+    return f'<nav class="inner">{links}</nav>' + "".join(
+        f'<section id="{ids[k]}"><h2>{escape(k)}</h2>{v}</section>' for k, v in parts.items())
+
