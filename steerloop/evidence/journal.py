@@ -28,6 +28,7 @@ from steerloop.harness import capability, definitions
 from steerloop.kernels.spectral import cosine
 from steerloop.loading.hub import locate, public_name
 from steerloop.model import Model
+from steerloop.ranks import own
 from steerloop.readouts.states import Vector
 from steerloop.report.coherence import doubts
 from steerloop.report.sight import PASS, UNSPECIFIC, judged, verdict
@@ -162,6 +163,7 @@ class Journal(Recorder):
 
     def on_dose(self, stage: Callable[..., Any], *args: Any) -> Any:
         self.doses.append(self.keep([layout.DOSE, layout.CURVE], stage, *args))
+        self.show()
         if self.round == 0:
             self.sight = self.look()
             self.folder.event(layout.U0, **self.sight)
@@ -227,6 +229,7 @@ class Journal(Recorder):
         self.folder.event(
             "sample", round=self.round, c_star=c_star, kappa=kappa, curve=curve.to_dicts(),
             survival=report.survival(table), cos_first=cosine(vector, self.vectors[0]))
+        self.show()
         examples(self.model, self.data, self.cfg, table, self.round)
         self.taught_at = taught_at(self.cfg, kappa * c_star)
         self.measure(layout.STEERED, vector, self.taught_at,
@@ -242,6 +245,7 @@ class Journal(Recorder):
             round, run, round=round, rows=rows, model=public_name(locate(cfg.model))[0], r=cfg.r,
             alpha=cfg.alpha, targets=cfg.targets)
         self.folder.event("heal", round=round, **stats)
+        self.show()
         return stats, delta
 
     def with_steps(self, stage: Callable[..., Any], *args: Any) -> tuple[Any, ...]:
@@ -254,6 +258,8 @@ class Journal(Recorder):
 
     def show(self) -> None:
         """The page that follows what is under way is written anew."""
+        if own() == 0 and not self.folder.behind:
+            report.write_training(self.path, "running")
 
     def steps(self, table: pl.DataFrame) -> None:
         self.course = table

@@ -160,6 +160,12 @@ def of_all_rounds(run: Path, name: str) -> dict[int, Path]:
     return dict(sorted((int(x.parent.name), x) for x in there if x.parent.name.isdecimal()))
 
 
+def under_way(run: Path) -> dict[int, Path]:
+    """Round (from 0) → the steps so far of a heal that is under way, or was over a moment ago."""
+    there = run.glob("rounds/*/work/steps.parquet")
+    return {int(x.parts[-3]): x for x in there if x.parts[-3].isdecimal()}
+
+
 def run_of(path: Path) -> Path:
     """The run folder that a file of it, or of one of its rounds, lies in."""
     return path.parents[2] if path.parent.parent.name == "rounds" else path.parent

@@ -62,8 +62,10 @@ class Scale:
         if not self.log:
             return steps(self.low, self.high)
         powers = range(math.ceil(self.low), math.floor(self.high) + 1)
-        if len(powers) < 2:
-            return [10**x for x in steps(self.low, self.high, 3)]
+        if len(powers) < 3:
+            marks = [m * 10.0**x for x in range(powers.start - 1, powers.stop) for m in (1, 2, 5)]
+            inside = [x for x in marks if self.low <= math.log10(x) <= self.high]
+            return inside if len(inside) > 1 else [10**x for x in steps(self.low, self.high, 3)]
         every = math.ceil(len(powers) / TICKS)
         return [10.0**x for x in powers][::every]
 

@@ -8,6 +8,7 @@ from steerloop.report.diary import write_diary
 from steerloop.report.pages.frame import shared_script
 from steerloop.report.pages.overview import write_overview
 from steerloop.report.pages.site import Status
+from steerloop.report.pages.training import write_training
 from steerloop.report.run import states
 
 
@@ -25,3 +26,4 @@ def write_pages(
     shared = None if single else shared_script(run.parent)
     write_diary(run, measured)
     write_overview(run, [*measured, *beside], shared and f"../{shared}", status)
+    write_training(run, status)
