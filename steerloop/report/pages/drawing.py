@@ -14,10 +14,11 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 12, 26, 34  # what it keeps for labels
 TICKS = 4  # about so many on an axis
 LETTER = 6.2  # pixels of an average letter at the size of labels
 Colour = Literal["accent", "warm", "good", "bad", "open", "muted", "ink", "soft"]
-Values = Sequence[float | None]
+Number = int | float
+Values = Sequence[Number | None]
 
 
-def steps(low: float, high: float, about: int = TICKS) -> list[float]:
+def steps(low: Number, high: Number, about: int = TICKS) -> list[float]:
     """Round numbers (1, 2 or 5 times a power of ten) within a range."""
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
@@ -26,7 +27,7 @@ def steps(low: float, high: float, about: int = TICKS) -> list[float]:
     return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def number(value: float) -> str:
+def number(value: Number) -> str:
     """A number as a label: short, with a real minus sign."""
     size = abs(value)
     text = f"{value:.0e}" if size and not 1e-3 <= size < 1e5 else f"{value:.6g}"
@@ -48,10 +49,10 @@ class Scale:
         self.low -= 0.0 if flat and low == 0 else room
         self.high += 0.0 if flat and high == 0 else room
 
-    def _on(self, value: float) -> float:
-        return math.log10(value) if self.log else value
+    def _on(self, value: Number) -> float:
+        return math.log10(value) if self.log else float(value)
 
-    def share(self, value: float) -> float:
+    def share(self, value: Number) -> float:
         """Where a number lies: 0 at the low end, 1 at the high one."""
         if self.log and value <= 0:
             return 0.0
@@ -79,7 +80,7 @@ class Panel:
         self.width, self.height = width, height
         self.parts: list[str] = []
 
-    def at(self, x: float, y: float) -> tuple[float, float]:
+    def at(self, x: Number, y: Number) -> tuple[float, float]:
         """Pixels of a point."""
         right = LEFT + self.x.share(x) * (self.width - LEFT - RIGHT)
         down = self.height - BOTTOM - self.y.share(y) * (self.height - TOP - BOTTOM)
@@ -118,7 +119,7 @@ class Panel:
                 self.parts.append(f'<path class="line thin {colour}" d="M{right:.1f} {bottom:.1f}'
                                   f'L{right:.1f} {top:.1f}"/>')
 
-    def bars(self, edges: Sequence[tuple[float, float]], heights: Sequence[float],
+    def bars(self, edges: Sequence[tuple[Number, Number]], heights: Sequence[Number],
              colour: Colour = "soft", titles: Sequence[str] = ()) -> None:
         """Bars from the low end of the axis, each between two edges."""
         titles = titles or [""] * len(edges)
@@ -129,14 +130,14 @@ class Panel:
                               f'width="{max(right - left - 1, 1):.1f}" '
                               f'height="{max(floor - top, 0):.1f}">{said(title)}</rect>')
 
-    def level(self, y: float, text: str, colour: Colour = "bad") -> None:
+    def level(self, y: Number, text: str, colour: Colour = "bad") -> None:
         """A dashed line from side to side, and what it is."""
         _, down = self.at(0, y) if not self.x.log else self.at(1, y)
         self.parts.append(f'<path class="line thin dashed {colour}" d="M{LEFT} {down:.1f}'
                           f'H{self.width - RIGHT}"/>')
         self.label(self.width - RIGHT, down - 3, text, "end", colour)
 
-    def upright(self, x: float, text: str, colour: Colour = "muted") -> None:
+    def upright(self, x: Number, text: str, colour: Colour = "muted") -> None:
         """A dashed line from bottom to top, and what it is."""
         right, _ = self.at(x, 0) if not self.y.log else self.at(x, 1)
         self.parts.append(f'<path class="line thin dashed {colour}" d="M{right:.1f} {TOP}'
@@ -144,7 +145,7 @@ class Panel:
         far = right + 4 + LETTER * len(text) > self.width
         self.label(right + (-3 if far else 3), TOP + 10, text, "end" if far else "start", colour)
 
-    def label(self, x: float, y: float, text: str, anchor: str = "start",
+    def label(self, x: Number, y: Number, text: str, anchor: str = "start",
               colour: Colour = "muted") -> None:
         """A word at a place, in pixels."""
         self.parts.append(f'<text class="{colour}" x="{x:.1f}" y="{y:.1f}" '

@@ -11,7 +11,7 @@ from steerloop.runfolder import layout
 from steerloop.runfolder.files import read_table
 
 FIRST = 40  # worst tokens that are shown at once
-TAIL = 0.05  # at most so large a share of the tokens is called the tail
+TAIL = 0.1  # at most so large a share of the tokens is called the tail
 WORDS = {"base": "the base", "prev": "the student before this round"}
 BLANK = {"\n": "⏎", "\t": "⇥", " ": "␣"}  # how tokens of nothing else are shown
 
