@@ -22,7 +22,8 @@ function remember(id, open) {
 
 for (const [id, open] of Object.entries(remembered())) {
   const fold = document.getElementById(id);
-  if (fold && fold.tagName === "DETAILS") fold.open = open;
+  const asked = location.hash === `#${id}`;
+  if (fold && fold.tagName === "DETAILS" && !asked) fold.open = open;
 }
 for (const summary of document.querySelectorAll("details[id] > summary")) {
   summary.addEventListener("click", () => {

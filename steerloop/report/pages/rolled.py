@@ -27,7 +27,7 @@ def rolled(run: Path, target: float, round: int) -> str:
     rows = read_table(path)
     kls = rows["kl"].explode().drop_nulls().clip(lower_bound=LEAST).to_list()
     ys = Scale([*kls, target], log=True)
-    xs = Scale([1, max(1, rows["kl"].list.len().max() or 1)])
+    xs = Scale([1, rows["kl"].list.len().max() or 1], whole=True)
     figures = [picture(part, xs, ys, target) for part in rows.partition_by(
         "state", "times", maintain_order=True)]
     lines = [("alive", "accent", ""), ("loops or repeats", "bad", "dashed")]

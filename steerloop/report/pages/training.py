@@ -164,7 +164,7 @@ def panels(
     """A picture a measure, over the steps; of `before`, the round before, behind it."""
     pictures = []
     last = max(steps_of(cfg), now.steps.height, 0 if before is None else before.height)
-    xs = Scale([1, last])
+    xs = Scale([1, last], whole=True)
     starts = now.steps.filter(pl.col("epoch") > pl.col("epoch").shift(1))
     marked = starts.gather_every(ceil(max(1, starts.height) / MARKS))
     for name, (title, colour) in MEASURES.items():
