@@ -206,6 +206,24 @@ def check_text_cannot_break_out():
         "tr", "td", "td"]
 
 
+def check_the_page_of_prompts_has_every_answer(run):
+    """Base, then the last round, then the rounds before it, folded; whatever they say is text."""
+    finish(run)
+    page, console = visit(run / "diary.html")
+    assert console == [] and page.find("h2", "prompt") == [SEEN, "Why?"]
+    states = [a["data-state"] for tag, a, _ in page.elements if "data-state" in a]
+    assert states == ["base", "steered", "healed", "steered", "healed"] * 2
+    answers = page.find("div", "answer")
+    assert answers[0] == f"base 0 {SEEN}" and answers[1] == f"steered 1 {SEEN}"
+    assert answers[2] == f"healed 1 {SEEN} […]" and answers[4] == f"healed 0 {SEEN} […]"
+    assert answers[5] == f"base 0 {MARKUP}"
+    folds = page.find("details")
+    assert f"steered 0 {SEEN}" in folds[0] and f"steered 1 {SEEN}" not in "".join(folds)
+    assert "Δauthority -0." in folds[1] and not page.find("img") and not page.find("textarea")
+    quoted = [x for x in visit(run / "verdicts.html")[0].find("pre") if SEEN in x]
+    assert quoted, "verdicts quote completions"
+
+
 def check_the_diary_is_plain_to_read(run):
     finish(run)
     text = (run / "diary.md").read_text()

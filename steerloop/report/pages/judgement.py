@@ -2,6 +2,7 @@
 them are folded below it. Made of verdicts.md, which says the same."""
 
 import re
+from collections import Counter
 from html import escape
 from pathlib import Path
 
@@ -39,6 +40,17 @@ def reasons(top: str) -> list[tuple[str, str]]:
     return [(bare(x[0]), bare(x[2])) for x in rows[2:]]
 
 
+def counted(table: str) -> str:
+    """How many lines of evidence there are, and what they say."""
+    lines = [cells(x) for x in table.split("\n") if x.startswith("|")]
+    if len(lines) < 3:
+        return "no numbers"
+    head, _, *rows = lines
+    words = Counter(row[head.index("verdict")] or "only reported" for row in rows)
+    said = ", ".join(f"{n} {word}" for word, n in words.items())
+    return f"{len(rows)} number{'s' * (len(rows) != 1)}: {said}"
+
+
 def section(part: str, because: dict[str, str]) -> str:
     """A question: verdict and reason, then what is behind it."""
     head, _, rest = part.partition("\n")
@@ -46,8 +58,8 @@ def section(part: str, because: dict[str, str]) -> str:
     why = because.get(question, "")
     table, _, reading = rest.strip().partition("\n\n")
     said = f'<p class="lead">{escape(why)}</p>' if why else ""
-    folds = [("numbers", table), ("rows to read", reading)]
+    folds = [(counted(table), table), ("rows to read", reading)]
     return (f'<section id="{escape(anchor(question))}"><h2>{escape(question)} '
             f'<span class="{escape(word)}">{escape(word)}</span></h2>{said}' + "".join(
-                f"<details><summary>{name}</summary>{from_markdown(x)}</details>"
+                f"<details><summary>{escape(name)}</summary>{from_markdown(x)}</details>"
                 for name, x in folds if x.strip()) + "</section>")

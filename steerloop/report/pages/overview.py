@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 
+from steerloop.report.against import LEAST
 from steerloop.report.pages.frame import page
 from steerloop.report.pages.map import STEPS, Titles, map_figure, went
 from steerloop.report.pages.markup import table
@@ -83,6 +84,9 @@ def told(run: Path, measured: list[dict[str, Any]]) -> str:
         return (f"After {rounds}, {headline} moved towards {up} by {interval(last['headline'])} "
                 f"nats per token. {coherence}")
     x, y = (last["moved"][f"Δ{f}"] for f in (down, up))
+    if max(map(abs, (*x, *y))) < LEAST:
+        return (f"After {rounds}, answers moved by less than {LEAST:g} nats: Δ{down} "
+                f"{interval(x)}, Δ{up} {interval(y)}. {coherence}")
     times = math.exp(abs(x[0]))
     word = "rarer" if x[0] < 0 else "more frequent"
     return (f"After {rounds}, answers that call a wrong a matter of {down} are {times:.2f} times "

@@ -114,8 +114,8 @@ def heals(run: Path, cfg: dict[str, Any], status: Status) -> Drawn:
         else:
             word = "live" if status == "running" else "stopped"
             at = now.steps["epoch"][-1] + 1
-            said = (f'<b class="live">{word}</b> step {now.steps.height} of {total}, epoch {at} of '
-                    f"{cfg['epochs']}")
+            said = (f'<b class="live">{word}</b>: step {now.steps.height} of {total}, '
+                    f"epoch {at} of {cfg['epochs']}")
         pictures = panels(cfg, now, before and before.steps, scales, round)
         return f"<p>{said}</p>{pictures}"
 
@@ -190,9 +190,10 @@ def panels(
         pictures.append(f"<figure>{panel.svg()}</figure>")
     lines = [(f"round {round + 1}", "accent", "")]
     lines += [(f"round {round}, before it", "muted", "thin")] if before is not None else []
-    absent = "" if now.steps["a_row"].is_not_null().any() else (
-        " Without a barrier there is no A_row.")
+    pulls = {"nll": "without a barrier there is no A_row",
+             "spectral": "the barrier pulls at the norms of Δ"}.get(
+        cfg["barrier"], "A_row is the aggregate of a row's KLs to the reference, and the barrier "
+        "pulls at rows over τ")
     return (f'<div class="panels">{"".join(pictures)}</div>{legend(lines)}<p class="quiet">Each '
-            "point is an optimiser step; A_row is the aggregate of a row's KLs to the reference, "
-            "and the barrier pulls at rows over τ. Dashed uprights: an epoch begins, by its number."
-            f" Axes are the same in all rounds.{absent}</p>")
+            f"point is an optimiser step; {pulls}. Dashed uprights: an epoch begins, by its number."
+            " Axes are the same in all rounds.</p>")
