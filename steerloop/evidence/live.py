@@ -45,5 +45,5 @@ class Live:
 
     def write(self) -> None:
         """Keep all steps so far."""
-        if own() == 0:
+        if own() == 0 and self.rows:
             self.folder.table(self.name, pl.DataFrame(self.rows, STEPS))

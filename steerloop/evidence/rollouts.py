@@ -20,7 +20,7 @@ from steerloop.texts.faults import alive
 
 PROMPTS = 3  # of the loop, rolled out in each state and at each dose
 TIMES = (0.5, 1.0, 2.0, 4.0)  # doses, as multiples of c*
-LONG = 3  # times as long as the rollouts that c* was found on
+LONG = 2  # times as long as the rollouts that c* was found on
 
 
 def length(model: Model, prompts: list[str], cfg: Config) -> int:

@@ -1,5 +1,6 @@
 """Long rollouts: the KL of each token along each text, at every dose and of the student."""
 
+import math
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def rolled(run: Path, target: float, round: int) -> str:
     figures = [picture(part, xs, ys, target) for part in rows.partition_by(
         "state", "times", maintain_order=True)]
     lines = [("alive", "accent", ""), ("loops or repeats", "bad", "dashed")]
-    shown = [{"text of": named(x), "prompt": x["prompt"], "": word(x), "tokens": len(x["kl"]),
+    texts = [{"text of": named(x), "prompt": x["prompt"], "": word(x), "tokens": len(x["kl"]),
               "mean KL (nats)": mean(x["kl"]), "text": x["text"]} for x in rows.to_dicts()]
     return (f'<div class="panels">{"".join(figures)}</div>{legend(lines)}<p class="quiet">A line '
             f"is a rollout: faint the KL of each token, strong its mean over the last {WINDOW}. A "
@@ -40,7 +41,7 @@ def rolled(run: Path, target: float, round: int) -> str:
             "as it was before this round. The student: KL(student ‖ base) along what it says "
             f"unsteered. What is below {LEAST:g} nats is drawn there; all axes are the same. The "
             "dashed level is what the 95th percentile of tokens is brought to at c*.</p>"
-            f"<details><summary>{len(shown)} texts</summary>{table(shown)}</details>")
+            f"<details><summary>{len(texts)} texts</summary>{table(texts)}</details>")
 
 
 def picture(rows: pl.DataFrame, xs: Scale, ys: Scale, target: float) -> str:
@@ -49,9 +50,9 @@ def picture(rows: pl.DataFrame, xs: Scale, ys: Scale, target: float) -> str:
     panel = Panel(named(first), xs, ys, "token", height=TALL)
     for x in rows.to_dicts():
         at = range(1, len(x["kl"]) + 1)
-        runs = [max(LEAST, mean(x["kl"][max(0, i - WINDOW) : i])) for i in at]
+        runs = [shown(mean(x["kl"][max(0, i - WINDOW) : i])) for i in at]
         colour, dash, end = (("accent", "", "") if x["alive"] else ("bad", "dashed", "hollow"))
-        panel.line(at, [max(LEAST, y) for y in x["kl"]], colour, more="thin faint")
+        panel.line(at, [shown(y) for y in x["kl"]], colour, more="thin faint")
         panel.line(at, runs, colour, told(x), f"rollout {dash}")
         panel.dots(at[-1:], runs[-1:], colour, [told(x)], end)
     panel.level(target, f"target {target:g}", "ink")
@@ -60,6 +61,11 @@ def picture(rows: pl.DataFrame, xs: Scale, ys: Scale, target: float) -> str:
     said = (f"{rows['alive'].sum()} of {len(rows)} alive; KL of a token: 95th percentile "
             f"{p95:.3g}, mean {tokens.mean() or 0.0:.3g} nats")
     return f"<figure>{panel.svg()}<figcaption>{escape(said)}</figcaption></figure>"
+
+
+def shown(kl: float) -> float | None:
+    """Where a KL is drawn; nowhere where it is no number."""
+    return max(LEAST, kl) if math.isfinite(kl) else None
 
 
 def named(row: dict[str, Any]) -> str:
