@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from steerloop.report.diary import write_diary
+from steerloop.report.pages.browser import write_browser
 from steerloop.report.pages.frame import shared_script
 from steerloop.report.pages.overview import write_overview
 from steerloop.report.pages.site import Status
@@ -24,4 +25,5 @@ def write_pages(
     measured = measured or states(run)
     shared = None if single else shared_script(run.parent)
     write_diary(run, measured)
+    write_browser(run, status)
     write_overview(run, [*measured, *beside], shared and f"../{shared}", status)
