@@ -81,7 +81,9 @@ def check_the_report_draws_what_the_folder_says(run):
     assert answers[1] == f"steered 0 {SEEN}" and answers[4] == f"healed 1 {SEEN} […]"
     assert answers[5] == f"base 0 {MARKUP}"
     kept = [x for x in page.find("td", "text") if x == SEEN]
-    assert len(kept) == 2 * 2 * (4 + 3)  # prompt and text of kept and dropped ones, two rounds
+    assert len(kept) == 2 * (1 + 1)  # prompt and text of one kept and one that loops
+    assert [x for x in tables[2:4] if x.startswith("roundsampledkeptdropped: loops")] == [
+        "roundsampledkeptdropped: loops120164220164"]  # two rounds
     quoted = [x for x in page.find("pre") if SEEN in x]
     assert quoted, "verdicts.md quotes completions"
     assert not page.find("textarea") and "bold" not in page.find("b") and not page.find("img")
@@ -199,6 +201,8 @@ def check_the_figures_are_plotlys(run):
 
 def check_text_cannot_break_out():
     assert "<" not in embedded({"x": NASTY}) and json.loads(embedded([NASTY])) == [SEEN]
+    assert json.loads(embedded({"\x1b": ("\r\0", ["\x07", 1, None])})) == {
+        "\ufffd": ["\ufffd" * 2, ["\ufffd", 1, None]]}
     code = "\n".join(f"    {x}" for x in (NASTY + "\n\n" + MARKUP).splitlines())
     html = from_markdown(f"## Heading PASS\n\n{code}\n\n- **a**: b <i>\n\n| a | b |\n|---|---|\n"
                          "| x | <script> |")

@@ -2,7 +2,6 @@
 
 from html import escape
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import polars as pl
@@ -11,6 +10,7 @@ from steerloop.report.pages.markup import table
 from steerloop.report.run import last_by_round
 from steerloop.runfolder import layout
 from steerloop.runfolder.files import read_table
+from steerloop.texts.printable import printable
 
 OWN = "loop"  # what the run itself sampled
 SOURCES = {  # source → its tables' name, and what it is in words
@@ -61,7 +61,8 @@ def named(level: str) -> str:
 def address(round: int, row: int | None = None, **chosen: str) -> str:
     """The page of completions at a round (from 1), or at a row of it, filtered: see browser.py."""
     where = f"#round-{round}" + (f"-row-{row}" if row is not None else "")
-    return layout.BROWSER + where + "".join(f"&{k}={quote(x, '')}" for k, x in chosen.items())
+    said = {k: quote(printable(x), "") for k, x in chosen.items()}  # as the page has them
+    return layout.BROWSER + where + "".join(f"&{k}={x}" for k, x in said.items())
 
 
 def account(run: Path) -> str:
@@ -81,13 +82,14 @@ def account(run: Path) -> str:
 def counts(rows: pl.DataFrame, by: list[str], reasons: list[str]) -> str:
     """Numbers of rows as an HTML table, a line for each value of `by`."""
     col = pl.col
-    kinds = {"sampled": ({}, pl.lit(True)), "kept": ({"kept": "kept"}, col("keep")),
-             "trained on": ({"kept": "trained"}, col("train").fill_null(False))}
-    kinds |= {f"dropped: {x}": ({"reason": x}, col("reason") == x) for x in reasons}
-    names = list(kinds)
-    tests = [test.sum().alias(str(i)) for i, (_, test) in enumerate(kinds.values())]
+    kinds = {"sampled": ({}, pl.len()), "kept": ({"kept": "kept"}, col("keep").sum())}
+    if rows["train"].any():
+        kinds["trained on"] = {"kept": "trained"}, col("train").sum()
+    kinds |= {f"dropped: {x}": ({"reason": x}, (col("reason") == x).sum()) for x in reasons}
+    tests = [n.alias(str(i)) for i, (_, n) in enumerate(kinds.values())]
+    order = ["round"] + [col("level").cast(pl.Float64, strict=False)] * (len(by) > 1)
     lines = []
-    for line in rows.group_by(by, maintain_order=True).agg(tests).sort(by).iter_rows(named=True):
+    for line in rows.group_by(by).agg(tests).sort(order).iter_rows(named=True):
         at = {"dose": line["level"]} if line.get("level") else {}
         cells = [f"<td>{line['round']}</td>"]
         cells += [f"<td>{escape(named(line['level']))}</td>"] if "level" in by else []
@@ -97,7 +99,7 @@ def counts(rows: pl.DataFrame, by: list[str], reasons: list[str]) -> str:
                          '<td class="n">0</td>')
         lines.append(f"<tr>{''.join(cells)}</tr>")
     head = "".join(f"<th>{'dose' if x == 'level' else x}</th>" for x in by)
-    head += "".join(f'<th class="n">{escape(x)}</th>' for x in names)
+    head += "".join(f'<th class="n">{escape(x)}</th>' for x in kinds)
     return (f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
             f"<tbody>{''.join(lines)}</tbody></table></div>")
 
@@ -109,7 +111,6 @@ def examples(rows: pl.DataFrame) -> str:
     dropped = last.filter(~pl.col("keep")).group_by("reason", maintain_order=True)
     firsts = pl.concat([last.filter("keep").head(1), dropped.head(1).select(last.columns)])
     columns = [x for x in EXAMPLES if x in firsts.columns]
-    shown: list[dict[str, Any]] = [
-        {"filter": x["reason"] or "kept"} | {k: x[k] for k in (*columns, "prompt", "text")}
-        for x in firsts.to_dicts()]
+    why = pl.when("keep").then(pl.lit("kept")).otherwise(pl.col("reason").fill_null("dropped"))
+    shown = firsts.select(why.alias("filter"), *columns, "prompt", "text").to_dicts()
     return f'<h3>The first of each, round {last["round"][0]}</h3>{table(shown)}'

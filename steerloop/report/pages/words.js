@@ -3,6 +3,7 @@
 
 // A word with the blanks before it; a character of scripts without blanks between words; a mark.
 const WORD = /\s*(?:[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}\p{sc=Thai}]|[\p{L}\p{M}\p{N}_'’-]+|\S)|\s+$/gu;
+const SPACED = /^(?![\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}\p{sc=Thai}])[\p{L}\p{N}]/u;
 const MOST = 16e6; // pairs of words: some 50 ms and 32 MB
 
 function wordsOf(text) {
@@ -47,20 +48,20 @@ function differences(before, after) {
   return pieces.concat(now.slice(now.length - end).map((x) => ["same", x]));
 }
 
-// The pieces as nodes: neighbours of a kind in one element, the blanks before it outside of it.
+// The pieces as nodes: neighbours of a kind in one element, the blanks before it outside of it. A
+// first word has none before it, and gets one behind a word of the other text.
 function markedWords(pieces) {
   const nodes = [];
+  let last = ""; // character
   for (let i = 0; i < pieces.length;) {
     const [kind] = pieces[i];
     let text = "";
     for (; i < pieces.length && pieces[i][0] === kind; i++) text += pieces[i][1];
-    const bare = kind === "same" ? "" : text.trim();
-    if (!bare) {
-      nodes.push(text);
-    } else {
-      const at = text.indexOf(bare), close = nodes.at(-1) === "" && nodes.length > 1;
-      nodes.push(text.slice(0, at) || (close ? " " : ""), make(kind, {}, bare), text.slice(at + bare.length));
-    }
+    if (SPACED.test(last) && SPACED.test(text)) nodes.push(" ");
+    const bare = kind === "same" ? "" : text.trim(), at = text.indexOf(bare);
+    if (bare) nodes.push(text.slice(0, at), make(kind, {}, bare), text.slice(at + bare.length));
+    else nodes.push(text);
+    last = text.slice(-1);
   }
   return nodes;
 }
