@@ -82,8 +82,7 @@ def check_the_report_draws_what_the_folder_says(run):
     assert answers[5] == f"base 0 {MARKUP}"
     kept = [x for x in page.find("td", "text") if x == SEEN]
     assert len(kept) == 2 * (1 + 1)  # prompt and text of one kept and one that loops
-    assert [x for x in tables[2:4] if x.startswith("roundsampledkeptdropped: loops")] == [
-        "roundsampledkeptdropped: loops120164220164"]  # two rounds
+    assert "roundsampledkeptdropped: loops120164220164" in tables  # of 20 rows each, two rounds
     quoted = [x for x in page.find("pre") if SEEN in x]
     assert quoted, "verdicts.md quotes completions"
     assert not page.find("textarea") and "bold" not in page.find("b") and not page.find("img")
