@@ -220,7 +220,7 @@ def check_hostile_texts_are_texts(run):
     """In prompts, answers, reasons, options, hits and differences; folded texts open."""
     said, page = driven(run, """
     set({ find: "<script>" });
-    const folds = all(".fold"), before = folds.map(text), open = () => all(".folded").length;
+    const folds = all(".fold"), before = folds.map(text), open = () => all(".clamped").length;
     const was = open();
     set({ find: "" });
     const folded = open();

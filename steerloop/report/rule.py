@@ -20,7 +20,7 @@ CHANCE = 0.025  # what lies beyond either end of a 95 % interval by chance
 NOISE = "within noise"
 FEW = "too few rows: even a flawless result could be chance"
 NOTHING = "nothing to judge"
-UNMOVED = "the trait is not known to have moved: an untouched model would pass, too"
+UNMOVED = "the trait is not known to have moved enough: an untouched model would pass, too"
 MANY = 3  # lines that the reason of a verdict names; of more it says how many
 
 

@@ -18,10 +18,11 @@ from typing import Any
 
 import polars as pl
 
+from steerloop.report.against import LEAST
 from steerloop.report.capability import LESS, tasks_verdict
 from steerloop.report.course import course_verdict
 from steerloop.report.estimates import share
-from steerloop.report.healing import healing_verdict
+from steerloop.report.healing import PER_TOKEN, healing_verdict
 from steerloop.report.rule import EFFECT, Bound, Verdict
 from steerloop.report.run import events, sight_of, states
 from steerloop.report.sight import BLIND, OFF, PASS, SEES, UNSPECIFIC
@@ -31,7 +32,8 @@ from steerloop.runfolder.files import read_config, read_table, write_whole
 
 PLANTED, OWN, LABELLED = 0.9, 0.9, 0.8  # U1: least shares: of each planted kind, base's, labelled
 NAMES = {
-    "no trait": "the trait did not move",
+    "no trait": f"the trait moved by less than counts: {LEAST:g} nats of digits, {PER_TOKEN:g} "
+                "nats per token of another readout",
     "reversed": "the trait moved the wrong way",
     "one-sided": "its opposite became less likely, and the trait no more (against a control, "
                  "--multiples 0, compare tells what healing alone does)",

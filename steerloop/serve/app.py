@@ -20,6 +20,7 @@ from torch import Tensor
 
 from steerloop.kernels.decode import draws
 from steerloop.serve.engine import Engine, Full, Piece, Row
+from steerloop.serve.pages import run_pages
 from steerloop.serve.protocol import Ask, Refused, States, read_ask
 from steerloop.serve.replies import Reply
 from steerloop.serve.spoken import Spoken
@@ -251,14 +252,16 @@ def application(served: Served, hosts: list[str]) -> Starlette:
     async def other(request: Request, e: Exception) -> Response:
         status = e.status_code if isinstance(e, HTTPException) else 500
         said = f"{request.method} {request.url.path}: {getattr(e, 'detail', 'failed')}"
-        return refused(Refused(f"{said}; there are /v1/models, /v1/chat/completions, "
-                               "/v1/completions, and a page at /", status=status))
+        there = ("/v1/models, /v1/chat/completions, /v1/completions, a page at / and those of the "
+                 "run at /run")
+        return refused(Refused(f"{said}; there are {there}", status=status))
 
     routes = [
         Route("/v1/models", guarded(models)), Route("/v1/models/{name}", guarded(model)),
         Route("/v1/chat/completions", guarded(completions(True)), methods=["POST"]),
         Route("/v1/completions", guarded(completions(False)), methods=["POST"]),
         Route("/health", health), *(Route(x, page) for x in PAGES),
+        *run_pages(states.student.run, served.key),
     ]
     return Starlette(routes=routes, exception_handlers={HTTPException: other, Exception: other},
                      middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts)])

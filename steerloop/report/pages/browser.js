@@ -135,11 +135,11 @@ function labelled(label, text) {
   if (!long) return part;
   const button = make("button", { type: "button", class: "fold" });
   const fold = (shut) => {
-    said.classList.toggle("folded", shut);
+    said.classList.toggle("clamped", shut);
     button.textContent = `${shut ? "more" : "less"} of the ${label}`;
     button.setAttribute("aria-expanded", String(!shut));
   };
-  button.addEventListener("click", () => fold(!said.classList.contains("folded")));
+  button.addEventListener("click", () => fold(!said.classList.contains("clamped")));
   fold(said.querySelector("mark") === null);
   part.append(button);
   return part;

@@ -14,10 +14,11 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 12, 26, 34  # what it keeps for labels
 TICKS = 4  # about so many on an axis
 LETTER = 6.2  # pixels of an average letter at the size of labels
 Colour = Literal["accent", "warm", "good", "bad", "open", "muted", "ink", "soft"]
-Values = Sequence[float | None]
+Number = float | int
+Values = Sequence[Number | None]
 
 
-def steps(low: float, high: float, about: int = TICKS) -> list[float]:
+def steps(low: Number, high: Number, about: int = TICKS) -> list[Number]:
     """Round numbers (1, 2 or 5 times a power of ten) within a range."""
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
@@ -26,7 +27,7 @@ def steps(low: float, high: float, about: int = TICKS) -> list[float]:
     return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def number(value: float) -> str:
+def number(value: Number) -> str:
     """A number as a label: short, with a real minus sign."""
     size = abs(value)
     text = f"{value:.0e}" if size and not 1e-3 <= size < 1e5 else f"{value:.6g}"
@@ -34,33 +35,36 @@ def number(value: float) -> str:
 
 
 class Scale:
-    """Numbers → pixels along an axis. `log`: what is not above 0 lies at its low end."""
+    """Numbers → pixels along an axis. `log`: what is not above 0 lies at its low end; `zero` is on
+    it; `whole`: no number between two whole ones is written at it."""
 
-    def __init__(self, values: Values, log: bool = False, zero: bool = False) -> None:
-        self.log = log
+    def __init__(self, values: Values, log: bool = False, zero: bool = False,
+                 whole: bool = False) -> None:
+        self.log, self.whole = log, whole
         known = [x for x in values if x is not None and math.isfinite(x) and (x > 0 or not log)]
         low, high = (min(known), max(known)) if known else (0.1, 1.0)
         if zero:
             low, high = min(low, 0.0), max(high, 0.0)
         self.low, self.high = self._on(low), self._on(high)
-        room = (self.high - self.low) * 0.05 or abs(self.high) * 0.1 or 1.0
-        flat = zero and not log
+        far = self.high - self.low
+        room = far * 0.05 or abs(self.high) * 0.1 or 1.0
+        flat = zero and not log and far > 0  # a zero at an end is that end
         self.low -= 0.0 if flat and low == 0 else room
         self.high += 0.0 if flat and high == 0 else room
 
-    def _on(self, value: float) -> float:
+    def _on(self, value: Number) -> Number:
         return math.log10(value) if self.log else value
 
-    def share(self, value: float) -> float:
+    def share(self, value: Number) -> Number:
         """Where a number lies: 0 at the low end, 1 at the high one."""
         if self.log and value <= 0:
             return 0.0
         return (self._on(value) - self.low) / (self.high - self.low)
 
-    def ticks(self) -> list[float]:
+    def ticks(self) -> list[Number]:
         """Numbers to write at the axis."""
         if not self.log:
-            return steps(self.low, self.high)
+            return [x for x in steps(self.low, self.high) if not self.whole or x == int(x)]
         powers = range(math.ceil(self.low), math.floor(self.high) + 1)
         if len(powers) < 2:
             return [10**x for x in steps(self.low, self.high, 3)]
@@ -77,7 +81,7 @@ class Panel:
         self.width, self.height = width, height
         self.parts: list[str] = []
 
-    def at(self, x: float, y: float) -> tuple[float, float]:
+    def at(self, x: Number, y: Number) -> tuple[Number, Number]:
         """Pixels of a point."""
         right = LEFT + self.x.share(x) * (self.width - LEFT - RIGHT)
         down = self.height - BOTTOM - self.y.share(y) * (self.height - TOP - BOTTOM)
@@ -116,7 +120,7 @@ class Panel:
                 self.parts.append(f'<path class="line thin {colour}" d="M{right:.1f} {bottom:.1f}'
                                   f'L{right:.1f} {top:.1f}"/>')
 
-    def bars(self, edges: Sequence[tuple[float, float]], heights: Sequence[float],
+    def bars(self, edges: Sequence[tuple[Number, Number]], heights: Sequence[Number],
              colour: Colour = "soft", titles: Sequence[str] = ()) -> None:
         """Bars from the low end of the axis, each between two edges."""
         titles = titles or [""] * len(edges)
@@ -127,14 +131,14 @@ class Panel:
                               f'width="{max(right - left - 1, 1):.1f}" '
                               f'height="{max(floor - top, 0):.1f}">{said(title)}</rect>')
 
-    def level(self, y: float, text: str, colour: Colour = "bad") -> None:
+    def level(self, y: Number, text: str, colour: Colour = "bad") -> None:
         """A dashed line from side to side, and what it is."""
         _, down = self.at(0, y) if not self.x.log else self.at(1, y)
         self.parts.append(f'<path class="line thin dashed {colour}" d="M{LEFT} {down:.1f}'
                           f'H{self.width - RIGHT}"/>')
         self.label(self.width - RIGHT, down - 3, text, "end", colour)
 
-    def upright(self, x: float, text: str, colour: Colour = "muted") -> None:
+    def upright(self, x: Number, text: str, colour: Colour = "muted") -> None:
         """A dashed line from bottom to top, and what it is."""
         right, _ = self.at(x, 0) if not self.y.log else self.at(x, 1)
         self.parts.append(f'<path class="line thin dashed {colour}" d="M{right:.1f} {TOP}'
@@ -142,7 +146,7 @@ class Panel:
         far = right + 4 + LETTER * len(text) > self.width
         self.label(right + (-3 if far else 3), TOP + 10, text, "end" if far else "start", colour)
 
-    def label(self, x: float, y: float, text: str, anchor: str = "start",
+    def label(self, x: Number, y: Number, text: str, anchor: str = "start",
               colour: Colour = "muted") -> None:
         """A word at a place, in pixels."""
         self.parts.append(f'<text class="{colour}" x="{x:.1f}" y="{y:.1f}" '
@@ -167,7 +171,7 @@ class Panel:
         return drawn(self.title, self.width, self.height, "".join([head, *axes, *self.parts]))
 
     @staticmethod
-    def _any(scale: Scale) -> float:
+    def _any(scale: Scale) -> Number:
         return 10**scale.low if scale.log else scale.low
 
 
@@ -190,7 +194,7 @@ def legend(entries: Sequence[tuple[str, Colour, str]]) -> str:
 
 
 def dot_plot(title: str, unit: str, names: Sequence[str],
-             series: Sequence[tuple[str, Colour, Sequence[Sequence[float] | None]]]) -> str:
+             series: Sequence[tuple[str, Colour, Sequence[Sequence[Number] | None]]]) -> str:
     """Estimates with their intervals, a line a name: of each of the `series` (what it is, colour,
     a [estimate, low, high] a name, or None) a dot, one below the other."""
     values = [x for _, _, rows in series for row in rows if row for x in row]
@@ -199,7 +203,7 @@ def dot_plot(title: str, unit: str, names: Sequence[str],
     tall = gap * len(series) + 11
     height = TOP + tall * len(names) + BOTTOM
 
-    def at(value: float) -> float:
+    def at(value: Number) -> Number:
         return left + scale.share(value) * (WIDTH - left - RIGHT)
 
     parts = [f'<text class="head" x="0" y="12">{escape(title)}</text>']
@@ -227,14 +231,14 @@ def dot_plot(title: str, unit: str, names: Sequence[str],
     return drawn(title, WIDTH, height, "".join(parts))
 
 
-def sparkline(values: Sequence[Sequence[float]], title: str) -> str:
+def sparkline(values: Sequence[Sequence[Number]], title: str) -> str:
     """[estimate, low, high] by round, from 0 on, as a picture for a cell of a table; `title` says
     the numbers."""
     width, height = 96, 26
     ys = Scale([0.0, *(x for row in values for x in row)], zero=True)
     xs = [4 + i * (width - 8) / max(len(values), 1) for i in range(len(values) + 1)]
 
-    def down(value: float) -> float:
+    def down(value: Number) -> Number:
         return height - 3 - ys.share(value) * (height - 6)
 
     band = "".join(f'<path class="line thin soft" d="M{x:.1f} {down(low):.1f}V{down(high):.1f}"/>'

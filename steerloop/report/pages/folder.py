@@ -7,7 +7,9 @@ from typing import Any
 from steerloop.report.diary import write_diary
 from steerloop.report.pages.browser import write_browser
 from steerloop.report.pages.frame import shared_script
+from steerloop.report.pages.judgement import write_judgement
 from steerloop.report.pages.overview import write_overview
+from steerloop.report.pages.prompts import write_prompts
 from steerloop.report.pages.site import Status
 from steerloop.report.run import states
 
@@ -25,5 +27,7 @@ def write_pages(
     measured = measured or states(run)
     shared = None if single else shared_script(run.parent)
     write_diary(run, measured)
+    write_prompts(run, measured, status)
+    write_judgement(run, status)
     write_browser(run, status)
     write_overview(run, [*measured, *beside], shared and f"../{shared}", status)

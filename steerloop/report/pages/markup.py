@@ -16,18 +16,20 @@ def table(rows: list[dict[str, Any]]) -> str:
     if not rows:
         return '<p class="quiet">none</p>'
 
-    def cell(name: str, value: Any) -> str:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        text = f"{value:.3f}" if isinstance(value, float) else "" if value is None else str(value)
-        kind = "n" if number else "text" if name in LONG else text if text in (
-            "PASS", "FAIL", "OPEN") else "whole" if INTERVAL.match(text) else ""
-        return f'<td class="{kind}">{escape(text)}</td>'
-
     numeric = {k for k, v in rows[0].items() if isinstance(v, int | float)}
     head = "".join(f'<th class="{"n" if k in numeric else ""}">{escape(k)}</th>' for k in rows[0])
     body = "".join("<tr>" + "".join(cell(k, row[k]) for k in rows[0]) + "</tr>" for row in rows)
     return (f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
             f"<tbody>{body}</tbody></table></div>")
+
+
+def cell(name: str, value: Any, more: str = "") -> str:
+    """A cell of a column of this name; `more` are attributes."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    text = f"{value:.3f}" if isinstance(value, float) else "" if value is None else str(value)
+    kind = "n" if number else "text" if name in LONG else text if text in (
+        "PASS", "FAIL", "OPEN") else "whole" if INTERVAL.match(text) else ""
+    return f'<td class="{kind}"{more}>{escape(text)}</td>'
 
 
 def from_markdown(text: str, below: int = 1) -> str:
@@ -61,11 +63,16 @@ def block(lines: list[str], below: int) -> str:
                       bare(escape(first.lstrip("# "))))
         return f"<{tag}>{said}</{tag}>" + "".join(block(x, below) for x in [lines[1:]] if x)
     if first.startswith("|"):
-        rows = [[bare(x.strip()) for x in CELL.split(line)[1:-1]] for line in lines]
+        rows = [[bare(x) for x in cells(line)] for line in lines]
         return table([dict(zip(rows[0], row, strict=False)) for row in rows[2:]])
     if first.startswith("- "):
         return "<ul>" + "".join(f"<li>{bold(x[2:])}</li>" for x in lines) + "</ul>"
     return "<p>" + bold("\n".join(lines)) + "</p>"
+
+
+def cells(line: str) -> list[str]:
+    """The cells of a line of a table, as they are written."""
+    return [x.strip() for x in CELL.split(line)[1:-1]]
 
 
 def bold(text: str) -> str:

@@ -6,24 +6,24 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from steerloop.report.diary import prompts, read_diary, said
+from steerloop.report.against import LEAST
 from steerloop.report.pages.completions import account
-from steerloop.report.pages.figures import STEPS, Titles, map_figure, rounds_figure, went
 from steerloop.report.pages.frame import page
-from steerloop.report.pages.markup import from_markdown, table
-from steerloop.report.pages.site import Status, masthead, sections, verdict_lines
+from steerloop.report.pages.map import STEPS, Titles, map_figure, went
+from steerloop.report.pages.markup import table
+from steerloop.report.pages.rounds import rounds_panels
+from steerloop.report.pages.site import Status, masthead, sections
+from steerloop.report.pages.states import moves, states_table
 from steerloop.report.run import (
     axis_of,
-    events,
     headline_of,
     last_by_round,
-    rows_of,
     word_of,
 )
 from steerloop.report.text import interval
 from steerloop.report.trait import DIGITS
 from steerloop.runfolder import layout
-from steerloop.runfolder.files import read_config, read_document, write_whole
+from steerloop.runfolder.files import read_document, write_whole
 
 
 def write_overview(
@@ -40,13 +40,10 @@ def write_overview(
 
 
 def figures(run: Path, measured: list[dict[str, Any]]) -> dict[str, Any]:
-    """Both figures by the id of their place."""
-    floor = next((e["floor"] for e in events(run) if e["stage"] == "start"), 0.0)
+    """What plotly draws, by the id of its place."""
     samples, heals, drifts = (last_by_round(run, x) for x in ("sample", "heal", "drift"))
-    budget = read_config(run)["kl_budget"]
     rounds = {r: went(samples[r], heals.get(r, {}), drifts.get(r, {})) for r in samples}
-    return {"map": map_figure(*placed(run, measured), rounds),
-            "rounds": rounds_figure(measured, samples, drifts, floor, budget)}
+    return {"map": map_figure(*placed(run, measured), rounds)}
 
 
 def placed(run: Path, measured: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], Titles]:
@@ -83,6 +80,9 @@ def told(run: Path, measured: list[dict[str, Any]]) -> str:
         return (f"After {rounds}, {headline} moved towards {up} by {interval(last['headline'])} "
                 f"nats per token. {coherence}")
     x, y = (last["moved"][f"Δ{f}"] for f in (down, up))
+    if max(map(abs, (*x, *y))) < LEAST:
+        return (f"After {rounds}, answers moved by less than {LEAST:g} nats: Δ{down} "
+                f"{interval(x)}, Δ{up} {interval(y)}. {coherence}")
     times = math.exp(abs(x[0]))
     word = "rarer" if x[0] < 0 else "more frequent"
     return (f"After {rounds}, answers that call a wrong a matter of {down} are {times:.2f} times "
@@ -90,61 +90,34 @@ def told(run: Path, measured: list[dict[str, Any]]) -> str:
 
 
 def charts(run: Path, measured: list[dict[str, Any]]) -> str:
-    """The two figures and what they show, in words."""
+    """The map, what it shows in words, and what each round cost."""
     down, up = axis_of(run)
-    others = any(e["state"] not in STEPS for e in measured)
     said = (f"Change of the log of the mean probability of {up} against that of {down}, with 95 % "
-            "intervals over vignettes; base is at the origin. Filled: the student after each round."
-            " Open: with the vector applied.")
+            "intervals over vignettes. Filled: the student after each round; open: with the vector "
+            "applied, tied to the student that learned from it.")
     if headline_of(run) != DIGITS:
         said = (f"Shift towards {up} ({headline_of(run) or word_of(run)}), with 95 % intervals "
-                "over items, against what the student spent of KL to base.")
+                "over items, against what the student spent of KL to base. Filled: the student "
+                "after each round.")
+    others = any(e["state"] not in STEPS for e in measured)
     said += " Grey: what was measured beside the loop." if others else ""
     return f"""<section class="figures">
 <figure><div class="plot" id="map" role="img" aria-label="{escape(up)} against {escape(down)}">
 </div><figcaption>{escape(said)}</figcaption></figure>
-<figure><div class="plot" id="rounds" role="img" aria-label="coherence, cosines and KL by round">
-</div><figcaption>v<sub>r</sub> is the vector of round r; shift is where the student went from base
-in the same blocks.</figcaption></figure>
+{rounds_panels(run, measured)}
 </section>"""
 
 
 def report(run: Path, measured: list[dict[str, Any]]) -> str:
     """All of report.html below the figures."""
-    lines = verdict_lines(run) or ["No round has been judged yet."]
     return sections({
-        "Every measured state": table(rows_of(measured, word_of(run))),
-        "Verdicts": from_markdown("\n".join(x for x in lines if not x.startswith("# "))),
-        "The same prompts, side by side": answers(run),
+        "Every measured state": states_table(run, measured),
+        "How far each thing moved": moves(run, measured),
         "Kept and dropped": account(run),
         "Settings and versions": settings(run),
     })
 
 
-def answers(run: Path) -> str:
-    """The diary: each prompt, base's answer, then steered and healed of every round in a row."""
-    diary = read_diary(run)
-    if diary.is_empty():
-        return '<p class="quiet">This run has no diary tables.</p>'
-
-    def answer(row: dict[str, Any] | None, state: str, more: str = "") -> str:
-        text = "" if row is None else said(row)
-        return f'<div class="answer{more}" data-state="{escape(state)}">{escape(text)}</div>'
-
-    parts = []
-    for prompt, kind, rows in prompts(diary):
-        note = ("ordinary, nothing was trained on it" if kind == "ordinary"
-                else "a prompt of the loop")
-        base = next((x for key, x in rows.items() if key[1] == "base"), None)
-        cells = ['<div class="head"></div><div class="head">steered</div>'
-                 '<div class="head">healed</div>',
-                 '<div class="when">base</div>' + answer(base, "base", " wide")]
-        cells += [f'<div class="when">round {round + 1}</div>'
-                  + "".join(answer(rows.get((round, x)), x) for x in ("steered", "healed"))
-                  for round in sorted({r for r, _ in rows})]
-        parts.append(f'<h3>{escape(prompt)}</h3><div class="quiet">{note}</div>'
-                     f'<div class="side">{"".join(cells)}</div>')
-    return "".join(parts)
 
 
 def settings(run: Path) -> str:

@@ -1,5 +1,5 @@
-// What every page does: a box that scrolls sideways shows on which sides there is more, and a fold
-// that the address names is open.
+// What every page does: a box that scrolls sideways shows on which sides there is more, groups of
+// columns fold, and a fold that the address names is open.
 "use strict";
 
 function edges(box) {
@@ -21,6 +21,18 @@ function unfold() {
   if (named) named.scrollIntoView();
 }
 
+function foldColumns(table, name) {
+  const folded = table.querySelector(`td[data-folded="${name}"]`).classList.toggle("shown");
+  for (const x of table.querySelectorAll(`[data-folded="${name}"]`)) {
+    x.classList.toggle("shown", folded);
+  }
+  for (const x of table.querySelectorAll(`[data-group="${name}"]`)) x.hidden = folded;
+  watchEdges();
+}
+
+for (const button of document.querySelectorAll("[data-fold]")) {
+  button.addEventListener("click", () => foldColumns(button.closest("table"), button.dataset.fold));
+}
 watchEdges();
 unfold();
 addEventListener("resize", watchEdges);
