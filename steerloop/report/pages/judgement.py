@@ -42,7 +42,10 @@ def reasons(top: str) -> list[tuple[str, str]]:
 
 def counted(table: str) -> str:
     """How many lines of evidence there are, and what they say."""
-    head, _, *rows = [cells(x) for x in table.split("\n")]
+    lines = [cells(x) for x in table.split("\n") if x.startswith("|")]
+    if len(lines) < 3:
+        return "no numbers"
+    head, _, *rows = lines
     words = Counter(row[head.index("verdict")] or "only reported" for row in rows)
     said = ", ".join(f"{n} {word}" for word, n in words.items())
     return f"{len(rows)} number{'s' * (len(rows) != 1)}: {said}"
