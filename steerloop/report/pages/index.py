@@ -69,8 +69,13 @@ def index(root: Path) -> str:
     arms = by_arm(runs)
     shared = shared_of(runs)
     ended = sum(x.ended for x in runs)
-    heads = "".join(head(i, name, kind) for i, (name, kind) in enumerate(COLUMNS.items()))
-    groups = "".join(group(root, arm, shared) for arm in arms)
+    rows = [[cells(root, x, own_of(x, shared)) for x in arm] for arm in arms]
+    spare = {"model"} & shared.keys() | {
+        k for k in (ASKED,) if not any(k in x.judged for x in runs)}
+    columns = [k for k in COLUMNS if k not in spare]
+    heads = "".join(head(i, name, COLUMNS[name]) for i, name in enumerate(columns))
+    groups = "".join(group(told(own_of(arm[0], shared)), each, mean_of(last_by_seed(arm)), columns)
+                     for arm, each in zip(arms, rows, strict=True))
     body = f"""<main {MARK}>
 <h1>Runs</h1>
 <p class="quiet">{ended} finished, {len(runs) - ended} not, in {len(arms)}
@@ -116,20 +121,25 @@ def head(column: int, name: str, kind: str) -> str:
     return f'<th scope="col" class="{classes}">{button if kind else escape(name)}</th>'
 
 
-def group(root: Path, arm: list[Standing], shared: dict[str, Any]) -> str:
-    """The runs of an arm, under what is its own, and their mean over seeds."""
-    own = {k: x for k, x in arm[0].settings.items() if k not in shared and k != "seed"}
-    title = escape(told(own) or "one arm")
-    rows = "".join(row("run", cells(root, x, own)) for x in arm)
-    mean = mean_of(last_by_seed(arm))
-    return (f'<tbody class="group"><tr class="of"><th colspan="{len(COLUMNS)}" scope="rowgroup">'
-            f"{title}</th></tr>{rows}{row('mean', mean) if mean else ''}</tbody>")
+def own_of(run: Standing, shared: dict[str, Any]) -> dict[str, Any]:
+    """The settings of an arm that not all have in common."""
+    return {k: x for k, x in run.settings.items() if k not in shared and k != "seed"}
 
 
-def row(kind: str, cells: dict[str, Cell]) -> str:
+def group(
+    own: str, runs: list[dict[str, Cell]], mean: dict[str, Cell], columns: list[str]
+) -> str:
+    """The rows of an arm, under what is its `own`, above their mean."""
+    rows = "".join(row("run", x, columns) for x in runs)
+    return (f'<tbody class="group"><tr class="of"><th colspan="{len(columns)}" scope="rowgroup">'
+            f"<span>{escape(own or 'one arm')}</span></th></tr>{rows}"
+            f"{row('mean', mean, columns) if mean else ''}</tbody>")
+
+
+def row(kind: str, cells: dict[str, Cell], columns: list[str]) -> str:
     """A row; `cells` by heading."""
     parts = [f'<tr class="{kind}">']
-    for name in COLUMNS:
+    for name in columns:
         cell = cells.get(name, Cell())
         number = "" if finite(cell.number) is None else f' data-number="{cell.number!r}"'
         classes = " ".join(x for x in (cell.kind, "arm" * (name == "arm")) if x)
@@ -142,7 +152,7 @@ def cells(root: Path, x: Standing, own: dict[str, Any]) -> dict[str, Cell]:
     name, settings = shown(x.run.name), x.settings
     seed, wanted = settings["seed"], settings["rounds"]
     stamp = STAMP.match(x.run.name)
-    state = "" if x.ended else f'<div class="quiet">not finished; wrote {x.written} UTC</div>'
+    state = "" if x.ended else f'<div class="quiet">not finished; last record {x.written} UTC</div>'
     said = {k: Cell(escape(v), kind=v if v in ("PASS", "FAIL", "OPEN") else "")
             for k, v in x.judged.items()}
     drawn = sparkline(x.course, f"{name}: " + ", ".join(map(interval, x.course)))
@@ -188,7 +198,7 @@ def mean_of(runs: Sequence[Standing]) -> dict[str, Cell]:
     """The mean over seeds with its t-interval, of what all of them have; {} of less than two."""
     if len(runs) < 2:
         return {}
-    found = {"run": Cell(f"mean of {len(runs)} seeds, with its interval over seeds", kind="name")}
+    found = {"run": Cell(f"mean of {len(runs)} seeds, [over seeds]", kind="name")}
     alike = len({x.read_by for x in runs}) == 1
     columns = {
         "headline (nats)": [x.course[-1][0] if x.course and alike else None for x in runs],
