@@ -52,7 +52,8 @@ def write_comparison(runs: Sequence[Path], found: Compared | Pooled) -> Path:
     parts |= {"What they are": members(found, sides, root), "Verdicts": verdicts(sides, root)}
     title = f"{len(runs)} runs, against {shown(runs[0].name)}"
     body = (f"<header><h1>{escape(title)}</h1>{wrong(sides)}"
-            f'<nav><a href="{layout.INDEX}">all runs</a></nav>{sentences(found)}</header>' + sections(parts))
+            f'<nav><a href="{layout.INDEX}">all runs</a></nav>{sentences(found)}</header>'
+            + sections(parts))
     text = page(title, body, {HELD: names})
     write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
     return path

@@ -155,7 +155,7 @@ def cells(root: Path, x: Standing, own: dict[str, Any]) -> dict[str, Cell]:
     state = "" if x.ended else f'<div class="quiet">not finished; last record {x.written} UTC</div>'
     said = {k: Cell(escape(v), kind=v if v in ("PASS", "FAIL", "OPEN") else "")
             for k, v in x.judged.items()}
-    drawn = sparkline(x.course, f"{name}: " + ", ".join(map(interval, x.course)))
+    drawn = sparkline(x.course, f"{name}: {', '.join(map(interval, x.course))}") if x.course else ""
     arm = told({k: v for k, v in own.items() if k != "model"})
     return {
         "": tick(root, x.run),
@@ -165,14 +165,14 @@ def cells(root: Path, x: Standing, own: dict[str, Any]) -> dict[str, Cell]:
         "seed": number(seed, str(seed)),
         "rounds": number(x.healed, f"{x.healed} of {wanted}"),
         "headline (nats)": number(x.course[-1][0], interval(x.course[-1])) if x.course else Cell(),
-        "by round": Cell(drawn, kind="spark") if x.course else Cell(),
+        "by round": Cell(drawn, kind="spark"),
         "coherence": number(x.coherence), "ppl ×": number(x.ppl_ratio),
         "read by": Cell(escape(x.read_by)),
         "started": Cell("{}-{}-{} {}:{}".format(*stamp.groups()) if stamp else "", kind="whole"),
     } | said
 
 
-def number(value: float | None, text: str = "") -> Cell:
+def number(value: Any, text: str = "") -> Cell:
     """A number (of any unit), and how it is written if not with three decimals."""
     known = finite(value)
     return Cell(escape(text)) if known is None else Cell(escape(text or f"{known:.3f}"), known, "n")
@@ -204,7 +204,7 @@ def mean_of(runs: Sequence[Standing]) -> dict[str, Cell]:
         "headline (nats)": [x.course[-1][0] if x.course and alike else None for x in runs],
         "coherence": [x.coherence for x in runs], "ppl ×": [x.ppl_ratio for x in runs]}
     for name, values in columns.items():
-        if all(finite(x) is not None for x in values):
+        if all(x is not None for x in values):
             form = "+.2f" if name.startswith("headline") else ".3f"
             mean = over_seeds(values)
             found[name] = number(mean[0], interval(mean, form))

@@ -100,7 +100,7 @@ def courses(sides: Sequence[Side]) -> list[str]:
 def by_round(side: Side, values: list[Any]) -> list[Point]:
     """The values of healed rounds that are known, beside their rounds."""
     healed = zip(side.summary["healed"], values, strict=True)
-    return [(e["round"] + 1.0, x) for e, x in healed if sound(x)]
+    return [(e["round"] + 1.0, [float(y) for y in x]) for e, x in healed if sound(x)]
 
 
 def course(
@@ -114,7 +114,7 @@ def course(
     panel = Panel(title, Rounds(max(longest, 1)), y, "round")
     for level, text in levels.items():
         panel.level(level, "")
-        panel.label(LEFT + 3, panel.at(0.0, level)[1] - 3, text, colour="bad")
+        panel.label(LEFT + 3.0, panel.at(0.0, level)[1] - 3, text, colour="bad")
     heights, drawn = [], [x for x in sides if lines.get(x.letter)]
     for i, side in enumerate(drawn):
         line = lines[side.letter]
@@ -127,11 +127,11 @@ def course(
             f"{side.name}, round {x:.0f}: {interval(ends, '+.3f')}" for x, ends in line])
         heights.append(panel.at(xs[-1], values[-1])[1] + 4)
     for side, down in zip(drawn, spread(heights, panel.height - BOTTOM), strict=True):
-        panel.label(panel.width - RIGHT + 2, down, side.letter, "start", side.colour)
+        panel.label(panel.width - RIGHT + 2.0, down, side.letter, "start", side.colour)
     return panel.svg()
 
 
-def spread(heights: list[float], floor: float) -> list[float]:
+def spread(heights: list[float], floor: int) -> list[float]:
     """Heights of labels, pixels from the top, moved apart where they would cover each other, above
     `floor` as far as that goes."""
     step = min(APART, (floor - TOP) / max(1, len(heights)))

@@ -90,7 +90,8 @@ def standing(run: Path) -> Standing:
     said = {x["question"].split(":")[0]: x["verdict"] for x in summary.get("verdicts", [])}
     return Standing(
         run, written, settings_of(summary["axis"], summary["arm"]), len(healed),
-        course if all(map(sound, course)) else [], row.get("coherence"), row.get("ppl_ratio"),
+        [[float(x) for x in shift] for shift in course] if all(map(sound, course)) else [],
+        finite(row.get("coherence")), finite(row.get("ppl_ratio")),
         {k: str(said[k]) for k in (*JUDGED, ASKED) if k in said}, row.get("read_by", ""))
 
 
@@ -158,4 +159,4 @@ def finite(value: Any) -> float | None:
     """A number (of any unit) that can be shown and sorted; None of anything else."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return None
-    return value if abs(value) < LARGEST else None
+    return float(value) if abs(value) < LARGEST else None
