@@ -196,7 +196,17 @@ def check_many_runs_and_a_phone(runs, tmp_path):
 
 def check_letters_stand_apart():
     found = spread([50.0, 52.0, 51.0, 150.0], 156)
-    assert found[0] < found[2] < found[1] < found[3]
-    assert min(b - a for a, b in zip(sorted(found), sorted(found)[1:], strict=False)) >= APART
+    assert found == [50.0, 50 + 2 * APART, 50 + APART, 150.0]
     crowd = spread([155.0] * 26, 156)
     assert max(crowd) <= 156 and len(set(crowd)) == 26
+
+
+def check_runs_that_did_not_move_are_drawn(tmp_path):
+    """Two that are the same: every difference is 0, without an interval."""
+    pair = [write_run(tmp_path / x, [tilted({})], [tilted({})], lam=lam)
+            for x, lam in (("a", 0.3), ("b", 0.9))]
+    for run in pair:
+        finish(run)
+    document, console = visit(write_comparison(pair, compared(pair)))
+    assert console == [] and "Δcare, B − A: +0.000 [+0.000, +0.000]" in marks(document)
+    assert not any("nan" in str(a) for _, a, _ in document.elements)

@@ -69,7 +69,7 @@ def root(tmp_path_factory):
             tilted({"authority": shift / 2}), tilted({"authority": shift, "care": -shift})],
             [tilted({})] * 2, seed=seed, lam=lam)
         finish(run)
-    write_run(root / "going", [tilted({"authority": -0.2})] * 2, [tilted({})] * 2, seed=7)
+    write_run(root / "going", [tilted({"authority": -0.2})] * 2, [tilted({})] * 2, seed=10)
     write_index(root)
     return root
 

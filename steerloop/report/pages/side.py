@@ -7,6 +7,7 @@ from typing import Any
 
 from steerloop.report.pages.drawing import (
     BOTTOM,
+    HEIGHT,
     LEFT,
     RIGHT,
     TOP,
@@ -23,7 +24,7 @@ from steerloop.report.text import interval
 from steerloop.runfolder import layout
 from steerloop.runfolder.files import read_summary
 
-COLOURS: tuple[Colour, ...] = ("accent", "warm", "good", "open", "bad", "muted")
+COLOURS: tuple[Colour, ...] = ("accent", "warm", "good", "bad", "muted", "open")
 DASHES = ("", "dashed", "thin", "thin dashed", "")  # once the colours are used up
 APART = 11  # pixels between two letters at the ends of lines
 Point = tuple[float, list[float]]  # round, counted from 1, 0 is base; [estimate, low, high]
@@ -111,11 +112,13 @@ def course(
     points = [x for line in lines.values() for x in line]
     longest = max((int(x) for x, _ in points), default=1)
     y = Scale([*levels, *(x for _, ends in points for x in ends)])
-    panel = Panel(title, Rounds(max(longest, 1)), y, "round")
+    drawn = [x for x in sides if lines.get(x.letter)]
+    tall = max(HEIGHT, TOP + BOTTOM + APART * len(drawn))
+    panel = Panel(title, Rounds(max(longest, 1)), y, "round", height=tall)
     for level, text in levels.items():
         panel.level(level, "")
         panel.label(LEFT + 3.0, panel.at(0.0, level)[1] - 3, text, colour="bad")
-    heights, drawn = [], [x for x in sides if lines.get(x.letter)]
+    heights = []
     for i, side in enumerate(drawn):
         line = lines[side.letter]
         step = 0.04 * (i - (len(drawn) - 1) / 2) / max(1, len(drawn) / 6) * max(longest / 3, 1)
