@@ -79,7 +79,8 @@ def check_the_report_draws_what_the_folder_says(run):
     assert tables[0].count("healed") == 2 and "matched" in tables[0]
     assert page.find("title")[0].startswith("report: one")
     kept = [x for x in page.find("td", "text") if x == SEEN]
-    assert len(kept) == 2 * 2 * (4 + 3)  # prompt and text of kept and dropped ones, two rounds
+    assert len(kept) == 2 * (1 + 1)  # prompt and text of one kept and one that loops
+    assert "roundsampledkeptdropped: loops120164220164" in tables  # of 20 rows each, two rounds
     assert not page.find("textarea") and "bold" not in page.find("b") and not page.find("img")
     assert page.find("div", "quiet")[0].startswith("b> · kl_rev to base")  # the model's name
 
@@ -198,6 +199,8 @@ def check_the_figures_are_plotlys(run):
 
 def check_text_cannot_break_out():
     assert "<" not in embedded({"x": NASTY}) and json.loads(embedded([NASTY])) == [SEEN]
+    assert json.loads(embedded({"\x1b": ("\r\0", ["\x07", 1, None])})) == {
+        "\ufffd": ["\ufffd" * 2, ["\ufffd", 1, None]]}
     code = "\n".join(f"    {x}" for x in (NASTY + "\n\n" + MARKUP).splitlines())
     html = from_markdown(f"## Heading PASS\n\n{code}\n\n- **a**: b <i>\n\n| a | b |\n|---|---|\n"
                          "| x | <script> |")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from steerloop.report.diary import write_diary
+from steerloop.report.pages.browser import write_browser
 from steerloop.report.pages.frame import shared_script
 from steerloop.report.pages.judgement import write_judgement
 from steerloop.report.pages.overview import write_overview
@@ -29,5 +30,6 @@ def write_pages(
     write_diary(run, measured)
     write_prompts(run, measured, status)
     write_judgement(run, status)
+    write_browser(run, status)
     write_overview(run, [*measured, *beside], shared and f"../{shared}", status)
     write_training(run, status)

@@ -28,8 +28,18 @@ NONE = ""  # plotly's address on a page without its charts
 
 def embedded(value: Any) -> str:
     """JSON to stand in a script element, from which no text of it can break out."""
-    text = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
-    return printable(text).replace("<", "\\u003c")
+    text = json.dumps(seen(value), allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c")
+
+
+def seen(value: Any) -> Any:
+    """A JSON value whose texts are printable. (JSON writes control characters as escapes, which
+    a script would turn into themselves again.)"""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {printable(k): seen(x) for k, x in value.items()}
+    return [seen(x) for x in value] if isinstance(value, list | tuple) else value
 
 
 def shared_script(root: Path) -> str | None:

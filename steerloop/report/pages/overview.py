@@ -6,9 +6,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
 from steerloop.report.against import LEAST
+from steerloop.report.pages.completions import account
 from steerloop.report.pages.frame import page
 from steerloop.report.pages.map import STEPS, Titles, map_figure, went
 from steerloop.report.pages.markup import table
@@ -24,10 +23,7 @@ from steerloop.report.run import (
 from steerloop.report.text import interval
 from steerloop.report.trait import DIGITS
 from steerloop.runfolder import layout
-from steerloop.runfolder.files import read_document, read_table, write_whole
-
-KEPT, DROPPED = 4, 3  # examples of a round: kept ones, and dropped ones for each reason
-SCORES = ("dose", "ppl", "repeat", "echo", "loop", "zip")
+from steerloop.runfolder.files import read_document, write_whole
 
 
 def write_overview(
@@ -117,29 +113,11 @@ def report(run: Path, measured: list[dict[str, Any]]) -> str:
     return sections({
         "Every measured state": states_table(run, measured),
         "How far each thing moved": moves(run, measured),
-        "Kept and dropped": examples(run),
+        "Kept and dropped": account(run),
         "Settings and versions": settings(run),
     })
 
 
-def examples(run: Path) -> str:
-    """Completions of every round, with the filter's scores and reasons; the last one is open."""
-    parts, paths = [], layout.of_all_rounds(run, layout.COMPLETIONS)
-    for round, path in paths.items():
-        rows = read_table(path)
-        kept, dropped = rows.filter("keep"), rows.filter(~pl.col("keep"))
-        few = dropped.group_by("drop_reason", maintain_order=True).head(DROPPED)
-        columns = [x for x in ("drop_reason", *SCORES, "prompt", "text") if x in rows.columns]
-        shown = pl.concat([kept.head(KEPT).select(columns), few.select(columns)])
-        reasons = ", ".join(f"{why} {n}" for why, n in dropped["drop_reason"].value_counts(
-            sort=True).rows())
-        parts.append(
-            f"<details{' open' if round == max(paths) else ''}><summary>round "
-            f"{round + 1}: {len(kept)} of {len(rows)} kept"
-            f"{escape(f'; dropped: {reasons}' if reasons else '')}</summary>"
-            + table([{"filter": x.pop("drop_reason") or "kept"} | x for x in shown.to_dicts()])
-            + "</details>")
-    return "".join(parts) or '<p class="quiet">none yet</p>'
 
 
 def settings(run: Path) -> str:

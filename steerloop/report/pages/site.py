@@ -18,6 +18,7 @@ WORDS = {  # of the links, in order
     layout.REPORT: "overview", layout.TRAINING: "training", layout.BROWSER: "completions",
     layout.DIARY_PAGE: "same prompts", layout.VERDICTS_PAGE: "verdicts", layout.MAP: "map",
 }
+STILL = {layout.BROWSER}  # pages in which a reader must not lose the place
 SIGHT = {BLIND: "No readout sees the trait, so nothing here is a measure of it",
          UNSPECIFIC: "The vector is unspecific, so nothing here is a measure of the trait"}
 INERT = "inert barrier"
@@ -76,11 +77,12 @@ def arm(run: Path) -> str:
     return " · ".join(x for x in (said, steered_by(run)) if x)
 
 
-def progress(run: Path, status: Status) -> str:
-    """How far a run is."""
+def progress(run: Path, status: Status, here: str = "") -> str:
+    """How far a run is; `here` is the page that says so."""
     healed = sum(e["stage"] == "evaluate" and e["state"] == layout.HEALED for e in events(run))
+    follows = "; reload for newer" if here in STILL else ", this page follows it"
     return f"{healed} of {read_config(run)['rounds']} rounds" + (
-        ": running, this page follows it" if status == "running" else "")
+        f": running{follows}" if status == "running" else "")
 
 
 def masthead(run: Path, here: str, status: Status, lead: str = "") -> str:
@@ -96,7 +98,8 @@ def masthead(run: Path, here: str, status: Status, lead: str = "") -> str:
         f'<b class="{escape(x["verdict"])}">{escape(x["verdict"])}</b></a>' for x in judged(run))
     lead = f'<p class="lead">{escape(lead)}</p>' if lead else ""
     return (f"<header><h1>{escape(run.name)}</h1>"
-            f'<div class="quiet">{escape(arm(run))} · {escape(progress(run, status))}</div>{banner}'
+            f'<div class="quiet">{escape(arm(run))} · {escape(progress(run, status, here))}</div>'
+            f'{banner}'
             f'<nav><a href="../{layout.INDEX}">all runs</a>{links}</nav>'
             f'{lead}<div class="chips">{chips}</div></header>')
 
