@@ -148,7 +148,7 @@ lm-eval MERGED BASE="steerloop/tinyworld/model":
             --tasks steerloop_mundane --include_path steerloop/export/tasks
     done
 
-# the ledger of all runs, grouped by arm; with run folders: one of them anew, or several compared
+# the ledger of all runs, grouped by arm, and their page; with run folders: one of them anew, or several compared
 results *RUNS:
     {{ python }} -m steerloop.report {{ RUNS }}
 

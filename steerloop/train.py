@@ -71,7 +71,7 @@ def loop(model: Model, data: Data, cfg: Config, run: Recorder = NOTHING) -> str:
         kept = rows.filter("train")
         _, delta = heal(model, kept, cfg, round, run)
         fold(model.layers, model.gates, delta)
-        went, _ = drift(model, kept, data, cfg, vector)
+        went, *_ = drift(model, kept, data, cfg, vector)
         bounds.book(kappa, went)
         if not bounds.holds(evaluate(model, data, cfg)):
             return "below the floor"

@@ -13,6 +13,7 @@ from steerloop import UserError
 from steerloop.checks.small import plain_trait
 from steerloop.report.__main__ import show
 from steerloop.report.arms import across_seeds, pooled, repeated
+from steerloop.report.compare import Compared
 from steerloop.report.published import figures
 from steerloop.report.published import main as published
 from steerloop.report.run import beaten, headline_of, states
@@ -84,8 +85,10 @@ def check_the_first_arm_is_held_against_the_others(run, tmp_path, capsys, monkey
     assert cells[2][2].startswith("+0.500 [+0.")  # the mean of .4, .5, .6
     assert [x.split()[0] for x in cells[2][3:]] == ["+0.000", "+0.000"]
     assert "| teacher vector | 0 1 2 |" in own and "KL to base" in own
-    for name in ("rebuild", "healed", "compare_runs"):
-        monkeypatch.setattr(f"steerloop.report.__main__.{name}", lambda *_: "B against A")
+    monkeypatch.setattr("steerloop.report.__main__.compared", lambda _: Compared([], []))
+    monkeypatch.setattr(Compared, "text", "B against A")
+    for name in ("rebuild", "healed", "write_comparison"):
+        monkeypatch.setattr(f"steerloop.report.__main__.{name}", lambda *_: "page")
     for some, said in ((runs, less), (runs[:2], "B against A")):  # one seed: run against run
         show(Namespace(runs=some, single_file=False, scores=[]))
         assert said in capsys.readouterr().out

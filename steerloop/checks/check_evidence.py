@@ -13,7 +13,7 @@ from steerloop import lora
 from steerloop.checks.many import many
 from steerloop.checks.small import Small, completions, data_files
 from steerloop.checks.twins import dense_kl, row_logits
-from steerloop.evidence.drift import BEFORE, PLACE, drift, moved, worst
+from steerloop.evidence.drift import BEFORE, BINS, PLACE, drift, histogram, moved, worst
 from steerloop.evidence.planted import KINDS, ROWS, planted
 from steerloop.report.stats import wilson
 from steerloop.texts.data import read_data
@@ -36,7 +36,7 @@ def check_kl_to_base_is_its_dense_twin(case):
         at = slice(len(p) - 1, len(p) + len(c) - 1)
         student, base = (row_logits(hf, p + c)[at].log_softmax(-1) for hf in (s.model.hf, bare))
         kls += dense_kl(student, base).tolist()
-    found, _ = drift(s.model, table, data, s.cfg, s.vector())
+    found, *_ = drift(s.model, table, data, s.cfg, s.vector())
     assert found["kl_base"] == pytest.approx(sum(kls) / len(kls), rel=1e-3) and min(kls) > 0
     assert s.model.gates.value is None
 
@@ -54,8 +54,9 @@ def check_the_students_shift_is_that_of_its_hidden_states(case):
             total = total + (now - was)[0, -1]
         assert torch.allclose(shift, total / len(data.contexts), atol=1e-4)
         assert shift.norm() > 0.01
-    along, _ = drift(s.model, completions(3), data, s.cfg, found)
-    against, _ = drift(s.model, completions(3), data, s.cfg, {b: -v for b, v in found.items()})
+    along, *_ = drift(s.model, completions(3), data, s.cfg, found)
+    turned = {b: -v for b, v in found.items()}
+    against, *_ = drift(s.model, completions(3), data, s.cfg, turned)
     assert along["cos_teacher"] == pytest.approx(1, abs=1e-5)
     assert against["cos_teacher"] == pytest.approx(-1, abs=1e-5)
 
@@ -74,7 +75,7 @@ def check_the_worst_tokens_are_found_by_hand(case, monkeypatch, ref):
             s.stir(seed)
             s.fold()
     monkeypatch.setattr("steerloop.evidence.drift.WORST", 7)
-    _, found = drift(s.model, table, data, s.cfg, s.vector())
+    went, found, bins = drift(s.model, table, data, s.cfg, s.vector())
     wanted = {}
     for row, p, c in table.select("row", "prompt_ids", "completion_ids").rows():
         at = slice(len(p) - 1, len(p) + len(c) - 1)
@@ -88,6 +89,27 @@ def check_the_worst_tokens_are_found_by_hand(case, monkeypatch, ref):
         assert (kl, token, ids) == (pytest.approx(wanted[*at.values()][0], rel=1e-3),
                                     *wanted[*at.values()][1:])
         assert said == s.model.to_text(ids, special=True)
+    assert bins["reference"].unique(maintain_order=True).to_list() == sorted({"base", ref})
+    kls = [kl for kl, *_ in wanted.values()]
+    for (reference,), part in bins.partition_by("reference", as_dict=True).items():
+        assert part["tokens"].sum() == len(kls)
+        mean = part["kl"].sum() / len(kls)
+        assert mean == pytest.approx(went["kl_base"], rel=1e-5) or reference == "prev" != mean
+    for low, high, n, kl in bins.filter(reference=ref).drop("reference").rows():
+        inside = [x for x in kls if (low or -1) <= x < (high or 99)]
+        assert abs(n - len(inside)) <= 1 and kl == pytest.approx(sum(inside), abs=0.1)
+
+
+ROWS_OF_KLS = st.lists(st.lists(st.floats(-0.125, 8192, width=32), max_size=9), min_size=1)
+
+
+@given(kls=ROWS_OF_KLS)
+def check_every_token_is_in_one_bin(kls):
+    found, flat = histogram("base", [torch.tensor(x) for x in kls]), [x for r in kls for x in r]
+    assert found.schema == BINS and found["high"][:-1].to_list() == found["low"][1:].to_list()
+    for _, low, high, n, kl in found.rows():
+        inside = [x for x in flat if (low is None or low <= x) and (high is None or x < high)]
+        assert n == len(inside) and kl == pytest.approx(sum(inside), abs=1e-9)
 
 
 @settings(max_examples=many(2500), database=None)

@@ -51,11 +51,15 @@ def alike(one, other):
 def same(a, b, name):
     assert a.schema == b.schema and len(a) == len(b), name
     for column in a.columns:
-        if a[column].dtype.is_float():
-            off = (a[column] - b[column]).abs() / (1 + a[column].abs())
+        one, other = a[column], b[column]
+        if one.dtype == pl.List(pl.Float64):
+            assert one.list.len().equals(other.list.len()), (name, column)
+            one, other = one.explode(), other.explode()
+        if one.dtype.is_float():
+            off = (one - other).abs() / (1 + one.abs())
             assert (off.max() or 0) <= CLOSE, (name, column)
         else:
-            assert a[column].to_list() == b[column].to_list(), (name, column)
+            assert one.to_list() == other.to_list(), (name, column)
 
 
 def well(launches):

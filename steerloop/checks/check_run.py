@@ -57,7 +57,8 @@ def check_types_are_checked_in_this_run(world):
 
 def check_the_folder_is_complete(run):
     per_round = ["vector.safetensors", "adapter.safetensors", "completions.parquet",
-                 "diary.parquet", "steps.parquet", "worst.parquet"]
+                 "diary.parquet", "steps.parquet", "worst.parquet", "histogram.parquet",
+                 "rollouts.parquet"]
     measured = {"rounds/00/base", "rounds/01/matched"}
     wanted = {"config.json", "events.jsonl", "summary.json", "log.txt", "verdicts.md", "diary.md",
               "map.html", "report.html", "planted.parquet"}

@@ -21,11 +21,14 @@ from steerloop.evaluate import evaluate
 from steerloop.evidence.bounds import floor_of
 from steerloop.evidence.diary import diary, examples
 from steerloop.evidence.lengths import check_lengths
+from steerloop.evidence.live import Live
 from steerloop.evidence.planted import planted
+from steerloop.evidence.rollouts import rollouts
 from steerloop.harness import capability, definitions
 from steerloop.kernels.spectral import cosine
 from steerloop.loading.hub import locate, public_name
 from steerloop.model import Model
+from steerloop.ranks import own
 from steerloop.readouts.states import Vector
 from steerloop.report.coherence import doubts
 from steerloop.report.sight import PASS, UNSPECIFIC, judged, verdict
@@ -67,6 +70,7 @@ class Journal(Recorder):
         self.stage = ""  # of sampling: walk, or sample
         self.course = pl.DataFrame()  # of the heal that was last: its steps
         self.sight: dict[str, Any] = {}  # what U0 said
+        self.live = Live(self.folder, self.show)
         self.folder.event("axis", axis=[data.down, data.up])
         if said := steering(vars(cfg)):
             logger.info(f"steered by {said}")
@@ -159,6 +163,7 @@ class Journal(Recorder):
 
     def on_dose(self, stage: Callable[..., Any], *args: Any) -> Any:
         self.doses.append(self.keep([layout.DOSE, layout.CURVE], stage, *args))
+        self.show()
         if self.round == 0:
             self.sight = self.look()
             self.folder.event(layout.U0, **self.sight)
@@ -224,6 +229,7 @@ class Journal(Recorder):
         self.folder.event(
             "sample", round=self.round, c_star=c_star, kappa=kappa, curve=curve.to_dicts(),
             survival=report.survival(table), cos_first=cosine(vector, self.vectors[0]))
+        self.show()
         examples(self.model, self.data, self.cfg, table, self.round)
         self.taught_at = taught_at(self.cfg, kappa * c_star)
         self.measure(layout.STEERED, vector, self.taught_at,
@@ -232,12 +238,14 @@ class Journal(Recorder):
 
     def on_heal(self, stage: Callable[..., Any], model: Model, table: pl.DataFrame, cfg: Config,
                 round: int, run: Recorder) -> Any:
+        self.live.begin(round)
         rows = self.folder.sums[f"{of_round(round, layout.COMPLETIONS)}.parquet"]
         stats, delta, _ = self.keep(
             [layout.HEAL, layout.ADAPTER, layout.STEPS], self.with_steps, stage, model, table, cfg,
             round, run, round=round, rows=rows, model=public_name(locate(cfg.model))[0], r=cfg.r,
             alpha=cfg.alpha, targets=cfg.targets)
         self.folder.event("heal", round=round, **stats)
+        self.show()
         return stats, delta
 
     def with_steps(self, stage: Callable[..., Any], *args: Any) -> tuple[Any, ...]:
@@ -245,18 +253,30 @@ class Journal(Recorder):
         stats, delta = stage(*args)
         return stats, delta, self.course
 
+    def step(self, row: dict[str, Any]) -> None:
+        self.live.step(row)
+
+    def show(self) -> None:
+        """The page that follows what is under way is written anew."""
+        if own() == 0 and not self.folder.behind:
+            report.write_training(self.path, "running")
+
     def steps(self, table: pl.DataFrame) -> None:
         self.course = table
 
     def on_drift(self, stage: Callable[..., Any], *args: Any) -> Any:
-        """How far the student went; and its answers beside those of base and teacher."""
-        went, worst = self.keep([layout.DRIFT, layout.WORST], stage, *args)
+        """How far the student went; its answers beside those of base and teacher; and rollouts."""
+        names = [layout.DRIFT, layout.WORST, layout.HISTOGRAM]
+        went, worst, bins = self.keep(names, stage, *args)
         self.folder.event("drift", round=self.round, **went)
         self.keep(layout.ANSWERS, diary, self.model, self.data, self.cfg, self.vectors[-1],
                   self.taught_at, self.round)
-        return went, worst
+        self.keep(layout.ROLLOUTS, rollouts, self.model, self.data, self.cfg, self.vectors[-1],
+                  self.doses[-1][0], self.round)
+        return went, worst, bins
 
     def save(self, name: str, tensors: dict[str, Tensor], **note: Any) -> None:
+        self.live.write()  # before the state that follows on them
         self.folder.tensors(f"{work(self.round)}/{name}", tensors, **note)
 
     def saved(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

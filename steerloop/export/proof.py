@@ -55,8 +55,8 @@ WORK = 5 * 10**6  # resamples × vignettes: 5,000 vignettes under the default of
 ROWS, THOUGHT, TEXT = 48, 4096, 2**15  # most rows of a batch, tokens of a thought, a text's letters
 CELLS = 10**7  # of a table, by its header
 TRUSTED = {
-    "what models wrote": "completions, their worst tokens, planted.parquet, diary tables, and how "
-                         "the filter judged them",
+    "what models wrote": "completions, their worst tokens and histogram of KL, planted.parquet, "
+                         "diary tables, rollouts, and how the filter judged them",
     "states beside the loop": "tables of steered, matched and baseline states; of all states the "
                               "free answers, the values of probes, and what came of tasks",
     "how it was trained": "adapters, c* and its curve, κ, heal and drift records, steps",

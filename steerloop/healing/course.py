@@ -73,6 +73,7 @@ class Course:
         self.log.append(losses)
         self.norms.append(norm)
         self.step += 1
+        self.run.step(self.row(self.step - 1))
         self.bar.set_postfix(nll=fmean(losses[0]), kl=fmean(losses[1] or [0]), refresh=False)
         self.bar.update()
 
@@ -80,14 +81,16 @@ class Course:
         """A row an optimiser step, both counted from 0: `nll` per token, mean `a_row` and `tau`,
         nats; `active`, the share of its rows over τ; `grad_norm` before clipping; `lr`. Without a
         barrier there is no `a_row`; of `spectral` it is the mean norm; τ is that of a hinge."""
-        hinge = self.barrier.kind.startswith("kl")
+        return pl.DataFrame([self.row(step) for step in range(len(self.log))], STEPS)
+
+    def row(self, step: int) -> dict[str, Any]:
+        """Of `steps`, that of one step."""
+        hinge, (nlls, tops) = self.barrier.kind.startswith("kl"), self.log[step]
         tau = self.barrier.tau if hinge else None
-        rows = []
-        for step, (nlls, tops) in enumerate(self.log):
-            over = fmean(x > self.barrier.tau for x in tops) if hinge else None
-            rows.append((step, step // self.per_epoch, fmean(nlls), fmean(tops) if tops else None,
-                         tau, over, self.norms[step], self.optimiser.rate(step)))
-        return pl.DataFrame(rows, STEPS, orient="row")
+        over = fmean(x > self.barrier.tau for x in tops) if hinge else None
+        row = (step, step // self.per_epoch, fmean(nlls), fmean(tops) if tops else None, tau, over,
+               self.norms[step], self.optimiser.rate(step))
+        return dict(zip(STEPS, row, strict=True))
 
     def account(self, val: list[float]) -> dict[str, float | None]:
         """What the record says, in nats: NLL per token of the first step (`nll_first`), the last

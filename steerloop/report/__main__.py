@@ -1,8 +1,9 @@
 """`python -m steerloop.report [--single-file] [RUN ...] [--with SCORE ...]`
 
-Without a run: the ledger of all runs. With one: its pages and verdicts anew, and its tables. With
-several: each against the first; of arms with several loop seeds each, what the seeds of an arm
-have in common, and the first arm less every other. --single-file puts the chart script into the
+Without a run: the ledger of all runs, and their page. With one: its pages and verdicts anew, and
+its tables. With several: each against the first; of arms with several loop seeds each, what the
+seeds of an arm have in common, and the first arm less every other; and a page of that beside the
+first. --single-file puts the chart script into the
 pages, to share them.
 --with puts folders of `python -m steerloop.score` on the map and into the table of a run.
 """
@@ -14,9 +15,11 @@ from steerloop import UserError
 from steerloop.cli.entry import command
 from steerloop.cli.options import Parser, path
 from steerloop.report import finish, ledger_table, run_table
-from steerloop.report.arms import across_seeds, repeated
-from steerloop.report.compare import NAMES, compare_runs
+from steerloop.report.arms import pooled_arms, repeated
+from steerloop.report.compare import NAMES, compared
+from steerloop.report.pages.comparison import write_comparison
 from steerloop.report.pages.folder import write_pages
+from steerloop.report.pages.index import write_index
 from steerloop.report.run import events, scored_elsewhere
 from steerloop.runfolder import layout
 from steerloop.runfolder.files import check_complete, ending, read_document, verify
@@ -69,17 +72,22 @@ def parse(argv: list[str]) -> Namespace:
 def show(args: Namespace) -> None:
     """Write the pages, and print the tables. Raises UserError for runs that cannot be compared."""
     if not args.runs:
-        print(ledger_table(Path("runs")))
+        print(ledger_table(root := Path("runs")))
+        if root.is_dir() and (path := write_index(root)):
+            print(f"\npage: {path}")
         return
     for run in args.runs:
         if len(args.runs) > 1 and not healed(run):
             raise UserError(f"{run} has no healed round: it cannot be compared")
         rebuild(run, args.single_file, args.scores)
     if len(args.runs) > 1:
-        print(across_seeds(args.runs) if repeated(args.runs) else compare_runs(args.runs))
+        found = pooled_arms(args.runs) if repeated(args.runs) else compared(args.runs)
+        print(f"{found.text}\n\npage: {write_comparison(args.runs, found)}")
     else:
         run = args.runs[0]
         print(f"{run}\n{run_table(run)}\n\npages: {run / layout.REPORT}")
+    for root in {x.parent for x in args.runs}:
+        write_index(root)
 
 
 def main(argv: list[str] | None = None) -> None:

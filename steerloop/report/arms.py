@@ -11,9 +11,10 @@ Letters: s loop seeds, n items.
 """
 
 import math
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -126,28 +127,58 @@ def cost(run: Path) -> dict[str, float]:
             last["ppl_mundane"] / measured[0]["measures"]["ppl_mundane"]}
 
 
-def across_seeds(runs: list[Path]) -> str:
-    """The two tables, as Markdown. Where the runs ended after other rounds, each is taken at its
-    last. Raises UserError for runs of other axes, or that are read by nothing."""
+@dataclass(frozen=True)
+class Pooled:
+    """Arms, of which some have several loop seeds. By arm: its seeds, by label how far they moved
+    (`own`) and how much further the first arm did (`less`; seeds that both have) as [mean, low,
+    high] in nats, and the mean `costs` (see `cost`)."""
+
+    runs: Arms
+    own: dict[str, dict[str, list[float]]]
+    costs: dict[str, dict[str, float]]
+    less: dict[str, tuple[list[int], dict[str, list[float]]]]
+
+    @property
+    def text(self) -> str:
+        """The two tables, as Markdown."""
+        first = next(iter(self.own))
+        own = [{"arm": name, "seeds": numbers(self.runs[name])}
+               | {f"Δ{k}": interval(x, "+.3f") for k, x in moved.items()}
+               | {k: f"{x:.3f}" for k, x in self.costs[name].items()}
+               for name, moved in self.own.items()]
+        less = [{f"{first}, less": name, "seeds": numbers(seeds)}
+                | {f"Δ{k}": interval(x, "+.3f") for k, x in moved.items()}
+                for name, (seeds, moved) in self.less.items()]
+        return "\n\n".join([markdown(own), *([markdown(less)] if less else [])])
+
+
+def numbers(seeds: Iterable[int]) -> str:
+    """Seeds in order, as text."""
+    return " ".join(map(str, sorted(seeds)))
+
+
+def pooled_arms(runs: list[Path]) -> Pooled:
+    """Every arm, and the first less every other. Where the runs ended after other rounds, each is
+    taken at its last. Raises UserError for runs of other axes, or that are read by nothing."""
     arms, (readout, axis) = arms_of(runs), read_by(runs)
     steps = {name: {seed: steps_of(run, readout, axis) for seed, run in arm.items()}
              for name, arm in arms.items()}
-    own: list[dict[str, Any]] = []
-    less: list[dict[str, Any]] = []
+    own, mean_costs, less = {}, {}, {}
     first, *others = steps
     for name, mine in steps.items():
-        costs = [cost(x) for x in arms[name].values()]
+        each = [cost(x) for x in arms[name].values()]
         labels = next(iter(mine.values()))
-        own.append({"arm": name, "seeds": " ".join(map(str, sorted(mine)))}
-                   | {f"Δ{x}": interval(pooled(stacked(list(mine.values()), x)), "+.3f")
-                      for x in labels}
-                   | {k: f"{fmean(x[k] for x in costs):.3f}" for k in costs[0]})
+        own[name] = {x: pooled(stacked(list(mine.values()), x)) for x in labels}
+        mean_costs[name] = {k: fmean(x[k] for x in each) for k in each[0]}
     for name in others:
         seeds = sorted(steps[first].keys() & steps[name].keys())
         if not seeds:
             continue
         ours, theirs = ([steps[x][seed] for seed in seeds] for x in (first, name))
-        less.append({f"{first}, less": name, "seeds": " ".join(map(str, seeds))}
-                    | {f"Δ{x}": interval(pooled(stacked(ours, x) - stacked(theirs, x)), "+.3f")
-                       for x in ours[0]})
-    return "\n\n".join([markdown(own), *([markdown(less)] if less else [])])
+        less[name] = seeds, {x: pooled(stacked(ours, x) - stacked(theirs, x)) for x in ours[0]}
+    return Pooled(arms, own, mean_costs, less)
+
+
+def across_seeds(runs: list[Path]) -> str:
+    """The same as text."""
+    return pooled_arms(runs).text

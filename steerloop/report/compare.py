@@ -6,6 +6,7 @@ not possible and where the bases differ.
 """
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,23 @@ import numpy as np
 import polars as pl
 
 from steerloop import UserError
+from steerloop.report.capability import KEYS, asked, changes, gain
 from steerloop.report.coherence import side_by_side
 from steerloop.report.ledger import LEGAL
 from steerloop.report.rivals import MARGIN, PPL, WIDER
-from steerloop.report.run import axis_of, frames_of, headline_of, last_healed, states, word_of
+from steerloop.report.run import (
+    axis_of,
+    events,
+    frames_of,
+    headline_of,
+    last_healed,
+    states,
+    word_of,
+)
 from steerloop.report.stats import difference, estimate, profile
 from steerloop.report.text import interval, markdown
 from steerloop.report.trait import DIGITS, Frames, sides, values
+from steerloop.runfolder import layout
 from steerloop.runfolder.files import read_config
 from steerloop.texts.foundations import FOUNDATIONS
 
@@ -31,12 +42,17 @@ GRADED = (PPL, "opening_mass")  # means of numbers, unlike shares of yes and no
 def tables(run: Path) -> Tables:
     """Answers and items of the base and of the student after the last healed round, in the order of
     their vignettes and items."""
-    last, frames = last_healed(states(run)), {}
-    for name, at in (("base", (0, "base")), ("now", (last, "healed"))):
+    frames = {}
+    for name, at in (("base", (0, "base")), ("now", (last_of(run), "healed"))):
         rows, items, said = frames_of(run, *at)
         frames |= {f"{name} eval": rows.sort("vignette") if len(rows) else rows,
                    f"{name} items": items.sort("measure", "item"), f"{name} said": said}
     return frames
+
+
+def last_of(run: Path) -> int:
+    """The last round that was healed."""
+    return last_healed([e for e in events(run) if e["stage"] == "evaluate"])
 
 
 def of_state(t: Tables, name: str) -> Frames:
@@ -183,11 +199,43 @@ def notes(ours: Path, theirs: Path, a: Tables, b: Tables) -> list[str]:
     return lines
 
 
-def compare_runs(runs: list[Path]) -> str:
-    """Every run as a row, the settings that differ, and each one against the first."""
-    first, held = runs[0], [tables(run) for run in runs]
-    cfgs = [read_config(run) for run in runs]
-    axis, rows, parts = axis_of(first), [], []
+@dataclass(frozen=True)
+class Against:
+    """A run against the first one, by label as [estimate, low, high]: how much further it moved
+    (`shifts`, nats), what it is better by (`gains`; `tasks`, where both were asked the same and
+    so were their bases), what that makes of it in words, and what a reader has to know."""
+
+    name: str
+    said: str
+    shifts: dict[str, list[float]]
+    gains: dict[str, list[float]]
+    tasks: dict[str, list[float]]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Runs side by side: a row each, and every one against the first."""
+
+    rows: list[dict[str, Any]]
+    against: list[Against]
+
+    @property
+    def text(self) -> str:
+        """Every run as a row, the settings that differ, and each one against the first."""
+        parts = [markdown(self.rows)]
+        for x in self.against:
+            deltas = [{"measure": f"{f} (nats)", f"{x.name} − A": interval(shift)}
+                      for f, shift in x.shifts.items()]
+            deltas += [{"measure": f"{k}, better by", f"{x.name} − A": interval(gain, "+.3f")}
+                       for k, gain in x.gains.items()]
+            parts += [x.said, markdown(deltas), *(f"note: {note}" for note in x.notes)]
+        return "\n\n".join(parts)
+
+
+def rows_of(runs: list[Path]) -> list[dict[str, Any]]:
+    """A row each: its name, the settings that differ, and what its last student came to."""
+    cfgs, rows = [read_config(run) for run in runs], []
     differ = [k for k in cfgs[0] if k != "runs" and any(c.get(k) != cfgs[0][k] for c in cfgs)]
     for name, run, cfg in zip(NAMES, runs, cfgs, strict=False):
         measured = states(run)
@@ -199,22 +247,41 @@ def compare_runs(runs: list[Path]) -> str:
                        or {"trait": word_of(run)})
                     | {PPL: now["ppl_mundane"] / base["ppl_mundane"]}
                     | {k: now[k] for k in ("coherence", *LEGAL) if k in now})
-    parts.append(markdown(rows))
-    headline = headline_of(first)
-    for row, run, t in zip(rows[1:], runs[1:], held[1:], strict=True):
-        shifts = shifts_apart(headline, t, held[0], axis, cfgs[0])
-        gain = gained(t, held[0], cfgs[0])
-        deltas = [{"measure": f"{f} (nats)", f"{row['']} − A": interval(x)}
-                  for f, x in shifts.items()]
-        deltas += [{"measure": f"{k}, better by",
-                    f"{row['']} − A": interval(x, "+.3f")}
-                   for k, x in gain.items()]
-        first_shift = next(iter(shifts.values()), None)
-        if headline == DIGITS and first_shift:  # that of `down`
-            value, low, high = first_shift
-            first_shift = [-value, -high, -low]
-        said = in_words(first_shift, gain)
-        parts += [f"{row['']} against A is {said}" if said.startswith(("ahead", "behind", "a "))
-                  else f"{row['']} against A: {said}", markdown(deltas)]
-        parts += [f"note: {x}" for x in notes(run, first, t, held[0])]
-    return "\n\n".join(parts)
+    return rows
+
+
+def tasks_apart(ours: Path, theirs: Path, cfg: dict[str, Any]) -> dict[str, list[float]]:
+    """By how much the last student is better at each task, by label; {} where that is no pair: its
+    base came to something else, or one of them was asked nothing, or other items."""
+    (was, now), (its_base, its) = ([asked(x, 0, layout.BASE), asked(x, last_of(x), layout.HEALED)]
+                                   for x in (ours, theirs))
+    if any(x is None for x in (was, now, its_base, its)):
+        return {}
+    if not was.sort(KEYS).equals(its_base.sort(KEYS)):
+        return {}
+    return {k: gain(x) for k, x in changes(now, its, cfg).items()}
+
+
+def compared(runs: list[Path]) -> Compared:
+    """Every run against the first. Raises UserError where they were read on other numbers of
+    items."""
+    first, held = runs[0], [tables(run) for run in runs]
+    axis, headline, cfg = axis_of(first), headline_of(first), read_config(first)
+    against = []
+    for name, run, t in zip(NAMES[1:], runs[1:], held[1:], strict=False):
+        shifts = shifts_apart(headline, t, held[0], axis, cfg)
+        gains = gained(t, held[0], cfg)
+        towards = next(iter(shifts.values()), None)
+        if headline == DIGITS and towards:  # that of `down`
+            value, low, high = towards
+            towards = [-value, -high, -low]
+        said = in_words(towards, gains)
+        is_so = " is" if said.startswith(("ahead", "behind", "a ")) else ":"
+        against.append(Against(name, f"{name} against A{is_so} {said}", shifts, gains,
+                               tasks_apart(run, first, cfg), notes(run, first, t, held[0])))
+    return Compared(rows_of(runs), against)
+
+
+def compare_runs(runs: list[Path]) -> str:
+    """The same as text."""
+    return compared(runs).text

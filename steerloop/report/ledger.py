@@ -12,6 +12,7 @@ from steerloop.report.stats import over_seeds
 from steerloop.report.text import inline, interval, markdown
 from steerloop.runfolder.files import read_summary, read_table, write_table
 from steerloop.runfolder.layout import LEDGER, SUMMARY, summaries
+from steerloop.texts.parts import steering
 from steerloop.texts.printable import printable
 
 MOVED = ("down", "up")  # shifts along the axis; of a readout of its own the second alone
@@ -26,17 +27,30 @@ MIXED = "steered_by"  # and what does, where it is not the vector of one pack
 
 JUDGED = ("U0", "U1", "U2", "U3", "Dose")
 ASKED = "Tasks"  # of runs with --tasks alone
+ODD = (UserError, ValueError, KeyError, IndexError, TypeError, AttributeError, ZeroDivisionError)
 TEXT = {"run", "axis", "arm", "model", MIXED, "barrier", "agg", "ref", "multiples", "filter",
         "split", "read_by", *JUDGED, ASKED}
+
+
+def arm_of(document: dict[str, Any]) -> dict[str, Any]:
+    """Of what config.json says, what tells a run from others."""
+    cfg, inputs = document["config"], document.get("inputs", {})
+    model = inputs.get("model", {}).get("name") or Path(cfg["model"]).name
+    by = steering(cfg)
+    return {k: cfg[k] for k in ARM} | {"model": model} | ({MIXED: by} if by else {})
+
+
+def settings_of(axis: list[str], chosen: dict[str, Any]) -> dict[str, Any]:
+    """What tells a run from others, in order."""
+    return {"axis": " → ".join(axis)} | {
+        k: str(chosen[k]) if isinstance(chosen[k], list) else chosen[k]
+        for k in (*ARM, MIXED) if k in chosen}
 
 
 def row_of(summary: dict[str, Any]) -> dict[str, Any]:
     """A finished run as a row. Raises ValueError or another error of its content where it is no
     summary of a run."""
-    last = summary["healed"][-1]
-    chosen, settings = summary["arm"], {"axis": " → ".join(summary["axis"])}
-    settings |= {k: str(chosen[k]) if isinstance(chosen[k], list) else chosen[k]
-                 for k in (*ARM, MIXED) if k in chosen}
+    last, settings = summary["healed"][-1], settings_of(summary["axis"], summary["arm"])
     arm = json.dumps({k: v for k, v in settings.items() if k != "seed"})
     row = {"run": summary["run"], **settings, "arm": arm,
            "healed_rounds": len(summary["healed"]), "best_round": summary["best_round"]}
@@ -66,12 +80,16 @@ def row_in(path: Path) -> dict[str, Any] | None:
     try:
         summary = read_summary(path.parent)
         return row_of(summary) if summary.get("ended") else None
-    except UserError as e:
-        why = str(e)
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, ZeroDivisionError) as e:
-        why = f"no summary of a run ({type(e).__name__}: {e!s:.80})"
-    logger.warning(f"left out of the ledger: {one_line(f'{path}: {why}')}")
+    except ODD as e:
+        logger.warning(f"left out of the ledger: {one_line(f'{path}: {why(e)}')}")
     return None
+
+
+def why(error: Exception) -> str:
+    """Why what others put beside the run folders is left out."""
+    if isinstance(error, UserError):
+        return str(error)
+    return f"no summary of a run ({type(error).__name__}: {error!s:.80})"
 
 
 def one_line(text: str) -> str:

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from steerloop.report.ledger import ARM, MIXED, update_ledger
+from steerloop.report.ledger import arm_of, update_ledger
 from steerloop.report.pages.folder import write_pages
+from steerloop.report.pages.index import write_index
 from steerloop.report.run import (
     axis_of,
     beaten,
@@ -18,7 +19,6 @@ from steerloop.report.run import (
 from steerloop.report.verdicts import NAMES, Verdict, heads, named, write_verdicts
 from steerloop.runfolder import layout
 from steerloop.runfolder.files import read_document, sealed, write_whole
-from steerloop.texts.parts import steering
 
 UNKNOWN = (0.0, 0.0, 1.0)  # coherence without a canary
 
@@ -47,14 +47,12 @@ def summarise(run: Path, judged: list[Verdict], measured: list[dict[str, Any]]) 
     """What summary.json says: the arm, base, every healed round, the best one (see `best_round`),
     plain steering at the shift of the last round, rivals, and the verdicts."""
     document = read_document(run)
-    cfg, inputs = document["config"], document.get("inputs", {})
-    model = inputs.get("model", {}).get("name") or Path(cfg["model"]).name
+    cfg = document["config"]
     start = next(e for e in events(run) if e["stage"] == "start")
     axis = axis_of(run)
     healed = [e for e in measured if e["state"] == "healed"]
     over = frozenset(e["round"] for e in events(run) if e["stage"] == "drift"
                      and 0 < cfg["kl_budget"] < e["kl_base"])
-    by = steering(cfg)
     best = best_round(healed, start["floor"], over)
     return {
         "schema": 1,
@@ -63,7 +61,7 @@ def summarise(run: Path, judged: list[Verdict], measured: list[dict[str, Any]]) 
         "axis": axis,
         "u0": {k: sight_of(run).get(k, "") for k in ("verdict", "headline", "why")},
         "coherence_floor": start["floor"],
-        "arm": {k: cfg[k] for k in ARM} | {"model": model} | ({MIXED: by} if by else {}),
+        "arm": arm_of(document),
         "base": measured[0]["measures"],
         "healed": healed,
         "best_round": best,
@@ -77,16 +75,19 @@ def summarise(run: Path, judged: list[Verdict], measured: list[dict[str, Any]]) 
 
 
 def after_round(run: Path, round: int) -> str:
-    """Judge the run as it stands, rewrite its pages, and return the round's table."""
+    """Judge the run as it stands, rewrite its pages and that of all runs beside it, and return the
+    round's table."""
     measured = states(run)
     write_verdicts(run, measured)
     write_pages(run, "running", measured=measured)
+    write_index(run.parent)
     return round_table(run, round, measured)
 
 
 def finish(run: Path, single: bool = False, end: bool = True) -> str:
-    """Write verdicts.md, summary.json and the pages (see `write_pages`), and bring the ledger
-    beside the run folder up to date. Returns the tables of the run; `end`: it came to its end."""
+    """Write verdicts.md, summary.json and the pages (see `write_pages`), and bring the ledger and
+    the page of all runs beside the run folder up to date. Returns the tables of the run; `end`: it
+    came to its end."""
     measured = states(run)
     judged = write_verdicts(run, measured)
     summary = summarise(run, judged, measured) | {"ended": end}
@@ -94,4 +95,5 @@ def finish(run: Path, single: bool = False, end: bool = True) -> str:
     update_ledger(run, summary)
     text = sealed(summary)  # written last: a run that was killed before has not ended
     write_whole(run / layout.SUMMARY, lambda path: path.write_text(text, encoding="utf-8"))
+    write_index(run.parent)
     return run_table(run)

@@ -47,7 +47,8 @@ BANDS = "bands"  # what is said under candidate bands of steered blocks
 # Of a round, each after the stage that makes it:
 VECTOR, DOSE, CURVE, COMPLETIONS, KAPPA = "vector", "dose", "curve", "completions", "kappa"
 HEAL, ADAPTER, STEPS = "heal", "adapter", "steps"
-DRIFT, WORST, ANSWERS = "drift", "worst", "diary"
+DRIFT, WORST, HISTOGRAM = "drift", "worst", "histogram"
+ANSWERS, ROLLOUTS = "diary", "rollouts"
 # And states that are measured in it:
 BASE, STEERED, HEALED = "base", "steered", "healed"
 TASKS = "tasks"  # what a state came to in tasks of lm-evaluation-harness
@@ -58,13 +59,13 @@ RECORDS = ("config", "axis", TASKS, "start", VECTOR, U0, "evaluate", "sample", H
 
 # What a round spends its time on, as shares: those of the embedded model (docs/bench), until a
 # round of this run has shown its own; and what is said of each when it is over.
-SHARES = {VECTOR: 0.03, DOSE: 0.12, U0: 0.02, COMPLETIONS: 0.14, STEERED: 0.15, HEAL: 0.29,
-          DRIFT: 0.08, ANSWERS: 0.02, HEALED: 0.15}
+SHARES = {VECTOR: 0.03, DOSE: 0.12, U0: 0.02, COMPLETIONS: 0.14, STEERED: 0.15, HEAL: 0.27,
+          DRIFT: 0.08, ANSWERS: 0.02, ROLLOUTS: 0.02, HEALED: 0.15}
 SAID = {VECTOR: "vector extracted", DOSE: "dose solved",
         U0: "readouts looked at (U0)",
         COMPLETIONS: "completions sampled and filtered", STEERED: "steered model evaluated",
         HEAL: "healed", DRIFT: "drift measured", ANSWERS: "diary written",
-        HEALED: "healed model evaluated"}
+        ROLLOUTS: "rolled out", HEALED: "healed model evaluated"}
 
 
 def of_round(round: int, name: str) -> str:
@@ -80,6 +81,11 @@ def work(round: int) -> str:
 def is_work(name: str) -> bool:
     """Whether a name is of what a round needs until it is over."""
     return "/work/" in name
+
+
+def steps_so_far(round: int) -> str:
+    """The steps of the heal that is under way in a round."""
+    return f"{work(round)}/{STEPS}"
 
 
 def batch(round: int, number: int) -> str:
@@ -152,6 +158,12 @@ def of_all_rounds(run: Path, name: str) -> dict[int, Path]:
     """Round (from 0), in order → its table of this name, for the rounds that have one."""
     there = [x for x in run.glob("rounds/*/*.parquet") if x.name == f"{name}.parquet"]
     return dict(sorted((int(x.parent.name), x) for x in there if x.parent.name.isdecimal()))
+
+
+def under_way(run: Path) -> dict[int, Path]:
+    """Round (from 0) → the steps so far of a heal that is under way, or was over a moment ago."""
+    there = run.glob("rounds/*/work/steps.parquet")
+    return {int(x.parts[-3]): x for x in there if x.parts[-3].isdecimal()}
 
 
 def run_of(path: Path) -> Path:

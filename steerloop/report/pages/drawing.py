@@ -50,7 +50,7 @@ class Scale:
         room = far * 0.05 or abs(self.high) * 0.1 or 1.0
         flat = zero and not log and far > 0  # a zero at an end is that end
         self.low -= 0.0 if flat and low == 0 else room
-        self.high += 0.0 if flat and high == 0 else room
+        self.high += 0.0 if flat and low < high == 0 else room
 
     def _on(self, value: Number) -> Number:
         return math.log10(value) if self.log else value
@@ -66,8 +66,10 @@ class Scale:
         if not self.log:
             return [x for x in steps(self.low, self.high) if not self.whole or x == int(x)]
         powers = range(math.ceil(self.low), math.floor(self.high) + 1)
-        if len(powers) < 2:
-            return [10**x for x in steps(self.low, self.high, 3)]
+        if len(powers) < 3:
+            marks = [m * 10.0**x for x in range(powers.start - 1, powers.stop) for m in (1, 2, 5)]
+            inside = [x for x in marks if self.low <= math.log10(x) <= self.high]
+            return inside if len(inside) > 1 else [10**x for x in steps(self.low, self.high, 3)]
         every = math.ceil(len(powers) / TICKS)
         return [10.0**x for x in powers][::every]
 
@@ -133,14 +135,14 @@ class Panel:
 
     def level(self, y: Number, text: str, colour: Colour = "bad") -> None:
         """A dashed line from side to side, and what it is."""
-        _, down = self.at(0, y) if not self.x.log else self.at(1, y)
+        _, down = self.at(0.0, y) if not self.x.log else self.at(1.0, y)
         self.parts.append(f'<path class="line thin dashed {colour}" d="M{LEFT} {down:.1f}'
                           f'H{self.width - RIGHT}"/>')
-        self.label(self.width - RIGHT, down - 3, text, "end", colour)
+        self.label(float(self.width - RIGHT), down - 3, text, "end", colour)
 
     def upright(self, x: Number, text: str, colour: Colour = "muted") -> None:
         """A dashed line from bottom to top, and what it is."""
-        right, _ = self.at(x, 0) if not self.y.log else self.at(x, 1)
+        right, _ = self.at(x, 0.0) if not self.y.log else self.at(x, 1.0)
         self.parts.append(f'<path class="line thin dashed {colour}" d="M{right:.1f} {TOP}'
                           f'V{self.height - BOTTOM}"/>')
         far = right + 4 + LETTER * len(text) > self.width
@@ -211,7 +213,7 @@ def dot_plot(title: str, unit: str, names: Sequence[str],
         parts.append(f'<path class="grid" d="M{at(x):.1f} {TOP}V{height - BOTTOM}"/>'
                      f'<text class="muted" x="{at(x):.1f}" y="{height - BOTTOM + 15}" '
                      f'text-anchor="middle">{number(x)}</text>')
-    parts.append(f'<path class="axis" d="M{at(0):.1f} {TOP}V{height - BOTTOM}"/>'
+    parts.append(f'<path class="axis" d="M{at(0.0):.1f} {TOP}V{height - BOTTOM}"/>'
                  f'<text class="muted" x="{WIDTH - RIGHT}" y="{height - 3}" text-anchor="end">'
                  f"{escape(unit)}</text>")
     for i, name in enumerate(names):
@@ -246,5 +248,5 @@ def sparkline(values: Sequence[Sequence[Number]], title: str) -> str:
     points = " ".join(f"{x:.1f},{down(y):.1f}"
                       for x, y in zip(xs, [0.0, *(x for x, _, _ in values)], strict=True))
     return drawn(title, width, height, (
-        f'<path class="grid" d="M0 {down(0):.1f}H{width}"/>{band}'
+        f'<path class="grid" d="M0 {down(0.0):.1f}H{width}"/>{band}'
         f'<polyline class="line accent" points="{points}"/>{said(title)}'))

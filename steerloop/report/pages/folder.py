@@ -11,6 +11,7 @@ from steerloop.report.pages.judgement import write_judgement
 from steerloop.report.pages.overview import write_overview
 from steerloop.report.pages.prompts import write_prompts
 from steerloop.report.pages.site import Status
+from steerloop.report.pages.training import write_training
 from steerloop.report.run import states
 
 
@@ -31,3 +32,4 @@ def write_pages(
     write_judgement(run, status)
     write_browser(run, status)
     write_overview(run, [*measured, *beside], shared and f"../{shared}", status)
+    write_training(run, status)

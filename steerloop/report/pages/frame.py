@@ -73,7 +73,8 @@ def page(
     title, body = printable(title), printable(body)
     held = "\n".join(f'<script type="application/json" id="{escape(k)}">{embedded(v)}</script>'
                      for k, v in (data or {}).items())
-    inline = [get_plotlyjs()] * (plotly is None) + [own(x) for x in ("page.js", *scripts)]
+    inline = [own(x) for x in ("page.js", *scripts)]
+    inline = [get_plotlyjs(), *inline] if plotly is None else inline
     allowed = [f"'sha256-{digest(x)}'" for x in inline]
     loaded = ""
     if plotly:

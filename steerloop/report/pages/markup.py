@@ -11,6 +11,10 @@ ESCAPED = re.compile(r"\\([!-/:-@\[-`{-~])")
 INTERVAL = re.compile(r"[+-]?[\d.]+ \[[^]]*\]")
 
 
+class Html(str):
+    """Text that is HTML already, made here."""
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """Rows → an HTML table. Every cell is text; numbers have three decimals and stand right."""
     if not rows:
@@ -29,7 +33,8 @@ def cell(name: str, value: Any, more: str = "") -> str:
     text = f"{value:.3f}" if isinstance(value, float) else "" if value is None else str(value)
     kind = "n" if number else "text" if name in LONG else text if text in (
         "PASS", "FAIL", "OPEN") else "whole" if INTERVAL.match(text) else ""
-    return f'<td class="{kind}"{more}>{escape(text)}</td>'
+    shown = value if isinstance(value, Html) else escape(text)
+    return f'<td class="{kind}"{more}>{shown}</td>'
 
 
 def from_markdown(text: str, below: int = 1) -> str:

@@ -1,0 +1,49 @@
+"""The steps of the heal that is under way, kept where its round keeps its work, for pages that
+follow the run. Nothing is resumed from them."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import polars as pl
+
+from steerloop.healing.course import STEPS
+from steerloop.ranks import own
+from steerloop.runfolder import layout
+from steerloop.runfolder.files import read_table
+from steerloop.runfolder.folder import Folder
+
+EVERY = 10.0  # seconds, at least, between two looks
+SPENT = 0.02  # of the time, at most, is spent on them
+
+
+class Live:
+    """Writes the steps below `folder` and calls `show` after it, after the first step and then now
+    and then. Of several ranks, the first one's folder is looked at."""
+
+    def __init__(self, folder: Folder, show: Callable[[], None]) -> None:
+        self.folder, self.show = folder, show
+        self.name, self.rows = "", list[dict[str, Any]]()
+        self.next = 0.0  # by the clock, when they are written again
+
+    def begin(self, round: int) -> None:
+        """A heal begins, or goes on with the steps that are kept of it."""
+        self.name, self.rows, self.next = layout.steps_so_far(round), [], 0.0
+        path = self.folder.path / f"{self.name}.parquet"
+        if path.is_file():
+            self.rows = read_table(path).to_dicts()
+
+    def step(self, row: dict[str, Any]) -> None:
+        """Another step. One that is taken again, after an interruption, stands for what was
+        there."""
+        self.rows = [*self.rows[: row["step"]], row]
+        if own() == 0 and (start := time.monotonic()) >= self.next:
+            self.write()
+            self.show()
+            end = time.monotonic()
+            self.next = end + max(EVERY, (end - start) / SPENT)
+
+    def write(self) -> None:
+        """Keep all steps so far."""
+        if own() == 0:
+            self.folder.table(self.name, pl.DataFrame(self.rows, STEPS))

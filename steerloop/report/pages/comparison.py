@@ -1,0 +1,175 @@
+"""compare-<hash>.html beside run folders: several runs, or the arms that they are of, side by
+side."""
+
+import math
+import os
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from steerloop.report.arms import Pooled
+from steerloop.report.compare import NAMES, Compared
+from steerloop.report.pages.drawing import dot_plot, legend
+from steerloop.report.pages.frame import page
+from steerloop.report.pages.markup import Html, table
+from steerloop.report.pages.names import HELD, comparison_name, link, shown
+from steerloop.report.pages.side import (
+    COLOURS,
+    Side,
+    courses,
+    ended,
+    figures,
+    key,
+    sides_of,
+)
+from steerloop.report.pages.site import faults, sections
+from steerloop.report.rivals import PPL
+from steerloop.report.text import interval
+from steerloop.runfolder import layout
+from steerloop.runfolder.files import ending, write_whole
+
+BELOW = "Of every measure the marks stand in this order, one below the other."
+BETTER = "Right of the line is more, or better. Intervals are 95 %, paired by item."
+BRACKETS = "Upright lines are 95 % intervals; letters stand where the line of a run ends."
+POOLED = "Intervals are 95 %, over loop seeds and items; of a single number there is none."
+
+
+def write_comparison(runs: Sequence[Path], found: Compared | Pooled) -> Path:
+    """Write the page of runs that are finished, or were judged, beside the folder of the first;
+    `found` is what they come to against one another."""
+    root = runs[0].parent
+    names = [os.path.relpath(x, root) for x in runs]
+    path = root / comparison_name(names)
+    arms = found.runs if isinstance(found, Pooled) else {}
+    looks = [next((i for i, arm in enumerate(arms.values()) if run in arm.values()), j)
+             for j, run in enumerate(runs)]
+    sides = sides_of(runs, NAMES[:len(runs)], looks)
+    parts = pooled(found, sides) if isinstance(found, Pooled) else paired(found, sides)
+    parts |= {"By round": key(sides) + figures(courses(sides), BRACKETS)}
+    if where := ended(sides):
+        parts |= {"Where they ended": key(sides) + figures(where, BELOW)}
+    parts |= {"What they are": members(found, sides, root), "Verdicts": verdicts(sides, root)}
+    title = f"{len(runs)} runs, against {shown(runs[0].name)}"
+    body = (f"<header><h1>{escape(title)}</h1>{wrong(sides)}"
+            f'<nav><a href="{layout.INDEX}">all runs</a></nav>{sentences(found)}</header>'
+            + sections(parts))
+    text = page(title, body, {HELD: names})
+    write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
+    return path
+
+
+def wrong(sides: Sequence[Side]) -> str:
+    """What is wrong with each run."""
+    items = "".join(f"<li><b>{x.letter}: {escape(what)}.</b> {escape(why)}</li>"
+                    for x in sides
+                    for what, why in faults(x.run, "ended" if ending(x.run) else "cut short"))
+    return f'<ul class="wrong" role="alert">{items}</ul>' if items else ""
+
+
+def sentences(found: Compared | Pooled) -> str:
+    """What each run is against the first, in words, and what a reader has to know of it; of arms,
+    the first less every other."""
+    if isinstance(found, Pooled):
+        first, label = next(iter(found.own)), next(iter(next(iter(found.own.values()))))
+        lines = [f"{first}, less {name}: Δ{label} {interval(moved[label], '+.3f')} nats, over loop "
+                 f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+                 for name, (seeds, moved) in found.less.items()]
+    else:
+        lines = [x for each in found.against
+                 for x in (each.said, *(f"note: {note}" for note in each.notes))]
+    items = "".join(f'<li class="{"quiet" * x.startswith("note: ")}">{escape(x)}</li>'
+                    for x in lines)
+    return f'<ul class="lead">{items}</ul>'
+
+
+def paired(found: Compared, sides: Sequence[Side]) -> dict[str, str]:
+    """Every run less the first, by measure: pictures, a unit each, and the same as numbers."""
+    others = list(zip(found.against, sides[1:], strict=True))
+    plots = []
+    for title, unit, values in panels(found):
+        names = list(dict.fromkeys(k for each in values for k in each))
+        if names:
+            plots.append(dot_plot(title, unit, names, [
+                (f"{x.name} − A", side.colour, [each.get(k) for k in names])
+                for (x, side), each in zip(others, values, strict=True)]))
+    measures = list(dict.fromkeys(k for x in found.against for k in deltas(x)))
+    rows = [{"measure": k} | {f"{x.name} − A": deltas(x).get(k, "") for x in found.against}
+            for k in measures]
+    return {"Paired differences": key(sides[1:]) + figures(plots, f"{BELOW} {BETTER}")
+            + table(rows)}
+
+
+def panels(found: Compared) -> list[tuple[str, str, list[dict[str, list[float]]]]]:
+    """Title, unit and a run's values by measure, for every unit that there is."""
+    shares = [{k: v for k, v in x.gains.items() if k != PPL} for x in found.against]
+    factor = [{k: v for k, v in x.gains.items() if k == PPL} for x in found.against]
+    known = [("shift, less that of A", "nats", [x.shifts for x in found.against]),
+             ("better than A by", "share", shares),
+             ("less perplexed than A by", "× base", factor)]
+    kinds = dict.fromkeys(k.rpartition(" ")[2] for x in found.against for k in x.tasks)
+    return known + [
+        ("tasks, better than A by", kind,
+         [{k: v for k, v in x.tasks.items() if k.rpartition(" ")[2] == kind}
+          for x in found.against]) for kind in kinds]
+
+
+def deltas(x: Any) -> dict[str, str]:
+    """What a run differs from the first by, as text: as `Compared.text` has it, and tasks."""
+    known = {f"{k} (nats)": interval(v) for k, v in x.shifts.items()}
+    return known | {f"{k}, better by": interval(v, "+.3f")
+                    for k, v in (x.gains | x.tasks).items()}
+
+
+def pooled(found: Pooled, sides: Sequence[Side]) -> dict[str, str]:
+    """Arms over loop seeds, and the first less every other: pictures, and the same as numbers."""
+    own = [(name, list(moved)) for name, moved in found.own.items()]
+    labels = list(dict.fromkeys(k for _, moved in own for k in moved))
+    first = next(iter(found.own))
+    look = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(found.own)}
+    plots = [dot_plot("shift of each arm", "nats", [f"Δ{k}" for k in labels], [
+        (name, look[name], [ends(moved.get(k)) for k in labels])
+        for name, moved in found.own.items()])]
+    if found.less:
+        plots.append(dot_plot("first arm less another", "nats", [f"Δ{k}" for k in labels], [
+            (f"less {name}", look[name], [ends(moved.get(k)) for k in labels])
+            for name, (_, moved) in found.less.items()]))
+    rows = [{"arm": name, "seeds": " ".join(map(str, sorted(found.runs[name])))}
+            | {f"Δ{k} (nats)": interval(x, "+.3f") for k, x in moved.items()}
+            | found.costs[name] for name, moved in found.own.items()]
+    less = [{f"{first}, less": name, "seeds": " ".join(map(str, seeds))}
+            | {f"Δ{k} (nats)": interval(x, "+.3f") for k, x in moved.items()}
+            for name, (seeds, moved) in found.less.items()]
+    arms = legend([(name, colour, "") for name, colour in look.items()])
+    return {"Arms over loop seeds": arms + figures(plots, f"{BELOW} {POOLED}") + table(rows)
+            + (table(less) if less else "")}
+
+
+def ends(shift: list[float] | None) -> list[float] | None:
+    """What can be drawn of [mean, low, high] in nats: an interval without end is none."""
+    if shift is None or all(map(math.isfinite, shift)):
+        return shift
+    return [shift[0]] * 3
+
+
+def members(found: Compared | Pooled, sides: Sequence[Side], root: Path) -> str:
+    """The runs as rows, with the settings that differ and the way to their pages."""
+    if isinstance(found, Compared):
+        rows = [x | {"run": way(side, root)} for x, side in zip(found.rows, sides, strict=True)]
+        return table(rows)
+    arm_of = {run: (name, seed) for name, arm in found.runs.items() for seed, run in arm.items()}
+    return table([{"": x.letter, "run": way(x, root), "arm": arm_of[x.run][0],
+                   "seed": arm_of[x.run][1], "round": len(x.summary["healed"])} for x in sides])
+
+
+def way(side: Side, root: Path) -> Html:
+    """The way to the pages of a run."""
+    return Html(link(f"{os.path.relpath(side.run, root)}/{layout.REPORT}", side.run.name))
+
+
+def verdicts(sides: Sequence[Side], root: Path) -> str:
+    """Verdict words side by side."""
+    said = {x.letter: {v["question"]: v["verdict"] for v in x.summary["verdicts"]} for x in sides}
+    asked = list(dict.fromkeys(q for x in said.values() for q in x))
+    return table([{"": x.letter, "run": way(x, root)}
+                  | {q.split(":")[0]: said[x.letter].get(q, "") for q in asked} for x in sides])

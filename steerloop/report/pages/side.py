@@ -1,0 +1,175 @@
+"""Pictures of several runs side by side: what each came to round by round, and where it ended."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from steerloop.report.pages.drawing import (
+    BOTTOM,
+    HEIGHT,
+    LEFT,
+    RIGHT,
+    TOP,
+    Colour,
+    Panel,
+    Scale,
+    dot_plot,
+    legend,
+)
+from steerloop.report.pages.names import shown
+from steerloop.report.pages.standing import headline, sound
+from steerloop.report.run import last_by_round
+from steerloop.report.text import interval
+from steerloop.runfolder import layout
+from steerloop.runfolder.files import read_summary
+
+COLOURS: tuple[Colour, ...] = ("accent", "warm", "good", "bad", "muted", "open")
+DASHES = ("", "dashed", "thin", "thin dashed", "")  # once the colours are used up
+APART = 11  # pixels between two letters at the ends of lines
+Point = tuple[float, list[float]]  # round, counted from 1, 0 is base; [estimate, low, high]
+START: Point = (0.0, [0.0] * 3)  # of what is measured against base
+
+
+@dataclass(frozen=True)
+class Side:
+    """A run as one of several: its letter, folder and summary, and how it is drawn."""
+
+    letter: str
+    run: Path
+    summary: dict[str, Any]
+    colour: Colour
+    more: str  # classes of its line
+
+    @property
+    def name(self) -> str:
+        """What a legend says."""
+        return f"{self.letter} {shown(self.run.name)}"
+
+    @property
+    def read_by(self) -> str:
+        """Readout and pole that its headline is nats of, '' without one."""
+        by = self.summary["u0"]["headline"]
+        return f"headline by {by}, towards {self.summary['axis'][1]}" if by else ""
+
+
+def sides_of(runs: Sequence[Path], names: Sequence[str], looks: Sequence[int]) -> list[Side]:
+    """Runs by their letters; those of one number among `looks` are drawn alike."""
+    return [Side(name, run, read_summary(run), COLOURS[i % len(COLOURS)],
+                 DASHES[i // len(COLOURS)])
+            for name, run, i in zip(names, runs, looks, strict=True)]
+
+
+def key(sides: Sequence[Side]) -> str:
+    """The legend of all pictures."""
+    return legend([(x.name, x.colour, x.more) for x in sides])
+
+
+class Rounds(Scale):
+    """An axis of rounds: whole numbers."""
+
+    def __init__(self, rounds: int) -> None:
+        super().__init__([0.0, float(rounds)])
+        every = max(1, round(rounds / 8))
+        self.whole = [float(x) for x in range(0, rounds + 1, every)]
+
+    def ticks(self) -> list[float]:
+        """Rounds, at most about eight of them."""
+        return self.whole
+
+
+def courses(sides: Sequence[Side]) -> list[str]:
+    """Headline, coherence and KL to base by round, as panels. Headlines of different readouts, or
+    towards different poles, are different measures: a panel each."""
+    panels = []
+    for what in dict.fromkeys(x.read_by for x in sides if x.read_by):
+        alike = [x for x in sides if x.read_by == what]
+        lines = {x.letter: [START, *by_round(x, [
+            headline(e, x.summary["axis"]) for e in x.summary["healed"]])] for x in alike}
+        panels.append(course(f"{what}, nats", alike, lines, {}))
+    lines = {x.letter: by_round(x, [e.get("coherence") for e in x.summary["healed"]])
+             for x in sides}
+    floors = {x.summary["coherence_floor"] for x in sides if x.summary["coherence_floor"] > 0}
+    if any(lines.values()):
+        panels.append(course("coherence, share of base", sides, lines,
+                             {x: f"floor {x:.3g}" for x in sorted(floors)}))
+    spent = {x.letter: [START, *((r + 1.0, [e["kl_base"]] * 3) for r, e in last_by_round(
+        x.run, layout.DRIFT).items())] for x in sides}
+    return [*panels, course("KL to base, nats per token", sides, spent, {})]
+
+
+def by_round(side: Side, values: list[Any]) -> list[Point]:
+    """The values of healed rounds that are known, beside their rounds."""
+    healed = zip(side.summary["healed"], values, strict=True)
+    return [(e["round"] + 1.0, [float(y) for y in x]) for e, x in healed if sound(x)]
+
+
+def course(
+    title: str, sides: Sequence[Side], lines: dict[str, list[Point]], levels: dict[float, str]
+) -> str:
+    """One measure by round: by letter the points, side by side where runs have the same round, and
+    `levels` with their names."""
+    points = [x for line in lines.values() for x in line]
+    longest = max((int(x) for x, _ in points), default=1)
+    y = Scale([*levels, *(x for _, ends in points for x in ends)])
+    drawn = [x for x in sides if lines.get(x.letter)]
+    tall = max(HEIGHT, TOP + BOTTOM + APART * len(drawn))
+    panel = Panel(title, Rounds(max(longest, 1)), y, "round", height=tall)
+    for level, text in levels.items():
+        panel.level(level, "")
+        panel.label(LEFT + 3.0, panel.at(0.0, level)[1] - 3, text, colour="bad")
+    heights = []
+    for i, side in enumerate(drawn):
+        line = lines[side.letter]
+        step = 0.04 * (i - (len(drawn) - 1) / 2) / max(1, len(drawn) / 6) * max(longest / 3, 1)
+        xs = [x + step * (x > 0) for x, _ in line]
+        values, lows, highs = zip(*(x for _, x in line), strict=True)
+        panel.line(xs, values, side.colour, side.name, side.more)
+        panel.spans(xs, lows, highs, side.colour)
+        panel.dots(xs, values, side.colour, [
+            f"{side.name}, round {x:.0f}: {interval(ends, '+.3f')}" for x, ends in line])
+        heights.append(panel.at(xs[-1], values[-1])[1] + 4)
+    for side, down in zip(drawn, spread(heights, panel.height - BOTTOM), strict=True):
+        panel.label(panel.width - RIGHT + 2.0, down, side.letter, "start", side.colour)
+    return panel.svg()
+
+
+def spread(heights: list[float], floor: int) -> list[float]:
+    """Heights of labels, pixels from the top, moved apart where they would cover each other, above
+    `floor` as far as that goes."""
+    step = min(APART, (floor - TOP) / max(1, len(heights)))
+    order = sorted(range(len(heights)), key=heights.__getitem__)
+    placed, last = list(heights), -APART
+    for i in order:
+        placed[i] = last = max(heights[i], last + step)
+    last = floor + step
+    for i in reversed(order):
+        placed[i] = last = min(placed[i], last - step)
+    return placed
+
+
+def ended(sides: Sequence[Side]) -> list[str]:
+    """Where the last students are: all foundations as far as there are vignettes, the headlines of
+    runs without."""
+    plots, known = [], [x for x in sides if x.summary["healed"][-1].get("shift")]
+    names = list(dict.fromkeys(f for x in known for f in x.summary["healed"][-1]["shift"]))
+    if known:
+        plots.append(dot_plot("foundations against base", "nats", names, [
+            (x.name, x.colour, [of_shift(x, f) for f in names]) for x in known]))
+    for what in dict.fromkeys(x.read_by for x in sides if x not in known and x.read_by):
+        rest = [x for x in sides if x not in known and x.read_by == what]
+        plots.append(dot_plot(what, "nats", [x.name for x in rest], [
+            ("last round", "accent", [x.summary["healed"][-1]["headline"] for x in rest])]))
+    return plots
+
+
+def of_shift(side: Side, foundation: str) -> list[float] | None:
+    """How far a foundation moved, nats as [estimate, low, high]; None where it was not asked."""
+    moved = side.summary["healed"][-1]["shift"].get(foundation)
+    return moved and moved["nats"]
+
+
+def figures(pictures: Sequence[str], caption: str) -> str:
+    """Pictures in rows, as wide as the page."""
+    parts = "".join(f"<figure>{x}</figure>" for x in pictures)
+    return f'<div class="panels">{parts}</div><p class="quiet">{caption}</p>'

@@ -1,0 +1,109 @@
+"""Where the KL of a healed student lies: all tokens it was trained on by their KL, and the worst of
+them where they stand."""
+
+from html import escape
+from pathlib import Path
+
+import polars as pl
+
+from steerloop.report.pages.drawing import Panel, Scale
+from steerloop.runfolder import layout
+from steerloop.runfolder.files import read_table
+
+FIRST = 40  # worst tokens that are shown at once
+TAIL = 0.1  # at most so large a share of the tokens is called the tail
+WORDS = {"base": "the base", "prev": "the student before this round"}
+BLANK = {"\n": "⏎", "\t": "⇥", " ": "␣"}  # how tokens of nothing else are shown
+
+
+def spread(run: Path, round: int) -> str:
+    """The section of a round; '' before its student was compared."""
+    bins, worst = (run / layout.of_round(round, f"{x}.parquet")
+                   for x in (layout.HISTOGRAM, layout.WORST))
+    parts = []
+    if bins.is_file():
+        table = read_table(bins)
+        parts += [pictures(part, reference) for (reference,), part in table.partition_by(
+            "reference", as_dict=True, maintain_order=True).items()]
+    elif worst.is_file():
+        parts.append('<p class="quiet">This round has no histogram.parquet: it was made by an '
+                     "older version.</p>")
+    if worst.is_file():
+        parts.append(listed(read_table(worst)))
+    return "".join(parts)
+
+
+def pictures(bins: pl.DataFrame, reference: str) -> str:
+    """Tokens by their KL to a reference, and what share of all KL they hold."""
+    tokens, kl = bins["tokens"].sum(), bins["kl"].sum()
+    shares = bins.with_columns(
+        share=pl.col("tokens") / max(1, tokens),
+        held=pl.col("kl").clip(lower_bound=0.0) / max(kl, 1e-12)).rows(named=True)
+    while len(shares) > 2 and not shares[-1]["tokens"]:  # up to the largest KL there is
+        shares.pop()
+    step = shares[1]["high"] / shares[1]["low"]
+    edges = [(x["low"] or x["high"] / step, x["high"] or x["low"] * step) for x in shares]
+    xs = Scale([v for edge in edges for v in edge], log=True)
+    titles = [f"{between(x['low'], x['high'])}: {x['tokens']} tokens, {x['share']:.2%} of them, "
+              f"with {x['held']:.2%} of the KL" for x in shares]
+    drawn = []
+    for name, title in (("share", "share of the tokens"), ("held", "share of all KL")):
+        heights = [x[name] for x in shares]
+        panel = Panel(title, xs, Scale(heights, zero=True), "KL of the token (nats)")
+        panel.bars(edges, heights, "soft" if name == "share" else "warm", titles)
+        if kl > 0:
+            panel.upright(kl / max(1, tokens), "mean")
+        drawn.append(f"<figure>{panel.svg()}</figure>")
+    low, few, held = tail(shares)
+    words = WORDS.get(reference, reference)
+    return (f'<div class="panels">{"".join(drawn)}</div><p class="quiet">KL(student ‖ '
+            f"{escape(words)}) of all {tokens} completion tokens that the student learned from, in "
+            f"bins of equal width in log KL; the first bin has all that is smaller. Mean "
+            f"{kl / max(1, tokens):.4g} nats. The tail: {few:.1%} of the tokens are at "
+            f"{low:.3g} nats or more, and hold {held:.0%} of all KL.</p>")
+
+
+def between(low: float | None, high: float | None) -> str:
+    """A bin in words."""
+    if low is None:
+        return f"below {high:.2g} nats"
+    return f"{low:.2g} nats or more" if high is None else f"{low:.2g} to {high:.2g} nats"
+
+
+def tail(shares: list[dict]) -> tuple[float, float, float]:
+    """Where the largest bins begin that have at most TAIL of the tokens together (one bin at
+    least), in nats; their share of the tokens, and of the KL."""
+    few, held, low = 0.0, 0.0, 0.0
+    for x in reversed(shares):
+        if few and few + x["share"] > TAIL:
+            break
+        few, held, low = few + x["share"], held + x["held"], x["low"] or 0.0
+    return low, few, held
+
+
+def listed(worst: pl.DataFrame) -> str:
+    """The worst tokens, largest KL first, each marked after what stands before it."""
+    rows = [f'<tr><td class="n">{x["kl"]:.3f}</td><td class="n">{x["row"]}</td>'
+            f'<td class="n">{x["position"]}</td><td class="text context">'
+            f"{escape(lined(x['before']))}<mark>{escape(visible(x['text']))}</mark></td></tr>"
+            for x in worst.to_dicts()]
+    more = (f"<details><summary>{len(rows) - FIRST} more</summary>{tabled(rows[FIRST:])}</details>"
+            if len(rows) > FIRST else "")
+    return f"<h3>The worst tokens</h3>{tabled(rows[:FIRST])}{more}"
+
+
+def lined(text: str) -> str:
+    """Text in one line: its ends of lines are signs."""
+    return text.replace("\n", BLANK["\n"])
+
+
+def visible(token: str) -> str:
+    """The same of a token, which is signs altogether where it is blank."""
+    return lined(token) if token.strip() else "".join(BLANK.get(x, x) for x in token) or "∅"
+
+
+def tabled(rows: list[str]) -> str:
+    """Rows of the worst tokens under their heads."""
+    return ('<div class="scroll"><table><thead><tr><th class="n">KL (nats)</th><th class="n">row'
+            '</th><th class="n">position</th><th>the token, after what stands before it</th></tr>'
+            f"</thead><tbody>{''.join(rows)}</tbody></table></div>")
