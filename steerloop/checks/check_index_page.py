@@ -117,6 +117,28 @@ def check_rows_say_what_summaries_and_records_say(root):
     assert document.find("tr", "of") == ["lam 0.3", "lam 0.9"]
 
 
+def check_a_run_that_goes_on_is_read_by_its_own_readout(root, tmp_path):
+    """Its records say what its tables do; one by reasons has them in its tables alone."""
+    run = tmp_path / "one"
+    shutil.copytree(root / "going", run)
+    records = (run / "events.jsonl").read_text()
+    for path in run.glob("rounds/*/*.items.parquet"):
+        last = -4.0 if path.name.startswith("base") else -1.0
+        more = pl.DataFrame({
+            "measure": ["reasons_authority"] * 3 + ["reasons_care"] * 3, "item": [0, 1, 2] * 2,
+            "value": [-1.0, -2.0, -3.0, -2.0, -2.0, last]})
+        pl.concat([pl.read_parquet(path), more]).write_parquet(path)
+    for readout in ("digits", "said", "reasons"):
+        (run / "events.jsonl").write_text(
+            records.replace('"headline": "digits"', f'"headline": "{readout}"'))
+        healed = [e["headline"][0] for e in states(run) if e["state"] == "healed"]
+        found = standing(run)
+        assert [x[0] for x in found.course] == pytest.approx(healed, abs=1e-9) != [0.0, 0.0]
+        assert found.read_by == readout
+    (run / "events.jsonl").write_text(records.replace('"headline": "digits"', '"headline": ""'))
+    assert standing(run).course == []
+
+
 def check_clicks_sort_and_filter(root):
     """In one list, by numbers and by text, both ways, what is missing last: as polars does."""
     found = said(root / "index.html", """

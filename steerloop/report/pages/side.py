@@ -137,7 +137,7 @@ def course(
 def spread(heights: list[float], floor: int) -> list[float]:
     """Heights of labels, pixels from the top, moved apart where they would cover each other, above
     `floor` as far as that goes."""
-    step = min(APART, (floor - TOP) / max(1, len(heights)))
+    step = min(float(APART), (floor - TOP) / max(1, len(heights)))
     order = sorted(range(len(heights)), key=heights.__getitem__)
     placed, last = list(heights), -APART
     for i in order:
