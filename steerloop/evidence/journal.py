@@ -32,6 +32,7 @@ from steerloop.report.text import markdown
 from steerloop.report.trait import asks, unasked
 from steerloop.report.verdicts import band_lines
 from steerloop.runfolder import layout
+from steerloop.runfolder.files import read_summary
 from steerloop.runfolder.layout import batch, of_round, of_state, work
 from steerloop.runfolder.opening import note_end, open_run
 from steerloop.runfolder.progress import Rounds
@@ -40,6 +41,7 @@ from steerloop.sight import bands, look, settled
 from steerloop.teacher import taught_at, teacher
 from steerloop.texts.data import Data
 from steerloop.texts.parts import steering, told
+from steerloop.trackers import Mirror
 
 CHOSEN = [layout.COMPLETIONS, layout.KAPPA]
 UNASKED = (layout.STEERED, "calibrated")  # at no equal shift: no tasks
@@ -71,6 +73,7 @@ class Journal(Recorder):
             logger.info(f"steered by {said}")
         if cfg.tasks:
             self.folder.event(layout.TASKS, **definitions(cfg))
+        self.mirror = Mirror(self.folder, cfg.track)
 
     def __enter__(self) -> "Journal":
         return self
@@ -78,6 +81,7 @@ class Journal(Recorder):
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         """The folder is free for another process. What ended the run early says how to go on."""
         self.progress.close()
+        self.mirror.close(error)
         if error is not None:
             note_end(error, self.path, f"--resume {self.folder.origin} goes on")
         self.folder.close(error)
@@ -244,6 +248,9 @@ class Journal(Recorder):
         stats, delta = stage(*args)
         return stats, delta, self.course
 
+    def step(self, row: dict[str, Any]) -> None:
+        self.mirror.step(layout.HEAL, self.round, row)
+
     def steps(self, table: pl.DataFrame) -> None:
         self.course = table
 
@@ -264,4 +271,6 @@ class Journal(Recorder):
     def finish(self) -> str:
         """The run came to its end: its pages, its row in the ledger; its tables are returned."""
         self.folder.settle()
-        return report.finish(self.path)
+        tables = report.finish(self.path)
+        self.mirror.verdicts(read_summary(self.path))
+        return tables

@@ -188,7 +188,8 @@ def compare_runs(runs: list[Path]) -> str:
     first, held = runs[0], [tables(run) for run in runs]
     cfgs = [read_config(run) for run in runs]
     axis, rows, parts = axis_of(first), [], []
-    differ = [k for k in cfgs[0] if k != "runs" and any(c.get(k) != cfgs[0][k] for c in cfgs)]
+    differ = [k for k in cfgs[0] if k not in ("runs", "track")
+              and any(c.get(k) != cfgs[0][k] for c in cfgs)]
     for name, run, cfg in zip(NAMES, runs, cfgs, strict=False):
         measured = states(run)
         last = next(e for e in reversed(measured) if e["state"] == "healed")

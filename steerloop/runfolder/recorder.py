@@ -34,6 +34,9 @@ class Recorder:
     def saved(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """What was kept last of the work in progress; None where there is nothing."""
 
+    def step(self, row: dict[str, Any]) -> None:
+        """An optimiser step of a heal was taken (columns of `Course.steps`)."""
+
     def steps(self, table: pl.DataFrame) -> None:
         """What a heal that is over did, a row an optimiser step (`Course.steps`)."""
 
