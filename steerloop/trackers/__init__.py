@@ -21,11 +21,17 @@ from steerloop import UserError
 from steerloop.ranks import own
 from steerloop.runfolder.files import read_table
 from steerloop.runfolder.folder import Folder
-from steerloop.runfolder.layout import HEAL, RECORDS, STEPS, of_all_rounds
+from steerloop.runfolder.layout import HEAL, STEPS, of_all_rounds
 from steerloop.trackers.libraries import LIBRARIES, Library
-from steerloop.trackers.names import ROUND, number_of_steps, numbers, of_step, plain, words
-
-HEALS = tuple(x for x in RECORDS if x.partition("_")[0] == HEAL)  # the run's own, and rivals'
+from steerloop.trackers.names import (
+    HEALS,
+    ROUND,
+    number_of_steps,
+    numbers,
+    of_step,
+    plain,
+    words,
+)
 
 
 def usable(track: str) -> None:

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from steerloop.runfolder.events import crc
 from steerloop.runfolder.layout import RECORDS, TENSORBOARD, TRACKIO
-from steerloop.trackers.names import ROUND
+from steerloop.trackers.names import HEALS, ROUND
 
 PROJECT = "steerloop"
 SHOWN = {f"evaluate/healed/{x}": None for x in ("coherence", "ppl_mundane")} | {
@@ -114,7 +114,8 @@ class Wandb:
         self.next = self.run.step  # the first row that is not there
         for stage in RECORDS:
             self.run.define_metric(f"{stage}/*", step_metric=ROUND)
-            self.run.define_metric(f"{stage}_steps/*", step_metric=f"{stage}_steps/step")
+        for heal in HEALS:
+            self.run.define_metric(f"{heal}_steps/*", step_metric=f"{heal}_steps/step")
 
     @staticmethod
     def check() -> None:

@@ -12,10 +12,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from steerloop.runfolder.layout import U0
+from steerloop.runfolder.layout import HEAL, RECORDS, U0
 
 ROUND = "round"
-CONFIG, EVALUATE, SAMPLE = "config", "evaluate", "sample"  # stages that are told in their own way
+HEALS = tuple(x for x in RECORDS if x.partition("_")[0] == HEAL)  # the run's own, and rivals'
 KEY = ("stage", ROUND, "state")
 
 
@@ -55,7 +55,7 @@ def values(record: dict[str, Any]) -> dict[str, Any]:
             kept = sum(x["n"] * x["kept"] for x in record["survival"])
             shares = {"rows": rows, "kept": kept / rows} if rows else {}
             return {k: x for k, x in rest.items() if k not in ("curve", "survival")} | shares
-        case x if x == U0:
+        case stage if stage == U0:
             asked = {x["readout"]: {k: v for k, v in x.items() if k != "readout"}
                      for x in record["readouts"]}
             return {k: x for k, x in rest.items() if k != "readouts"} | asked
