@@ -180,7 +180,7 @@ def script(whole):
     return told
 
 
-def play(track, told, whole, path, cuts, store):
+def play(track, told, whole, path, cuts):
     """A run that is killed after so many of these, and again, and comes to its end. What came last
     is recorded then, and not mirrored any more."""
     for end in (*cuts, len(told)):
@@ -199,8 +199,8 @@ def play(track, told, whole, path, cuts, store):
             if i == end - 1 < len(told) - 1:
                 folder.mirror = lambda record: None
             folder.event(**x)
-        store.killed = end < len(told)
-        mirror.close(None)
+        if end == len(told):
+            mirror.close(None)
         folder.close()
 
 
@@ -210,7 +210,7 @@ def check_every_point_is_there_once_wherever_a_run_is_killed(whole, tmp_path, mo
     for end in range(1, len(told) + 1):
         stand_in(monkeypatch, track, store := Store())
         (path := tmp_path / f"{end}").mkdir()
-        play(track, told, whole, path, [end, min(end + 3, len(told))], store)
+        play(track, told, whole, path, [end, min(end + 3, len(told))])
         once(store.all(), wanted)
 
 
@@ -221,7 +221,7 @@ def check_a_session_without_a_server_holds_all_that_came_before(whole, tmp_path,
     for end in range(1, len(told), 7):
         stand_in(monkeypatch, "wandb", store := Store(online=False))
         (path := tmp_path / f"{end}").mkdir()
-        play("wandb", told, whole, path, [end], store)
+        play("wandb", told, whole, path, [end])
         (sessions,) = store.points.values()
         once(sessions[-1], wanted)
         assert len(sessions) == 2
@@ -235,7 +235,7 @@ def check_a_note_says_what_a_server_of_trackio_has(whole, tmp_path, monkeypatch)
     for end in range(1, len(told), 5):
         stand_in(monkeypatch, "trackio", store := Store(online=False))
         (path := tmp_path / f"{end}").mkdir()
-        play("trackio", told, whole, path, [end], store)
+        play("trackio", told, whole, path, [end])
         there = Counter(x[:2] for x in store.all())
         assert there.keys() >= wanted.keys()
         twice = {x[1:2] for x in store.all() if there[x[:2]] > 1}
