@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import sys
+import time
 from collections import Counter
 
 import polars as pl
@@ -351,5 +352,8 @@ def check_the_real_wandb_has_it(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_DIR", raising=False)
     told(folder := forged(tmp_path), "wandb")
     (file,) = (folder.path / "wandb").glob("offline-run-*/run-*.wandb")
-    data = file.read_bytes()
-    assert all(k.encode() in data for k, _ in WANTED)
+    for _ in range(300):  # a process of its own writes it
+        if not (missing := [k for k, _ in WANTED if k.encode() not in file.read_bytes()]):
+            return
+        time.sleep(0.1)
+    raise AssertionError(missing)
