@@ -115,6 +115,8 @@ def check_the_page_draws_what_the_tables_say(run):
     assert len(cells) == 60 * ROUNDS
     assert cells[1] == SEEN * 2 and cells[0] == f"{SEEN}⏎"
     assert page.find("mark")[:2] == ["⏎", SEEN]
+    links = [a["href"] for _, a, _ in page.elements if "-row-" in a.get("href", "")]
+    assert links[:2] == [f"completions.html#round-{ROUNDS}-row-{i}" for i in (0, 1)]
     texts = [x for x in page.find("td", "text") if x == f"0 {SEEN}"]
     assert len(texts) == ROUNDS * (len(TIMES) + 1)
     titles = [x for x in page.find("title") if SEEN[:60] in x]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
+from steerloop.report.pages.completions import address
 from steerloop.report.pages.drawing import Panel, Scale
 from steerloop.runfolder import layout
 from steerloop.runfolder.files import read_table
@@ -29,7 +30,7 @@ def spread(run: Path, round: int) -> str:
         parts.append('<p class="quiet">This round has no histogram.parquet: it was made by an '
                      "older version.</p>")
     if worst.is_file():
-        parts.append(listed(read_table(worst)))
+        parts.append(listed(read_table(worst), round + 1))
     return "".join(parts)
 
 
@@ -81,12 +82,15 @@ def tail(shares: list[dict]) -> tuple[float, float, float]:
     return low, few, held
 
 
-def listed(worst: pl.DataFrame) -> str:
-    """The worst tokens, largest KL first, each marked after what stands before it."""
-    rows = [f'<tr><td class="n">{x["kl"]:.3f}</td><td class="n">{x["row"]}</td>'
-            f'<td class="n">{x["position"]}</td><td class="text context">'
-            f"{escape(lined(x['before']))}<mark>{escape(visible(x['text']))}</mark></td></tr>"
-            for x in worst.to_dicts()]
+def listed(worst: pl.DataFrame, round: int) -> str:
+    """The worst tokens of a round (from 1), largest KL first, each marked after what stands before
+    it; rows are links to the page of completions."""
+    rows = []
+    for x in worst.to_dicts():
+        row = f'<a href="{address(round, x["row"])}">{x["row"]}</a>'
+        text = f"{escape(lined(x['before']))}<mark>{escape(visible(x['text']))}</mark>"
+        rows.append(f'<tr><td class="n">{x["kl"]:.3f}</td><td class="n">{row}</td><td class="n">'
+                    f'{x["position"]}</td><td class="text context">{text}</td></tr>')
     more = (f"<details><summary>{len(rows) - FIRST} more</summary>{tabled(rows[FIRST:])}</details>"
             if len(rows) > FIRST else "")
     return f"<h3>The worst tokens</h3>{tabled(rows[:FIRST])}{more}"
