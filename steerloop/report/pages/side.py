@@ -134,7 +134,7 @@ def course(
     return panel.svg()
 
 
-def spread(heights: list[float], floor: int) -> list[float]:
+def spread(heights: Sequence[float | int], floor: int) -> list[float | int]:
     """Heights of labels, pixels from the top, moved apart where they would cover each other, above
     `floor` as far as that goes."""
     step = min(float(APART), (floor - TOP) / max(1, len(heights)))
