@@ -129,11 +129,12 @@ def check_the_names_are_those_of_the_knob():
 def check_a_killed_run_is_told_once_and_is_the_run_that_nobody_tracks(
     cfg, whole, tmp_path, monkeypatch
 ):
-    """Killed in the second epoch of the first heal, the second of the second, in a rival's."""
+    """Killed in the second epoch of the first heal, at its last step, in a rival's heal."""
     stand_in(monkeypatch, "wandb", store := Store())
     run = cut(monkeypatch, store, cfg, tmp_path, 3, track="wandb")
-    for step in (5, 5):
-        cut(monkeypatch, store, cfg, tmp_path, step, resume=str(run), track="wandb")
+    cut(monkeypatch, store, cfg, tmp_path, 2, resume=str(run), track="wandb")
+    assert {at for k, at, _ in store.all() if k == "heal_steps/nll"} == {0, 1, 2, 3}  # as they came
+    cut(monkeypatch, store, cfg, tmp_path, 9, resume=str(run), track="wandb")
     go(cfg, tmp_path, resume=str(run), track="wandb")
     assert same(run, whole) and store.closed[-1] == 0
     rest = once(store.all(), points(run))
@@ -262,7 +263,7 @@ STEP = {"epoch": 0, "nll": 2.0, "a_row": None, "tau": 0.5, "active": 0.25, "grad
 
 
 def forged(path):
-    """A folder with a few records."""
+    """A folder with a few records, one heal of no steps among them."""
     folder = Folder(path / "run-é 1")
     folder.event("config", state=0, document={"config": {"r": 4, "betas": [0.9, 0.95]}})
     folder.event("axis", axis=["down", "up"])
@@ -299,6 +300,17 @@ def check_a_login_that_is_missing_is_one_line(monkeypatch):
         trackers.usable("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     trackers.usable("wandb")
+
+
+def check_a_step_is_told_in_its_turn_and_once(tmp_path, monkeypatch):
+    """And none of a heal that is over."""
+    stand_in(monkeypatch, "tensorboard", store := Store())
+    mirror = trackers.Mirror(forged(tmp_path), "tensorboard")
+    for heal, round, step in (("heal", 1, 0), ("heal", 1, 0), ("heal", 1, 2), ("heal", 0, 0),
+                              ("heal_nll", 0, 0), ("heal", 1, 1)):
+        mirror.step(heal, round, STEP | {"step": step})
+    assert [(k, at) for k, at, _ in store.all() if k.endswith("_steps/nll")] == [
+        ("heal_steps/nll", 0), ("heal_nll_steps/nll", 0), ("heal_steps/nll", 1)]
 
 
 def check_rank_0_alone_tells(tmp_path, monkeypatch):
