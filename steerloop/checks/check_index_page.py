@@ -12,6 +12,7 @@ import pytest
 
 from steerloop.checks.browser import visit
 from steerloop.checks.check_neighbours import changed, strange
+from steerloop.checks.clicked import said
 from steerloop.checks.synthetic import tilted, write_run
 from steerloop.report import after_round, finish
 from steerloop.report.__main__ import main
@@ -24,39 +25,17 @@ from steerloop.report.stats import over_seeds
 from steerloop.report.text import interval
 
 NASTY = '<img src=x onerror=alert(1)>&"\'; $(id) `id` \u202e'
-NUMBERS = {"headline (nats)": "up", "coherence": "coherence", "ppl ×": "ppl_ratio"}
-
-
-def driven(page, script):
-    """The page with a script of ours behind its own, to click where a person would; it may write to
-    the body's data alone."""
-    text = page.read_text(encoding="utf-8")
-    start = text.index('<meta http-equiv="Content-Security-Policy"')
-    text = text[:start] + text[text.index(">", start) + 1:]
-    other = page.with_name("driven.html")
-    other.write_text(text.replace("</body>", f"""<script>{{
-const click = (x) => document.querySelector(x).click();
+FINDS = """
 const head = (name) => [...document.querySelectorAll("th button")].find(
   (x) => x.textContent === name);
 const order = () => [...document.querySelectorAll("tr.run")].filter((x) => x.offsetParent)
   .map((x) => x.querySelector("input").dataset.name);
-const type = (text) => {{
+const type = (text) => {
   const box = document.getElementById("filter");
   box.value = text;
   box.dispatchEvent(new Event("input"));
-}};
-const said = {{}};
-{script}
-document.body.dataset.said = JSON.stringify(said);
-}}</script></body>"""), encoding="utf-8")
-    return other
-
-
-def said(page, script, fragment="", options=()):
-    """What the script says."""
-    document, console = visit(driven(page, script), fragment, options)
-    assert console == []
-    return json.loads(next(a["data-said"] for _, a, _ in document.elements if "data-said" in a))
+};
+"""
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +121,7 @@ def check_a_run_that_goes_on_is_read_by_its_own_readout(root, tmp_path):
 
 def check_clicks_sort_and_filter(root):
     """In one list, by numbers and by text, both ways, what is missing last: as polars does."""
-    found = said(root / "index.html", """
+    found = said(root / "index.html", FINDS + """
       said.grouped = order();
       click("#flat");
       for (const name of ["headline (nats)", "run", "seed", "U2"]) {
@@ -179,14 +158,14 @@ def check_clicks_sort_and_filter(root):
     wanted = [x for x in arm["run"] if "m_s0" not in x or x.startswith("20261102")]
     assert found["filtered"] == [wanted, "3 of 5 runs"] and found["means"] == 0
     assert found["means_by_arm"] == [True] and found["means_of_some"] == [False]
-    again = said(root / "index.html", "said.order = order(); said.filter = "
+    again = said(root / "index.html", FINDS + "said.order = order(); said.filter = "
                  "document.getElementById('filter').value;", found["hash"])
     assert again == {"order": ["20261104T101500_m_s0", "20261102T101500_m_s0"],  # by their means
                      "filter": "m_s0"}
 
 
 def check_arms_are_ordered_by_their_means(root):
-    found = said(root / "index.html", """
+    found = said(root / "index.html", FINDS + """
       head("headline (nats)").click();
       said.down = order();
       head("headline (nats)").click();
