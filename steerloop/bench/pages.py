@@ -99,7 +99,7 @@ def timed(path: Path, program: str) -> dict[str, list[float]]:
           tempfile.TemporaryDirectory() as profile):
         done = subprocess.run(
             [program, *FLAGS, f"--user-data-dir={profile}", f"{address}/run/{path.name}"],
-            capture_output=True, text=True, timeout=WAIT)
+            capture_output=True, text=True, encoding="utf-8", timeout=WAIT)
     if not (said := re.search(r'data-said="([^"]*)"', done.stdout)):
         raise UserError(f"{path.name} was not drawn: {done.stderr[-300:]}")
     return json.loads(unescape(said[1]))
