@@ -20,6 +20,7 @@ PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 PATHS = ("runs", "resume", "trait", "tasks_path", *FILES)
 CONSTRAINT = ("tau", "tau_share", "agg", "ref")
 IDLE = {"nll": ("lam", "lam_pow", *CONSTRAINT), "spectral": CONSTRAINT}  # what a barrier leaves out
+TRACKERS = ("tensorboard", "wandb", "trackio")
 TWICE = [("steer_blocks", "steer_band"), ("lora_blocks", "lora_band")]
 
 
@@ -43,6 +44,8 @@ class Config:
     seed: int = knob(0, "seed of every random draw of the run", 0, SEEDS)
     rounds: int = knob(8, "rounds of the loop", high=1000)
     runs: str = knob("runs", "folder that receives the run folder")
+    track: str = knob("", "mirror the run to tensorboard, wandb or trackio, which has to be "
+                      "installed; empty: nowhere")
     trait: str = knob("care_over_authority", "trait pack: a folder, one of ours by name, or none; "
                       "A:1,B:.5 adds their vectors, all else is of the first", joined=True)
     persona: str = knob("", "persona pairs (.toml); as those below, empty: the trait's own")
@@ -139,6 +142,8 @@ class Config:
     def __post_init__(self) -> None:
         check_knobs(self)
         check_device(self.device)
+        if self.track not in ("", *TRACKERS):
+            raise UserError(f"--track {self.track}: there are {', '.join(TRACKERS)}")
         self.template = TEMPLATES.get(self.template, self.template)
         for name in (*SEVERAL, "trait"):
             parts(getattr(self, name), name)

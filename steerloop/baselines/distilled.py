@@ -74,6 +74,9 @@ class Rival(Recorder):
         self.run.folder.done(work(self.round))
         return stats, delta
 
+    def step(self, row: dict[str, Any]) -> None:
+        self.run.mirror.step(f"{layout.HEAL}_{self.name}", self.round, row)
+
     def save(self, name: str, tensors: dict[str, Tensor], **note: Any) -> None:
         self.run.folder.tensors(f"{work(self.round)}/{name}", tensors, **note)
 

@@ -25,6 +25,7 @@ Ours alone:
     python -m steerloop.bench launches --shape gemma-3-1b  what a GPU would launch, counted
     python -m steerloop.bench student --shape gemma-3-270m      a stack beside weights, or merged
     python -m steerloop.bench readouts                     reasons, contrast, said beside the rest
+    python -m steerloop.bench pages --run RUN              pages in Chromium: bytes, times
     python -m steerloop.bench limits                       measured matrix-product and memory peaks
 
 Ours against the twins on a real model, sampling up to its end tokens:
@@ -58,6 +59,7 @@ from steerloop.bench import (
     load,
     measure,
     memory,
+    pages,
     races,
     ranks,
     readouts,
@@ -80,11 +82,11 @@ QUANT = {"nf4": "nf4", "bf16": "none"}  # --quant of the bench → that of a run
 NAMED = {"loss": (8, 128, 0), "heal": (0, 200, 100), "sample": (48, 64, 100),
          "evaluate": (64, 0, 0), "round": (96, 512, 0), "dose": (12, 40, 0), "extract": (64, 0, 0),
          "load": (8, 32, 0), "student": (48, 32, 100), "decode": (192, 256, 100),
-         "launches": (8, 300, 100)}
+         "launches": (8, 300, 100), "pages": (2000, 0, 0)}
 PUBLISHED = ("loss", "load", "memory", "decode", "launches", "gpu")  # whose shapes these take
-OWN = ("round", "readouts", "ranks", "serve")  # of the embedded model, unless it is another
+OWN = ("round", "readouts", "ranks", "serve", "pages")  # of the embedded model, or another
 GPU = ("what", "shape", "device", "out", "minutes", "models", "only")  # what gpu takes
-OF = {"smoke": "round", "checkpointing": "memory",
+OF = {"smoke": "round", "checkpointing": "memory", "run": "pages", "rounds": "pages",
       **dict.fromkeys(("out", "minutes", "models", "only"), "gpu")}
 REAL = (*races.MODELS, "student", "load", "readouts")  # what --weights is for
 
@@ -94,7 +96,7 @@ def options(argv: list[str]) -> Namespace:
     parser = Parser(prog="python -m steerloop.bench", description=__doc__)
     add, count, size = parser.add_argument, number(int, 1, 10**6), number(int, 0, 10**6)
     add("what", choices=["loss", *races.MODELS, "student", "readouts", "round", "load", "memory",
-                          "limits", "decode", "launches", "ranks", "serve", "gpu"])
+                          "limits", "decode", "launches", "ranks", "serve", "pages", "gpu"])
     add("--shape", choices=[*SHAPES, "embedded"],
         help="tiny; for round and readouts embedded, for gpu gemma-3-1b")
     add("--blocks", type=size, default=0, help="keep that many blocks of the shape; 0: all")
@@ -114,6 +116,8 @@ def options(argv: list[str]) -> Namespace:
         " for memory 24")
     add("--checkpointing", action="store_true", help="memory: activations are recomputed")
     add("--smoke", action="store_true", help="a round at the scale of --tiny")
+    add("--run", type=path, help="pages: a finished run folder")
+    add("--rounds", type=count, default=10, help="pages: made up to so many, of --rows each")
     add("--out", type=path, help="gpu: folder for logs, figures, table and archive")
     add("--minutes", type=number(float, None, 10**4), default=8, help="gpu: limit of all steps")
     add("--models", type=path, help="gpu: folder of real models")
@@ -130,6 +134,8 @@ def options(argv: list[str]) -> Namespace:
     vars(chosen).update({k: x for k, x in named.items() if vars(chosen)[k] is None})
     if chosen.shape == "embedded" and chosen.what in PUBLISHED:
         parser.error(f"{chosen.what} takes the shape of a published model, not embedded")
+    if chosen.what == "pages" and not chosen.run:
+        parser.error("pages takes --run, a finished run folder")
     if whole and not chosen.out:
         parser.error("gpu takes --out, a folder for what it finds")
     if chosen.models and not gpu.real_models(chosen.models, chosen.device, chosen.out):
@@ -189,6 +195,8 @@ def figures(chosen: Namespace) -> dict[str, Any]:
     size = Size(chosen.rows, min(chosen.twin_rows, chosen.rows or chosen.twin_rows),
                       chosen.tokens, chosen.prompt, chosen.think, chosen.repeats,
                       bool(chosen.weights))
+    if chosen.what == "pages":
+        return pages.run(chosen.run, chosen.rounds, chosen.rows, size.repeats)
     if chosen.what == "limits":
         return {"limits": measure.limits(device)}
     if chosen.what == "loss":

@@ -16,7 +16,7 @@ ROOMS = [  # from the ground up: a room imports what is below it, and itself
     {"kernels", "texts", "runfolder.layout", "ranks"},
     {"cli", "loading"},
     {"config", "runfolder"},
-    {"lora", "barrier", "report"},
+    {"lora", "barrier", "report", "trackers"},
     {"model"},
     {"bridge", "healing"},
     {"readouts", "teacher"},
@@ -45,6 +45,7 @@ ONLY = {  # rooms that take less than what is below them
     "config": {"cli", "texts"},
     "loading": {"kernels", "texts"},
     "runfolder": {"runfolder.layout", "loading", "kernels", "texts", "ranks"},
+    "trackers": {"runfolder", "runfolder.layout", "ranks"},
     "report": {"cli", "runfolder", "runfolder.layout", "texts"},
 }
 SAID = {"UserError"}

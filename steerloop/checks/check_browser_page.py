@@ -1,106 +1,26 @@
 """completions.html in a real browser: every filter, search and order leaves what polars leaves of
-the same tables, a page of it at a time; links show the same; words that differ are marked."""
+the same tables, a page of it at a time; links show the same."""
 
 import json
 import re
 from itertools import product
-from random import Random
 
 import polars as pl
 import pytest
 
+from steerloop.checks.browsed import NASTY, PAGE, REASONS, ROWS, SEEN, browsed, driven
 from steerloop.checks.browser import visit
 from steerloop.checks.synthetic import tilted, write_run
 from steerloop.report.pages.browser import write_browser
 from steerloop.report.pages.completions import account, address, completions
-from steerloop.report.pages.frame import HERE, digest, embedded
+from steerloop.report.pages.frame import HERE, embedded
 from steerloop.report.pages.overview import write_overview
 from steerloop.report.run import states
-
-NASTY = ('</script><script>document.title="owned"</script><img src=x onerror=alert(1)> <b>bold</b> '
-         '"quoted" & \x1b[2J\u2028')
-SEEN = NASTY.replace("\x1b", "\ufffd").replace("\u2028", "\ufffd")
-ROWS, PAGE = 130, 50
-ALPHAS, KAPPA, C_STAR = (0.5, 0.75, 1.0), (1.0, 0.5), 1.0
-REASONS = ("loops", NASTY)
-WORDS = ["the", "king", "says", "no,", "an", "order", "is", "Élan", "(and", "a", "NEEDLE)", "in"]
-NAMES = ["row", "prompt", "text", "dose", "kappa", "ppl", "loop", "keep", "drop_reason", "train"]
-DRIVER = """
-const control = (name) => document.querySelector(`#filters [name="${name}"]`);
-const set = (values) => {
-  for (const [name, value] of Object.entries(values)) {
-    if (typeof value === "boolean") control(name).checked = value; else control(name).value = value;
-  }
-  control("find").dispatchEvent(new Event("input", { bubbles: true }));
-};
-const text = (element) => element.textContent;
-const all = (where) => [...document.querySelectorAll(where)];
-const shown = () => ({
-  count: document.getElementById("count").textContent,
-  ids: all(".completion").map((x) => x.id), words: all(".completion header b").map(text),
-  at: all(".completion[aria-current]").map((x) => x.id), marks: all("#list mark").map(text),
-});
-const wait = (ms) => new Promise((then) => setTimeout(then, ms));
-const go = async (hash) => { location.hash = hash; await wait(50); };
-const say = (value) => { document.body.dataset.said = JSON.stringify(value); };
-"""
-
-
-def forged(round, rng):
-    """The table of a round: every level, verdict and reason, scores of which some are missing."""
-    prompts = ["Why?", NASTY, "What would a king do with a needle?", "long " * 120]
-    rows = []
-    for i in range(ROWS):
-        keep = rng.random() < 0.6
-        said = " ".join(rng.choices(WORDS, k=rng.choice((3, 9, 150))))
-        alpha, kappa = rng.choice(ALPHAS), rng.choice(KAPPA)
-        rows.append((i, rng.choice(prompts), NASTY if i % 40 == 7 else said, alpha * kappa * C_STAR,
-                     kappa, rng.choice((None, float("nan"), *map(float, range(90)))),
-                     float(rng.randrange(3)), keep, None if keep else rng.choice(REASONS),
-                     keep and rng.random() < 0.5))
-    return pl.DataFrame(rows, NAMES, orient="row", infer_schema_length=None)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("browser") / "runs/one"
-    write_run(folder, [tilted({"authority": -0.9})] * 2, [tilted({})] * 2)
-    rng = Random(1)
-    for round in (0, 1):
-        stem = folder / f"rounds/{round:02d}"
-        forged(round, rng).write_parquet(stem / "completions.parquet")
-        forged(round, rng).head(60).with_columns(dose=pl.lit(0.0)).write_parquet(
-            stem / "taught.completions.parquet")
-        kept = ["base"] * (round == 0) + ["steered", "healed"]
-        pl.DataFrame(
-            [(i, prompt, kind, state, 0.5 * (state == "steered"), answer(rng, state), i == 0)
-             for state in kept for i, prompt, kind in ((0, NASTY, "loop"), (1, "So?", "ordinary"))],
-            ["prompt_id", "prompt", "kind", "state", "dose", "text", "cut"],
-            orient="row").write_parquet(stem / "diary.parquet")
-        for state in kept:
-            path = stem / f"{state}.said.parquet"
-            held = pl.read_parquet(path).head(3)
-            texts = [answer(rng, state) for _ in range(3)]
-            held.with_columns(text=pl.Series(texts)).write_parquet(path)
-    write_browser(folder, "ended")
-    return folder
-
-
-def answer(rng, state):
-    """What a state might have said: words in common, and hostile ones."""
-    return f"{' '.join(rng.choices([*WORDS, NASTY.split()[0], '<b>x</b>'], k=40))} {state}."
-
-
-def driven(run, script, fragment="", options=()):
-    """What a script of ours behind those of the page says, and the document."""
-    text, whole = (run / "completions.html").read_text(), DRIVER + script
-    path = run / "driven.html"
-    path.write_text(text.replace("script-src ", f"script-src 'sha256-{digest(whole)}' ", 1).replace(
-        "</body>", f"<script>{whole}</script></body>"))
-    page, console = visit(path, fragment, options)
-    assert console == []
-    (said,) = [a["data-said"] for tag, a, _ in page.elements if tag == "body" and "data-said" in a]
-    return json.loads(said), page
+    return browsed(tmp_path_factory.mktemp("browser") / "runs/one")
 
 
 def left(run, source="loop", round="", dose="", kept="", reason="", find="", by="", down=False):
@@ -236,79 +156,6 @@ def check_hostile_texts_are_texts(run):
     assert not any(re.search("[\x1b\u2028]", x) for x in texts)
     assert any("<b>x</b>" in x for x in page.find("ins") + page.find("del"))
     assert said["folded"] > 10 and said["opened"] == 0
-
-
-TOKEN = re.compile(r"\w+|\S")
-
-
-def common(a, b):
-    """Length of the longest common subsequence of words."""
-    row = [0] * (len(b) + 1)
-    for x in a:
-        last = row[:]
-        for j, y in enumerate(b):
-            row[j + 1] = last[j] + 1 if x == y else max(last[j + 1], row[j])
-    return row[-1]
-
-
-def check_words_that_differ_are_marked(run):
-    """What is not added is the old text, what is not left out the new one, and what is neither is
-    as long as it can be; of each prompt, round and kind of marks."""
-    said, _ = driven(run, """
-    const box = document.getElementById("same"), said = [];
-    const pick = (name, value) => {
-      box.querySelector(`[name=${name}]`).value = value;
-      box.dispatchEvent(new Event("input"));
-    };
-    const keys = [...box.querySelectorAll("[name=prompt] option")].map((x) => x.value);
-    for (const key of keys) for (const at of ["1", "2"]) for (const marks of ["", "base", "none"]) {
-      pick("prompt", key), pick("at", at), pick("marks", marks);
-      const pieces = all(".three .said").map((x) => [...x.childNodes].map(
-        (y) => [y.nodeName, y.textContent]));
-      said.push({ key, at, marks, pieces, asked: document.getElementById("asked").textContent,
-        kind: all("#kinds span").filter((x) => !x.hidden).map((x) => x.dataset.kind) });
-    }
-    const many = (n, by) => Array.from({ length: n }, (_, i) => "w" + (i * by) % 701).join(" ");
-    const long = differences(many(2000, 7), many(2000, 13));
-    const kept = (kind) => long.filter((x) => x[0] !== kind).length;
-    say({ said, long: [kept("ins"), kept("del")], huge: differences(many(5000, 7), many(5000, 13)),
-      alike: differences("a  b", "a b"), none: differences("", "x y") });""")
-    assert said["long"] == [2000, 2000] and said["huge"] is None
-    assert {x[0] for x in said["alike"]} == {"same"} and {x[0] for x in said["none"]} == {"ins"}
-    known = told(run)
-    assert len(said["said"]) == (2 + 3) * 2 * 3 and len(known) == 5
-    for one in said["said"]:
-        prompt, kind, texts = known[one["key"]]
-        assert one["asked"] == prompt and one["kind"] == [kind]
-        was = [texts[1, "base"], texts[int(one["at"]), "steered"], texts[int(one["at"]), "healed"]]
-        against = {"": (None, 0, 1), "base": (None, None, 0), "none": (None,) * 3}[one["marks"]]
-        for new, old, pieces in zip(was, against, one["pieces"], strict=True):
-            cut = [x for x in pieces if x == ["SPAN", " […]"]]
-            assert bool(cut) is (one["key"] == "diary-1")
-            pieces = [x for x in pieces if x not in cut]
-            sides = [TOKEN.findall("".join(text for tag, text in pieces if tag != without))
-                     for without in ("INS", "DEL")]
-            before, after = TOKEN.findall(was[old] if old is not None else new), TOKEN.findall(new)
-            assert sides == [before, after]
-            same = [x for tag, text in pieces if tag == "#text" for x in TOKEN.findall(text)]
-            assert len(same) == common(before, after)
-
-
-def told(run):
-    """Key → prompt, kind, (round, state) → text, as a page shows it."""
-    known = {}
-    for kind, name in (("diary", "diary"), ("held", None)):
-        for round in (0, 1):
-            for state in ("base", "steered", "healed"):
-                path = run / f"rounds/{round:02d}/{name or f'{state}.said'}.parquet"
-                rows = pl.read_parquet(path) if path.exists() else pl.DataFrame()
-                rows = rows.filter(state=state) if name else rows
-                for i, x in enumerate(rows.iter_rows(named=True)):
-                    said = x["text"].replace(NASTY, SEEN)
-                    one = known.setdefault(f"{kind}-{i + 1}", (
-                        x["prompt"].replace(NASTY, SEEN), x.get("kind", "held"), {}))
-                    one[2][round + 1, state] = said
-    return known
 
 
 def check_the_overview_counts_and_links(run, tmp_path):

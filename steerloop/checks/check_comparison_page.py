@@ -155,6 +155,21 @@ def check_arms_over_seeds_have_a_page(tmp_path, capsys):
     assert "inf" not in [a.get("d", "") for _, a, _ in document.elements]
 
 
+def check_runs_of_other_readouts_have_panels_of_their_own(runs, tmp_path):
+    """Their headlines are no one measure; a note says by what the differences are."""
+    there = write_run(tmp_path / "said", [tilted({"authority": -0.5})], [tilted({})])
+    records = (there / "events.jsonl").read_text()
+    (there / "events.jsonl").write_text(
+        records.replace('"headline": "digits"', '"headline": "said"'))
+    finish(there)
+    found = compared([runs[1], there])
+    document, _ = visit(path := write_comparison([runs[1], there], found))
+    assert [x for x in document.find("text", "head") if x.startswith("headline")] == [
+        "headline by digits, towards care, nats", "headline by said, towards care, nats"]
+    assert any(x.startswith("note: read by said and digits") for x in document.find("li"))
+    path.unlink()
+
+
 def check_tasks_are_compared_where_both_were_asked(runs):
     """Of the same items, after the same answers of their bases."""
     def asked(run, round, state, hits):

@@ -12,6 +12,7 @@ import pytest
 
 from steerloop.checks.browser import visit
 from steerloop.checks.check_neighbours import changed, strange
+from steerloop.checks.clicked import said
 from steerloop.checks.synthetic import tilted, write_run
 from steerloop.report import after_round, finish
 from steerloop.report.__main__ import main
@@ -24,39 +25,17 @@ from steerloop.report.stats import over_seeds
 from steerloop.report.text import interval
 
 NASTY = '<img src=x onerror=alert(1)>&"\'; $(id) `id` \u202e'
-NUMBERS = {"headline (nats)": "up", "coherence": "coherence", "ppl ×": "ppl_ratio"}
-
-
-def driven(page, script):
-    """The page with a script of ours behind its own, to click where a person would; it may write to
-    the body's data alone."""
-    text = page.read_text(encoding="utf-8")
-    start = text.index('<meta http-equiv="Content-Security-Policy"')
-    text = text[:start] + text[text.index(">", start) + 1:]
-    other = page.with_name("driven.html")
-    other.write_text(text.replace("</body>", f"""<script>{{
-const click = (x) => document.querySelector(x).click();
+FINDS = """
 const head = (name) => [...document.querySelectorAll("th button")].find(
   (x) => x.textContent === name);
 const order = () => [...document.querySelectorAll("tr.run")].filter((x) => x.offsetParent)
   .map((x) => x.querySelector("input").dataset.name);
-const type = (text) => {{
+const type = (text) => {
   const box = document.getElementById("filter");
   box.value = text;
   box.dispatchEvent(new Event("input"));
-}};
-const said = {{}};
-{script}
-document.body.dataset.said = JSON.stringify(said);
-}}</script></body>"""), encoding="utf-8")
-    return other
-
-
-def said(page, script, fragment="", options=()):
-    """What the script says."""
-    document, console = visit(driven(page, script), fragment, options)
-    assert console == []
-    return json.loads(next(a["data-said"] for _, a, _ in document.elements if "data-said" in a))
+};
+"""
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +66,7 @@ def rows_in(document):
 def check_rows_say_what_summaries_and_records_say(root):
     """One row a run and one mean an arm of several seeds, with the ledger's numbers; of a run that
     goes on, those of its records, without intervals."""
+    assert str(root.parent) not in (root / "index.html").read_text()  # a copy is the same page
     document, console = visit(root / "index.html")
     assert console == []
     rows = {x["run"].partition("not finished")[0]: x for x in rows_in(document)}
@@ -117,9 +97,31 @@ def check_rows_say_what_summaries_and_records_say(root):
     assert document.find("tr", "of") == ["lam 0.3", "lam 0.9"]
 
 
+def check_a_run_that_goes_on_is_read_by_its_own_readout(root, tmp_path):
+    """Its records say what its tables do; one by reasons has them in its tables alone."""
+    run = tmp_path / "one"
+    shutil.copytree(root / "going", run)
+    records = (run / "events.jsonl").read_text()
+    for path in run.glob("rounds/*/*.items.parquet"):
+        last = -4.0 if path.name.startswith("base") else -1.0
+        more = pl.DataFrame({
+            "measure": ["reasons_authority"] * 3 + ["reasons_care"] * 3, "item": [0, 1, 2] * 2,
+            "value": [-1.0, -2.0, -3.0, -2.0, -2.0, last]})
+        pl.concat([pl.read_parquet(path), more]).write_parquet(path)
+    for readout in ("digits", "said", "reasons"):
+        (run / "events.jsonl").write_text(
+            records.replace('"headline": "digits"', f'"headline": "{readout}"'))
+        healed = [e["headline"][0] for e in states(run) if e["state"] == "healed"]
+        found = standing(run)
+        assert [x[0] for x in found.course] == pytest.approx(healed, abs=1e-9) != [0.0, 0.0]
+        assert found.read_by == readout
+    (run / "events.jsonl").write_text(records.replace('"headline": "digits"', '"headline": ""'))
+    assert standing(run).course == []
+
+
 def check_clicks_sort_and_filter(root):
     """In one list, by numbers and by text, both ways, what is missing last: as polars does."""
-    found = said(root / "index.html", """
+    found = said(root / "index.html", FINDS + """
       said.grouped = order();
       click("#flat");
       for (const name of ["headline (nats)", "run", "seed", "U2"]) {
@@ -156,14 +158,14 @@ def check_clicks_sort_and_filter(root):
     wanted = [x for x in arm["run"] if "m_s0" not in x or x.startswith("20261102")]
     assert found["filtered"] == [wanted, "3 of 5 runs"] and found["means"] == 0
     assert found["means_by_arm"] == [True] and found["means_of_some"] == [False]
-    again = said(root / "index.html", "said.order = order(); said.filter = "
+    again = said(root / "index.html", FINDS + "said.order = order(); said.filter = "
                  "document.getElementById('filter').value;", found["hash"])
     assert again == {"order": ["20261104T101500_m_s0", "20261102T101500_m_s0"],  # by their means
                      "filter": "m_s0"}
 
 
 def check_arms_are_ordered_by_their_means(root):
-    found = said(root / "index.html", """
+    found = said(root / "index.html", FINDS + """
       head("headline (nats)").click();
       said.down = order();
       head("headline (nats)").click();
@@ -186,7 +188,7 @@ def check_ticked_runs_make_a_command(root, monkeypatch, tmp_path):
       said.hash = location.hash;"""
     found = said(root / "index.html", script)
     assert shlex.split(found["command"]) == [
-        "python", "-m", "steerloop.report", *(str(root / x) for x in names[::-1])]
+        "python", "-m", "steerloop.report", *(f"runs/{x}" for x in names[::-1])]
     assert found["pages"] == []
     copied = tmp_path / "runs"
     shutil.copytree(root, copied)
@@ -224,7 +226,7 @@ def check_hostile_names_stay_names(tmp_path):
     assert tags.isdisjoint({"img", "b", "i"}) and len(page.find("script")) == 3
     ticks = {a["data-name"]: a["data-path"] for tag, a, _ in page.elements if "data-path" in a}
     assert set(ticks) == set(names) - {NASTY, "x\ny"}
-    assert all(shlex.split(x) == [str(tmp_path / k)] for k, x in ticks.items())
+    assert all(shlex.split(x) == [f"{tmp_path.name}/{k}"] for k, x in ticks.items())
     links = [a["href"] for tag, a, _ in page.elements if tag == "a"]
     assert len(links) == len(names) and not any(x.lower().startswith("javascript:") for x in links)
     assert "<script>alert(1)</script>" in page.find("td")

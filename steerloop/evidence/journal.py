@@ -36,6 +36,7 @@ from steerloop.report.text import markdown
 from steerloop.report.trait import asks, unasked
 from steerloop.report.verdicts import band_lines
 from steerloop.runfolder import layout
+from steerloop.runfolder.files import read_summary
 from steerloop.runfolder.layout import batch, of_round, of_state, work
 from steerloop.runfolder.opening import note_end, open_run
 from steerloop.runfolder.progress import Rounds
@@ -44,6 +45,7 @@ from steerloop.sight import bands, look, settled
 from steerloop.teacher import taught_at, teacher
 from steerloop.texts.data import Data
 from steerloop.texts.parts import steering, told
+from steerloop.trackers import Mirror
 
 CHOSEN = [layout.COMPLETIONS, layout.KAPPA]
 UNASKED = (layout.STEERED, "calibrated")  # at no equal shift: no tasks
@@ -76,6 +78,7 @@ class Journal(Recorder):
             logger.info(f"steered by {said}")
         if cfg.tasks:
             self.folder.event(layout.TASKS, **definitions(cfg))
+        self.mirror = Mirror(self.folder, cfg.track)
 
     def __enter__(self) -> "Journal":
         return self
@@ -83,6 +86,7 @@ class Journal(Recorder):
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         """The folder is free for another process. What ended the run early says how to go on."""
         self.progress.close()
+        self.mirror.close(error)
         if error is not None:
             note_end(error, self.path, f"--resume {self.folder.origin} goes on")
         self.folder.close(error)
@@ -255,6 +259,7 @@ class Journal(Recorder):
 
     def step(self, row: dict[str, Any]) -> None:
         self.live.step(row)
+        self.mirror.step(layout.HEAL, self.round, row)
 
     def show(self) -> None:
         """The page that follows what is under way is written anew."""
@@ -285,4 +290,6 @@ class Journal(Recorder):
     def finish(self) -> str:
         """The run came to its end: its pages, its row in the ledger; its tables are returned."""
         self.folder.settle()
-        return report.finish(self.path)
+        tables = report.finish(self.path)
+        self.mirror.verdicts(read_summary(self.path))
+        return tables

@@ -33,6 +33,7 @@ from steerloop.model import Model
 from steerloop.readouts.probes import probes
 from steerloop.readouts.states import Vector
 from steerloop.steer import steered
+from steerloop.trackers import usable
 
 PACKAGE = "lm_eval"
 OURS = (UserError, RuntimeError, MemoryError, OSError)  # errors that are no task's
@@ -47,8 +48,9 @@ class Tasks(NamedTuple):
 
 
 def present(cfg: Config) -> None:
-    """Whether all is there that --probes, --eval and --tasks name; data of tasks is fetched. Raises
-    UserError where something is not, so that nothing is computed before."""
+    """Whether all is there that --probes, --eval, --tasks and --track name; data of tasks is
+    fetched. Raises UserError where something is not, so that nothing is computed before."""
+    usable(cfg.track)
     probes(cfg)
     if cfg.tasks:
         tasks_of(cfg)

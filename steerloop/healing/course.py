@@ -43,6 +43,8 @@ class Course:
             self.step, self.log = note["done"], note["log"]
             self.norms, self.pulls = note["norms"], note["pulls"]
             self.done = self.step // per_epoch
+            for step in range(self.step):
+                run.step(self.row(step))
         self.bar = Bar(total=steps, initial=self.step, desc="heal", unit="step")
 
     def begin(self, epoch: int, loss: Callable[..., object]) -> None:
@@ -72,25 +74,26 @@ class Course:
                 f"lower --lr (--force), look at rows {rows}")
         self.log.append(losses)
         self.norms.append(norm)
+        self.run.step(self.row(self.step))
         self.step += 1
-        self.run.step(self.row(self.step - 1))
         self.bar.set_postfix(nll=fmean(losses[0]), kl=fmean(losses[1] or [0]), refresh=False)
         self.bar.update()
+
+    def row(self, step: int) -> dict[str, Any]:
+        """A step that was taken, as a row of `steps`."""
+        nlls, tops = self.log[step]
+        hinge = self.barrier.kind.startswith("kl")
+        values = (step, step // self.per_epoch, fmean(nlls), fmean(tops) if tops else None,
+                  self.barrier.tau if hinge else None,
+                  fmean(x > self.barrier.tau for x in tops) if hinge else None,
+                  self.norms[step], self.optimiser.rate(step))
+        return dict(zip(STEPS, values, strict=True))
 
     def steps(self) -> pl.DataFrame:
         """A row an optimiser step, both counted from 0: `nll` per token, mean `a_row` and `tau`,
         nats; `active`, the share of its rows over τ; `grad_norm` before clipping; `lr`. Without a
         barrier there is no `a_row`; of `spectral` it is the mean norm; τ is that of a hinge."""
-        return pl.DataFrame([self.row(step) for step in range(len(self.log))], STEPS)
-
-    def row(self, step: int) -> dict[str, Any]:
-        """Of `steps`, that of one step."""
-        hinge, (nlls, tops) = self.barrier.kind.startswith("kl"), self.log[step]
-        tau = self.barrier.tau if hinge else None
-        over = fmean(x > self.barrier.tau for x in tops) if hinge else None
-        row = (step, step // self.per_epoch, fmean(nlls), fmean(tops) if tops else None, tau, over,
-               self.norms[step], self.optimiser.rate(step))
-        return dict(zip(STEPS, row, strict=True))
+        return pl.DataFrame([self.row(step) for step in range(self.step)], STEPS)
 
     def account(self, val: list[float]) -> dict[str, float | None]:
         """What the record says, in nats: NLL per token of the first step (`nll_first`), the last

@@ -57,6 +57,7 @@ def parse(argv: list[str]) -> Namespace:
     parser.add_argument("--with", nargs="+", type=path, default=[], dest="scores", metavar="SCORE",
                         help="folders of steerloop.score")
     args = parser.parse_args(argv)
+    args.runs = [x if x.name.strip(".") else x.resolve() for x in args.runs]  # known by its name
     if args.scores and not args.runs:
         parser.error("--with needs a RUN before it, to show them beside")
     if len(args.runs) > len(NAMES):

@@ -26,7 +26,7 @@ from steerloop.report.text import interval, markdown
 from steerloop.report.trait import DIGITS, Frames, level, sides, values
 from steerloop.runfolder.files import read_config
 
-APART = ("seed", "runs", "resume", "force", "threads")  # knobs that make no arm
+APART = ("seed", "runs", "resume", "force", "threads", "track")  # knobs that make no arm
 Arms = dict[str, dict[int, Path]]
 Steps = Float[np.ndarray, "s n"]
 

@@ -236,7 +236,8 @@ class Compared:
 def rows_of(runs: list[Path]) -> list[dict[str, Any]]:
     """A row each: its name, the settings that differ, and what its last student came to."""
     cfgs, rows = [read_config(run) for run in runs], []
-    differ = [k for k in cfgs[0] if k != "runs" and any(c.get(k) != cfgs[0][k] for c in cfgs)]
+    differ = [k for k in cfgs[0] if k not in ("runs", "track")
+              and any(c.get(k) != cfgs[0][k] for c in cfgs)]
     for name, run, cfg in zip(NAMES, runs, cfgs, strict=False):
         measured = states(run)
         last = next(e for e in reversed(measured) if e["state"] == "healed")

@@ -30,7 +30,7 @@ from steerloop.runfolder.layout import (
 
 UNABLE = {  # what a file system answers that cannot do this at all
     errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENOLCK, errno.EPERM}
-FREE = {"resume", "force", "runs", "tasks_path"}  # knobs that say where and how, not what
+FREE = {"resume", "force", "runs", "tasks_path", "track"}  # knobs that say where and how, not what
 SEAL = "# sha256 of what is below: "  # first line of checksums.txt: sha256sum skips it
 _said: set[str] = set()
 

@@ -140,6 +140,7 @@ class Folder:
         self.known = {self._key(x): x for x in self.events()}
         self.behind = False  # whether the record that came last has others after it already
         self.origin = self.path  # of which this is a copy, where it is one
+        self.mirror: Callable[[dict[str, Any]], None] = lambda record: None  # hears new records
 
     def close(self, error: BaseException | None = None) -> None:
         """It is free for another process. A copy goes, unless its log says why it ended."""
@@ -180,6 +181,7 @@ class Folder:
             raise UserError(f"cannot write {self.path / EVENTS} ({e.strerror}): free space or make "
                             f"it writable, then --resume {self.path}") from e
         self.known[key], self.behind = record, False
+        self.mirror(record)
 
     def document(self, **values: Any) -> None:
         """config.json: what the run is. It is recorded among the events, too, so that what was

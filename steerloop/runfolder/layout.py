@@ -36,6 +36,12 @@ INDEX = "index.html"
 COMPARISON = "compare-{}.html"  # by a hash of the names of its runs
 SCRIPT = "plotly-{}.min.js"  # by its version
 
+# Where --track keeps what it writes, in the run folder:
+TENSORBOARD = "tensorboard"
+WANDB = "wandb"  # as that library names it
+TRACKIO = "trackio.rows"  # how many rows it was given
+TRACKED = (TENSORBOARD, WANDB)
+
 # What a bundle takes along, as globs below the run folder.
 SHARED = ("*.json", "*.jsonl", "*.md", "*.txt", "*.parquet", "rounds/*/*")
 

@@ -22,7 +22,7 @@ from steerloop.runfolder.files import write_whole
 from steerloop.runfolder.folder import Folder
 from steerloop.runfolder.identity import accepted, identity, resolved
 from steerloop.runfolder.inputs import tell
-from steerloop.runfolder.layout import LOCK, LOG
+from steerloop.runfolder.layout import LOCK, LOG, TRACKED
 
 FORMAT = "{time:HH:mm:ss} {level: <7} {message}"
 
@@ -75,12 +75,13 @@ def opened(path: Path, again: bool, device: str) -> Folder:
 
 
 def packed(path: Path) -> bytes:
-    """A folder as bytes, its lock left out."""
+    """A folder as bytes, its lock and what trackers keep in it left out."""
     data = BytesIO()
     with tarfile.open(fileobj=data, mode="w") as tar:
         for x in sorted(path.rglob("*")):
-            if x.is_file() and x.name != LOCK:
-                tar.add(x, str(x.relative_to(path)))
+            name = x.relative_to(path)
+            if x.is_file() and x.name != LOCK and name.parts[0] not in TRACKED:
+                tar.add(x, str(name))
     return data.getvalue()
 
 

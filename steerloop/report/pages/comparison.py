@@ -141,8 +141,8 @@ def pooled(found: Pooled, sides: Sequence[Side]) -> dict[str, str]:
             | {f"Δ{k} (nats)": interval(x, "+.3f") for k, x in moved.items()}
             for name, (seeds, moved) in found.less.items()]
     arms = legend([(name, colour, "") for name, colour in look.items()])
-    return {"Arms over loop seeds": arms + figures(plots, f"{BELOW} {POOLED}") + table(rows)
-            + (table(less) if less else "")}
+    tables = "".join(table(filled(x)) for x in (rows, less) if x)
+    return {"Arms over loop seeds": arms + figures(plots, f"{BELOW} {POOLED}") + tables}
 
 
 def ends(shift: list[float] | None) -> list[float] | None:
@@ -152,11 +152,17 @@ def ends(shift: list[float] | None) -> list[float] | None:
     return [shift[0]] * 3
 
 
+def filled(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with all columns that any of them has."""
+    columns = dict.fromkeys(k for row in rows for k in row)
+    return [{k: row.get(k) for k in columns} for row in rows]
+
+
 def members(found: Compared | Pooled, sides: Sequence[Side], root: Path) -> str:
     """The runs as rows, with the settings that differ and the way to their pages."""
     if isinstance(found, Compared):
         rows = [x | {"run": way(side, root)} for x, side in zip(found.rows, sides, strict=True)]
-        return table(rows)
+        return table(filled(rows))
     arm_of = {run: (name, seed) for name, arm in found.runs.items() for seed, run in arm.items()}
     return table([{"": x.letter, "run": way(x, root), "arm": arm_of[x.run][0],
                    "seed": arm_of[x.run][1], "round": len(x.summary["healed"])} for x in sides])

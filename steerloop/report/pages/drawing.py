@@ -146,7 +146,7 @@ class Panel:
         self.parts.append(f'<path class="line thin dashed {colour}" d="M{right:.1f} {TOP}'
                           f'V{self.height - BOTTOM}"/>')
         far = right + 4 + LETTER * len(text) > self.width
-        self.label(right + (-3 if far else 3), TOP + 10, text, "end" if far else "start", colour)
+        self.label(right + (-3 if far else 3), TOP - 3, text, "end" if far else "start", colour)
 
     def label(self, x: Number, y: Number, text: str, anchor: str = "start",
               colour: Colour = "muted") -> None:

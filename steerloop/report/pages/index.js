@@ -71,8 +71,8 @@ function offer() {
   at("chosen").hidden = !chosen.length;
   const names = chosen.map((x) => x.dataset.name), [hint] = at("chosen").children;
   hint.textContent = chosen.length > MOST ? `${chosen.length} runs: ${MOST} can be compared at a time`
-    : chosen.length > 1 ? "compares them, each against the first that was ticked:"
-    : "makes its pages again; tick a second one to compare them:";
+    : chosen.length > 1 ? "This compares them, each against the first that was ticked,"
+    : "This makes its pages again (tick a second one to compare the two),";
   at("chosen").querySelector("code").textContent = chosen.length > MOST ? ""
     : ["python -m steerloop.report", ...chosen.map((x) => x.dataset.path)].join(" ");
   const set = (x) => JSON.stringify([...x].sort());

@@ -85,7 +85,8 @@ def index(root: Path) -> str:
 <span class="quiet" id="count" aria-live="polite"></span></div>
 <div class="scroll"><table id="runs" class="grouped"><thead><tr>{heads}</tr></thead>
 {groups}<tbody id="list"></tbody></table></div>
-<div id="chosen" hidden><p></p><code></code><p id="pages"></p></div>
+<div id="chosen" hidden><p></p><p class="quiet">in the folder that holds \
+{escape(shown(root.absolute().name))}/:</p><code></code><p id="pages"></p></div>
 {links(known)}{omitted(left)}
 </main>"""
     return page(f"runs in {one_line(root.absolute().name)}", body,
@@ -179,11 +180,12 @@ def number(value: Any, text: str = "") -> Cell:
 
 
 def tick(root: Path, run: Path) -> Cell:
-    """A box to choose a run by, with its path as a shell takes it; none where the name cannot be
-    typed."""
-    if printable(str(run)) != str(run) or "\n" in str(run):
+    """A box to choose a run by, with its path as a shell takes it in the folder that holds `root`:
+    wherever that lies, the page is the same. None where the name cannot be typed."""
+    at = str(Path(root.absolute().name) / run.name)
+    if printable(at) != at or "\n" in at:
         return Cell()
-    at = str(run) if str(run).startswith("/") else f"./{run}" if str(run)[0] == "-" else str(run)
+    at = f"./{at}" if at.startswith("-") else at
     return Cell(f'<input type="checkbox" autocomplete="off" aria-label="choose {escape(run.name)}" '
                 f'data-name="{escape(run.name)}" data-path="{escape(shlex.quote(at))}">')
 

@@ -134,10 +134,10 @@ def course(
     return panel.svg()
 
 
-def spread(heights: list[float], floor: int) -> list[float]:
+def spread(heights: Sequence[float | int], floor: int) -> list[float | int]:
     """Heights of labels, pixels from the top, moved apart where they would cover each other, above
     `floor` as far as that goes."""
-    step = min(APART, (floor - TOP) / max(1, len(heights)))
+    step = min(float(APART), (floor - TOP) / max(1, len(heights)))
     order = sorted(range(len(heights)), key=heights.__getitem__)
     placed, last = list(heights), -APART
     for i in order:
