@@ -114,9 +114,10 @@ class Watching(Recorder):
         self.course = table
 
 
-def check_a_heal_is_seen_while_it_goes_on(small, tmp_path, monkeypatch):
-    """After its first step and then once in a while; also of one that was cut off: what was there
-    to see before is there again, whatever time had passed."""
+@pytest.mark.parametrize(("pace", "looks"), [(0.0, [1]), (4.0, [1, 4, 7])])
+def check_a_heal_is_seen_while_it_goes_on(small, tmp_path, monkeypatch, pace, looks):
+    """After its first step and then once in a while; also of one that was cut off: what it goes on
+    from is there to see again, and no more, whatever time a step took before."""
     fields = {"epochs": 3, "step_rows": 2, "batch": 2, "lr": 1e-2}
     clock = [100.0]
     monkeypatch.setattr(live.time, "monotonic", lambda: clock[0])
@@ -137,8 +138,8 @@ def check_a_heal_is_seen_while_it_goes_on(small, tmp_path, monkeypatch):
     cut, s = Watching(tmp_path / "cut"), small(**fields)
 
     def stopping(row):
-        step = cut.live.step
-        step(row)
+        cut.live.step(row)
+        clock[0] += pace
         if row["step"] == 6:
             raise KeyboardInterrupt
 
@@ -146,7 +147,7 @@ def check_a_heal_is_seen_while_it_goes_on(small, tmp_path, monkeypatch):
     cut.live.begin(0)
     with pytest.raises(KeyboardInterrupt):
         heal(s.model, completions(8), s.cfg, 0, cut)
-    assert [len(x) for x in cut.seen] == [1]  # no time passed
+    assert [len(x) for x in cut.seen] == looks
     cut.folder.close()
     again = Watching(tmp_path / "cut")
     again.live.begin(0)
