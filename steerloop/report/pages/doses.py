@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from steerloop.report.pages.drawing import Panel, Scale, legend
+from steerloop.report.pages.drawing import Panel, Scale, figure, legend, panels
 from steerloop.report.pages.markup import table
 from steerloop.runfolder import layout
 from steerloop.runfolder.files import read_table
@@ -80,11 +80,9 @@ def pictures(curve: pl.DataFrame, target: float, c_star: float | None, kappa: fl
     passed.dots(sampled, [x["share kept"] for x in rows], "warm", [
         f"dose {x['dose']:.3g}: {x['kept']} of {x['sampled']} kept" for x in rows])
     names = [("95th percentile", "accent", ""), ("mean", "muted", "dashed")]
-    panels = [kl, living, passed] if rows else [kl, living]
-    shown = "".join(f"<figure>{x.svg()}</figure>" for x in panels)
-    return (f'<div class="panels">{shown}</div>'
-            f'{legend(names)}<p class="quiet">Each dot is a dose that was rolled out. c* is the '
-            "smallest dose at which the 95th percentile reaches the target; κ c* is where the walk "
+    drawn = [figure(x.svg()) for x in ([kl, living, passed] if rows else [kl, living])]
+    return (f'{panels(drawn)}{legend(names)}<p class="quiet">Each dot is a dose that was '
+            "rolled out. c* is the smallest dose at which the 95th percentile reaches the target; κ c* is where the walk "
             "settled, drawn where it is another. Alive: a text that neither loops nor repeats. "
             "Kept: of all rows that were sampled at a dose, also on the way to κ.</p>")
 

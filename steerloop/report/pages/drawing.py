@@ -188,6 +188,17 @@ def drawn(title: str, width: int, height: int, inner: str) -> str:
             f'height="{height}" viewBox="0 0 {width} {height}">{inner}</svg>')
 
 
+def figure(picture: str, caption: str = "", key: str = "") -> str:
+    """A picture; below it the `key` to its lines (a `legend`), and what it shows in words."""
+    said = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    return f"<figure>{picture}{key}{said}</figure>"
+
+
+def panels(figures: Sequence[str], more: str = "") -> str:
+    """Figures in rows, as many in one as there is room for; with `stacked` one above the other."""
+    return f'<div class="panels {more}">{"".join(figures)}</div>'
+
+
 def legend(entries: Sequence[tuple[str, Colour, str]]) -> str:
     """Names of lines, each beside a piece of it: (text, colour, classes beside `line`)."""
     return '<p class="legend">' + "".join(

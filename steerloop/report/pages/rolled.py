@@ -1,13 +1,12 @@
 """Long rollouts: the KL of each token along each text, at every dose and of the student."""
 
 import math
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from steerloop.report.pages.drawing import Panel, Scale, legend
+from steerloop.report.pages.drawing import Panel, Scale, figure, legend, panels
 from steerloop.report.pages.markup import table
 from steerloop.runfolder import layout
 from steerloop.runfolder.files import read_table
@@ -34,7 +33,7 @@ def rolled(run: Path, target: float, round: int) -> str:
     lines = [("alive", "accent", ""), ("loops or repeats", "bad", "dashed")]
     texts = [{"text of": named(x), "prompt": x["prompt"], "": word(x), "tokens": len(x["kl"]),
               "mean KL (nats)": mean(x["kl"]), "text": x["text"]} for x in rows.to_dicts()]
-    return (f'<div class="panels">{"".join(figures)}</div>{legend(lines)}<p class="quiet">A line '
+    return (f'{panels(figures)}{legend(lines)}<p class="quiet">A line '
             f"is a rollout: faint the KL of each token, strong its mean over the last {WINDOW}. A "
             "full mark at its end says that the text is alive, a hollow one that it loops or "
             "repeats. Steered: KL(steered ‖ unsteered) of the student "
@@ -60,7 +59,7 @@ def picture(rows: pl.DataFrame, xs: Scale, ys: Scale, target: float) -> str:
     p95 = tokens.quantile(0.95, "linear") or 0.0
     said = (f"{rows['alive'].sum()} of {len(rows)} alive; KL of a token: 95th percentile "
             f"{p95:.3g}, mean {tokens.mean() or 0.0:.3g} nats")
-    return f"<figure>{panel.svg()}<figcaption>{escape(said)}</figcaption></figure>"
+    return figure(panel.svg(), said)
 
 
 def shown(kl: float) -> float | None:

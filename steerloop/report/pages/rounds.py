@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from steerloop.report.pages.drawing import Panel, Scale, legend
+from steerloop.report.pages.drawing import Panel, Scale, figure, legend, panels
 from steerloop.report.run import events, last_by_round
 from steerloop.report.text import interval
 from steerloop.runfolder import layout
@@ -15,19 +15,13 @@ STATES = ((layout.HEALED, "accent", ""), (layout.STEERED, "warm", "hollow"))
 def rounds_panels(run: Path, measured: list[dict[str, Any]]) -> str:
     """All three above one another; `measured` are the run's `states`."""
     rounds = max([1, *(e["round"] + 1 for e in measured)])
-    panels = [coherence_panel(run, measured, rounds), cosine_panel(run, rounds),
-              ledger_panel(run, rounds)]
-    return f'<div class="panels stacked">{"".join(panels)}</div>'
+    return panels([coherence_panel(run, measured, rounds), cosine_panel(run, rounds),
+                   ledger_panel(run, rounds)], "stacked")
 
 
 def across(rounds: int) -> Scale:
     """The axis of rounds; 0 is the base."""
     return Scale([-0.3, rounds + 0.3], whole=True)
-
-
-def figure(panel: Panel, words: str) -> str:
-    """A picture and what it shows."""
-    return f"<figure>{panel.svg()}{words}</figure>"
 
 
 def coherence_panel(run: Path, measured: list[dict[str, Any]], rounds: int) -> str:
@@ -52,8 +46,8 @@ def coherence_panel(run: Path, measured: list[dict[str, Any]], rounds: int) -> s
             panel.line(near, ys, colour)
         panel.dots(near, ys, colour, [f"{e['state']}, round {x}: {interval(e['coherence'], '.3f')}"
                                       for e, x in zip(mine, xs, strict=True)], more)
-    return figure(panel, legend([("healed, without the vector", "accent", ""),
-                                 ("steered (open circles)", "warm", "thin")]))
+    return figure(panel.svg(), key=legend([("healed, without the vector", "accent", ""),
+                                           ("steered (open circles)", "warm", "thin")]))
 
 
 def cosine_panel(run: Path, rounds: int) -> str:
@@ -67,9 +61,9 @@ def cosine_panel(run: Path, rounds: int) -> str:
     for xs, ys, colour, more in lines:
         panel.line(xs, ys, colour, more=more)
         panel.dots(xs, ys, colour, [f"round {x}: {y:.3f}" for x, y in zip(xs, ys, strict=True)])
-    return figure(panel, legend([("the round's vector, with the first one", "accent", ""),
-                                 ("the student's shift, with the round's vector", "warm",
-                                  "dashed")]))
+    return figure(panel.svg(), key=legend([
+        ("the round's vector, with the first one", "accent", ""),
+        ("the student's shift, with the round's vector", "warm", "dashed")]))
 
 
 def ledger_panel(run: Path, rounds: int) -> str:
@@ -84,4 +78,4 @@ def ledger_panel(run: Path, rounds: int) -> str:
         for r, kl, was in zip(drifts, spent, before, strict=False)])
     if budget:
         panel.level(budget, f"budget {budget:g}")
-    return figure(panel, '<figcaption>Of all rounds so far, after each.</figcaption>')
+    return figure(panel.svg(), "Of all rounds so far, after each.")

@@ -15,7 +15,9 @@ from steerloop.report.pages.drawing import (
     Panel,
     Scale,
     dot_plot,
+    figure,
     legend,
+    panels,
 )
 from steerloop.report.pages.names import shown
 from steerloop.report.pages.standing import headline, sound
@@ -170,6 +172,5 @@ def of_shift(side: Side, foundation: str) -> list[float] | None:
 
 
 def figures(pictures: Sequence[str], caption: str) -> str:
-    """Pictures in rows, as wide as the page."""
-    parts = "".join(f"<figure>{x}</figure>" for x in pictures)
-    return f'<div class="panels">{parts}</div><p class="quiet">{caption}</p>'
+    """Pictures, and what they show."""
+    return f'{panels([figure(x) for x in pictures])}<p class="quiet">{caption}</p>'

@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from steerloop.report.pages.completions import address
-from steerloop.report.pages.drawing import Panel, Scale
+from steerloop.report.pages.drawing import Panel, Scale, figure, panels
 from steerloop.runfolder import layout
 from steerloop.runfolder.files import read_table
 
@@ -54,10 +54,10 @@ def pictures(bins: pl.DataFrame, reference: str) -> str:
         panel.bars(edges, heights, "soft" if name == "share" else "warm", titles)
         if kl > 0:
             panel.upright(kl / max(1, tokens), "mean")
-        drawn.append(f"<figure>{panel.svg()}</figure>")
+        drawn.append(figure(panel.svg()))
     low, few, held = tail(shares)
     words = WORDS.get(reference, reference)
-    return (f'<div class="panels">{"".join(drawn)}</div><p class="quiet">KL(student ‖ '
+    return (f'{panels(drawn)}<p class="quiet">KL(student ‖ '
             f"{escape(words)}) of all {tokens} completion tokens that the student learned from, in "
             f"bins of equal width in log KL; the first bin has all that is smaller. Mean "
             f"{kl / max(1, tokens):.4g} nats. The tail: {few:.1%} of the tokens are at "

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from steerloop.report.pages.drawing import Colour, Panel, Scale, dot_plot
+from steerloop.report.pages.drawing import Colour, Panel, Scale, dot_plot, figure, panels
 from steerloop.report.pages.markup import cell
 from steerloop.report.run import axis_of, frames_of, headline_of, last_healed, rows_of, word_of
 from steerloop.report.text import interval
@@ -81,12 +81,7 @@ def moves(run: Path, states: list[dict[str, Any]]) -> str:
     if not shown:
         return '<p class="quiet">No round has been sampled yet.</p>'
     parts = [foundations_plot(shown), readouts_plot(run, shown), items_plot(run, shown)]
-    return f'<div class="panels">{"".join(parts)}</div>'
-
-
-def figure(svg: str, words: str) -> str:
-    """A picture and what it shows."""
-    return f"<figure>{svg}<figcaption>{escape(words)}</figcaption></figure>"
+    return panels(parts)
 
 
 def names_of(shown: list[dict[str, Any]]) -> str:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from steerloop.report.pages.doses import doses
-from steerloop.report.pages.drawing import Colour, Panel, Scale, legend
+from steerloop.report.pages.drawing import Colour, Panel, Scale, figure, legend, panels
 from steerloop.report.pages.frame import page
 from steerloop.report.pages.rolled import rolled
 from steerloop.report.pages.site import Status, masthead, sections
@@ -116,7 +116,7 @@ def heals(run: Path, cfg: dict[str, Any], status: Status) -> Drawn:
             at = now.steps["epoch"][-1] + 1
             said = (f'<b class="live">{word}</b>: step {now.steps.height} of {total}, '
                     f"epoch {at} of {cfg['epochs']}")
-        pictures = panels(cfg, now, before and before.steps, scales, round)
+        pictures = course(cfg, now, before and before.steps, scales, round)
         return f"<p>{said}</p>{pictures}"
 
     return heal
@@ -157,7 +157,7 @@ def scaled(tables: list[pl.DataFrame]) -> dict[str, Scale]:
     return found
 
 
-def panels(
+def course(
     cfg: dict[str, Any], now: Heal, before: pl.DataFrame | None, scales: dict[str, Scale],
     round: int,
 ) -> str:
@@ -187,13 +187,13 @@ def panels(
             panel.level(cfg["clip"], f"clipped to {cfg['clip']:g}")
         if not now.over:
             panel.dots([len(values)], [values[-1]], colour, [f"now: {values[-1]:.4g}"])
-        pictures.append(f"<figure>{panel.svg()}</figure>")
+        pictures.append(figure(panel.svg()))
     lines = [(f"round {round + 1}", "accent", "")]
     lines += [(f"round {round}, before it", "muted", "thin")] if before is not None else []
     pulls = {"nll": "without a barrier there is no A_row",
              "spectral": "the barrier pulls at the norms of Δ"}.get(
         cfg["barrier"], "A_row is the aggregate of a row's KLs to the reference, and the barrier "
         "pulls at rows over τ")
-    return (f'<div class="panels">{"".join(pictures)}</div>{legend(lines)}<p class="quiet">Each '
+    return (f'{panels(pictures)}{legend(lines)}<p class="quiet">Each '
             f"point is an optimiser step; {pulls}. Dashed uprights: an epoch begins, by its number."
             " Axes are the same in all rounds.</p>")
