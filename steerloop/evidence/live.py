@@ -24,20 +24,20 @@ class Live:
     def __init__(self, folder: Folder, show: Callable[[], None]) -> None:
         self.folder, self.show = folder, show
         self.name, self.rows = "", list[dict[str, Any]]()
+        self.least = 0  # steps that were there to see before a heal was cut off
         self.next = 0.0  # by the clock, when they are written again
 
     def begin(self, round: int) -> None:
-        """A heal begins, or goes on with the steps that are kept of it."""
+        """A heal begins, or one that was cut off is told from its first step on."""
         self.name, self.rows, self.next = layout.steps_so_far(round), [], 0.0
         path = self.folder.path / f"{self.name}.parquet"
-        if path.is_file():
-            self.rows = read_table(path).to_dicts()
+        self.least = read_table(path).height if path.is_file() else 0
 
     def step(self, row: dict[str, Any]) -> None:
-        """Another step. One that is taken again, after an interruption, stands for what was
-        there."""
-        self.rows = [*self.rows[: row["step"]], row]
-        if own() == 0 and (start := time.monotonic()) >= self.next:
+        """Another step. What was there to see stays, until there is as much again."""
+        self.rows.append(row)
+        start = time.monotonic()
+        if own() == 0 and start >= self.next and len(self.rows) >= self.least:
             self.write()
             self.show()
             end = time.monotonic()
