@@ -84,7 +84,8 @@ def pictures(curve: pl.DataFrame, target: float, c_star: float | None, kappa: fl
     return (f'{panels(drawn)}{legend(names)}<p class="quiet">Each dot is a dose that was '
             "rolled out. c* is the smallest dose at which the 95th percentile reaches the target; "
             "κ c* is where the walk settled, drawn where it is another. Alive: a text that neither "
-            "loops nor repeats. Kept: of all rows that were sampled at a dose, also on the way to κ.</p>")
+            "loops nor repeats. Kept: of all rows that were sampled at a dose, also on the way to "
+            "κ.</p>")
 
 
 def survived(judged: pl.DataFrame, c_star: float | None) -> list[dict[str, Any]]:
