@@ -82,9 +82,10 @@ def pictures(curve: pl.DataFrame, target: float, c_star: float | None, kappa: fl
     names = [("95th percentile", "accent", ""), ("mean", "muted", "dashed")]
     drawn = [figure(x.svg()) for x in ([kl, living, passed] if rows else [kl, living])]
     return (f'{panels(drawn)}{legend(names)}<p class="quiet">Each dot is a dose that was '
-            "rolled out. c* is the smallest dose at which the 95th percentile reaches the target; κ c* is where the walk "
-            "settled, drawn where it is another. Alive: a text that neither loops nor repeats. "
-            "Kept: of all rows that were sampled at a dose, also on the way to κ.</p>")
+            "rolled out. c* is the smallest dose at which the 95th percentile reaches the target; "
+            "κ c* is where the walk settled, drawn where it is another. Alive: a text that neither "
+            "loops nor repeats. Kept: of all rows that were sampled at a dose, also on the way to "
+            "κ.</p>")
 
 
 def survived(judged: pl.DataFrame, c_star: float | None) -> list[dict[str, Any]]:
