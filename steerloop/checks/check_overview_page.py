@@ -2,6 +2,7 @@
 table whose first columns stay."""
 
 import json
+import re
 from itertools import combinations
 
 import numpy as np
@@ -14,6 +15,7 @@ from steerloop.report import after_round, finish
 from steerloop.report.pages.map import LABELS
 from steerloop.report.pages.rounds import rounds_panels
 from steerloop.report.pages.site import faults
+from steerloop.report.pages.training import write_training
 from steerloop.report.run import states
 
 BOXES = """<script>
@@ -133,6 +135,20 @@ def check_what_is_wrong_is_said_first(tmp_path):
     assert [x for x, _ in faults(run, "cut short")][-1] == "This run has not come to its end"
     after_round(run, 0)
     assert "not come to its end" not in (run / "report.html").read_text()
+
+
+def check_no_page_leads_to_one_that_is_not_there_yet(tmp_path):
+    """Before the first round is through there is the page of training alone."""
+    run = write_run(tmp_path / "runs/a", [tilted({"authority": -0.9})],
+                    [tilted({"authority": -1.2})])
+    whole = (run / "events.jsonl").read_text()
+    early = "".join(x for x in whole.splitlines(keepends=True) if '"state": "healed"' not in x)
+    for text, count in ((early, 1), (whole, 6)):
+        (run / "events.jsonl").write_text(text)
+        write_training(run, "running")
+        links = re.findall('<nav><a href="../index.html">all runs</a>(.*?)</nav>',
+                           (run / "training.html").read_text())
+        assert links[0].count("<a ") == count
 
 
 def check_less_than_counts_is_not_called_nothing(tmp_path):

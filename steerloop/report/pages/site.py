@@ -77,11 +77,15 @@ def arm(run: Path) -> str:
     return " · ".join(x for x in (said, steered_by(run)) if x)
 
 
+def healed(run: Path) -> int:
+    """How many rounds are through."""
+    return sum(e["stage"] == "evaluate" and e["state"] == layout.HEALED for e in events(run))
+
+
 def progress(run: Path, status: Status, here: str = "") -> str:
     """How far a run is; `here` is the page that says so."""
-    healed = sum(e["stage"] == "evaluate" and e["state"] == layout.HEALED for e in events(run))
     follows = "; reload for newer" if here in STILL else ", this page follows it"
-    return f"{healed} of {read_config(run)['rounds']} rounds" + (
+    return f"{healed(run)} of {read_config(run)['rounds']} rounds" + (
         f": running{follows}" if status == "running" else "")
 
 
@@ -91,7 +95,9 @@ def masthead(run: Path, here: str, status: Status, lead: str = "") -> str:
     wrong = "".join(f"<li><b>{escape(what)}.</b> {escape(why)}</li>"
                     for what, why in faults(run, status))
     banner = f'<ul class="wrong" role="alert">{wrong}</ul>' if wrong else ""
-    links = "".join(link(name, word, name == here) for name, word in WORDS.items())
+    begun = status != "running" or healed(run) > 0  # before, there is the page of training alone
+    links = "".join(link(name, word, name == here) for name, word in WORDS.items()
+                    if begun or name == layout.TRAINING)
     chips = "".join(
         f'<a class="chip" href="{layout.VERDICTS_PAGE}#{anchor(x["question"])}">'
         f'{escape(x["question"].split(":")[0])} '

@@ -129,6 +129,7 @@ def items_plot(run: Path, shown: list[dict[str, Any]]) -> str:
         order, colour = np.argsort(ys), COLOURS[e["state"]]
         notes = [f"{e['state']}, item {i}: {ys[i]:+.3f} nats per token" for i in order]
         panel.dots(range(1, len(ys) + 1), ys[order].tolist(), colour, notes)
-        panel.level(e["headline"][0], f"mean {interval(e['headline'], '+.3f')}", colour)
-    return figure(panel.svg(), f"Nats per token against base; dashed: the mean, with its 95 % "
-                               f"interval; {names_of(shown)}.")
+        panel.level(e["headline"][0], "", colour)
+    means = ", ".join(f"{e['state']} {interval(e['headline'], '+.3f')}" for e in shown)
+    return figure(panel.svg(), f"Nats per token against base; dashed: the mean ({means}); "
+                               f"{names_of(shown)}.")
