@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import Literal
 
-WIDTH, HEIGHT = 340, 190  # pixels of a panel
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 26, 34  # what it keeps for labels
+WIDTH, HEIGHT = 340, 194  # pixels of a panel
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 30, 34  # what it keeps for labels
 TICKS = 4  # about so many on an axis
 LETTER = 6.2  # pixels of an average letter at the size of labels
 Colour = Literal["accent", "warm", "good", "bad", "open", "muted", "ink", "soft"]
