@@ -42,7 +42,8 @@ def answers(run: Path, measured: list[dict[str, Any]]) -> str:
         first = [HEAD, '<div class="when">base</div>' + answer(base, layout.BASE, " wide"),
                  *of_round(rows, rounds[0])]
         rest = [x for round in rounds[1:] for x in of_round(rows, round)]
-        more = (f"<details><summary>{len(rounds) - 1} earlier round{'s' * (len(rounds) > 2)}</summary>"
+        before = f"{len(rounds) - 1} earlier round{'s' * (len(rounds) > 2)}"
+        more = (f"<details><summary>{before}</summary>"
                 f'<div class="side">{"".join(rest)}</div></details>') if rest else ""
         parts.append(f'<section id="prompt-{number}"><h2 class="prompt">{escape(prompt)}</h2>'
                      f'<div class="quiet">{NOTES[kind]}</div><div class="side">{"".join(first)}'
