@@ -133,6 +133,9 @@ def check_what_is_wrong_is_said_first(tmp_path):
         assert words in found.find("ul", "wrong")[0] and "said: <b>no</b>" in found.find(
             "ul", "wrong")[0]
     assert [x for x, _ in faults(run, "cut short")][-1] == "This run has not come to its end"
+    odd = run.rename(run.with_name("a; touch x; #"))
+    assert f"--resume '{odd}' goes on" in faults(odd, "cut short")[-1][1]
+    run = odd.rename(run)
     after_round(run, 0)
     assert "not come to its end" not in (run / "report.html").read_text()
 

@@ -318,7 +318,7 @@ def check_the_ledger_is_rebuilt_from_all_runs(tmp_path):
     (tmp_path / "ledger.parquet").unlink()
     finish(tmp_path / "a")
     assert pl.read_parquet(tmp_path / "ledger.parquet")["run"].to_list() == ["a", "b"]
-    finish(tmp_path / "b", end=False)  # `report` of a run that was cut short
+    finish(tmp_path / "b", status="cut short")  # `report` of a run that was cut short
     assert pl.read_parquet(tmp_path / "ledger.parquet")["run"].to_list() == ["a"]
 
 

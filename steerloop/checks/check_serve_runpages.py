@@ -39,13 +39,35 @@ def check_the_pages_of_the_run_draw_over_http(run):
 
 
 def check_nothing_else_of_the_folder_is_served(run):
-    (run / layout.MAP).unlink()
+    (run / layout.MAP).unlink(missing_ok=True)
     with serving(run) as there:
         for name in (layout.EVENTS, layout.CONFIG, layout.MAP, "..%2fdrawn%2freport.html",
                      "%2e%2e/drawn/report.html", "rounds/00/completions.parquet", ""):
             status, said = there.send(f"/run/{name}")
             assert status in (307, 404) and "html" not in str(said)[:20], name
         assert there.send(f"/{layout.INDEX}")[0] == 404
+
+
+def check_what_others_put_there_runs_no_script(run, tmp_path):
+    """A link to a file elsewhere is none of the pages; a page with scripts of its own, under a
+    policy of its own, is shown without them; one that another version wrote gets its charts."""
+    (tmp_path / "secret").write_text("secret")
+    (run / layout.MAP).unlink(missing_ok=True)
+    (run / layout.MAP).symlink_to(tmp_path / "secret")
+    whole = (run / layout.REPORT).read_text()
+    mark = "<script>document.title = 'pwned'</script>"
+    try:
+        (run / layout.REPORT).write_text(f"<title>fine</title>{mark}<p>text</p>")
+        with serving(run) as there:
+            assert there.send(f"/run/{layout.MAP}")[0] == 404
+            page, console = visit(f"{there.url}/run/{layout.REPORT}")
+            assert page.find("title") == ["fine"] and page.find("p") == ["text"]
+            assert len(console) == 1 and "Content Security Policy" in console[0]
+            status, script = there.send("/plotly-9.9.9.min.js")
+            assert status == 200 and "plotly" in script[:300]
+    finally:
+        (run / layout.REPORT).write_text(whole)
+        (run / layout.MAP).unlink()
 
 
 def check_the_pages_want_the_key(run):

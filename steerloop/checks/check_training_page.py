@@ -19,10 +19,10 @@ from steerloop.evidence.journal import Journal
 from steerloop.evidence.rollouts import TIMES
 from steerloop.healing.course import STEPS
 from steerloop.model import load
-from steerloop.report import finish, write_training
+from steerloop.report import finish
 from steerloop.report.__main__ import main
-from steerloop.report.pages.spread import tail
-from steerloop.report.pages.training import rounds_of, steps_of
+from steerloop.report.pages.spread import listed, tail
+from steerloop.report.pages.training import rounds_of, steps_of, write_training
 from steerloop.runfolder import layout
 from steerloop.runfolder.files import read_config
 from steerloop.texts.data import read_data
@@ -233,3 +233,12 @@ def check_the_journal_keeps_steps_before_the_state(folders, tmp_path, monkeypatc
         run.save("kl_rev", {}, done=5)
         assert pl.read_parquet(name).equals(steps(5))
         assert re.fullmatch(r"rounds/00/work/steps", layout.steps_so_far(0))
+
+
+def check_columns_of_a_strangers_table_are_text():
+    """Row and position, too, where a table has texts there."""
+    bad = '"><meta http-equiv="refresh" content="0;url=x"><img src=x>'
+    table = pl.DataFrame({"row": [bad], "position": [bad], "text": [bad], "before": [bad],
+                          "kl": [1.0]})
+    found = listed(table, 1, bad)
+    assert "<meta" not in found and "<img" not in found and found.count("&lt;img") == 5

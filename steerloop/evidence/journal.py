@@ -88,8 +88,15 @@ class Journal(Recorder):
         self.progress.close()
         self.mirror.close(error)
         if error is not None:
+            self.stopped()
             note_end(error, self.path, f"--resume {self.folder.origin} goes on")
         self.folder.close(error)
+
+    def stopped(self) -> None:
+        """What was under way is kept for its page, and the pages say that the run was cut short."""
+        if own() == 0 and not self.folder.behind:
+            report.tried(self.path, self.live.write, loud=False)
+            report.stopped(self.path)
 
     def call(self, stage: Callable[..., Any], *args: Any) -> Any:
         return getattr(self, f"on_{stage.__name__}")(stage, *args)
@@ -264,7 +271,7 @@ class Journal(Recorder):
     def show(self) -> None:
         """The page that follows what is under way is written anew."""
         if own() == 0 and not self.folder.behind:
-            report.write_training(self.path, "running")
+            report.follow(self.path)
 
     def steps(self, table: pl.DataFrame) -> None:
         self.course = table

@@ -10,7 +10,7 @@ import polars as pl
 from steerloop.healing.course import STEPS
 from steerloop.ranks import own
 from steerloop.runfolder import layout
-from steerloop.runfolder.files import read_table
+from steerloop.runfolder.files import kept_so_far
 from steerloop.runfolder.folder import Folder
 
 EVERY = 10.0  # seconds, at least, between two looks
@@ -30,8 +30,8 @@ class Live:
     def begin(self, round: int) -> None:
         """A heal begins, or one that was cut off is told from its first step on."""
         self.name, self.rows, self.next = layout.steps_so_far(round), [], 0.0
-        path = self.folder.path / f"{self.name}.parquet"
-        self.least = read_table(path).height if path.is_file() else 0
+        before = kept_so_far(self.folder.path / f"{self.name}.parquet")
+        self.least = 0 if before is None else before.height
 
     def step(self, row: dict[str, Any]) -> None:
         """Another step. What was there to see stays, until there is as much again."""

@@ -5,10 +5,9 @@ Reads run folders only; needs no torch and no model.
 
 from steerloop.report.ledger import ledger_table
 from steerloop.report.measures import measures
-from steerloop.report.pages.training import write_training
 from steerloop.report.run import run_table
 from steerloop.report.stats import survival
-from steerloop.report.summary import after_round, finish
+from steerloop.report.summary import after_round, finish, follow, stopped, tried
 
-__all__ = ["after_round", "finish", "ledger_table", "measures", "run_table", "survival",
-           "write_training"]
+__all__ = ["after_round", "finish", "follow", "ledger_table", "measures", "run_table", "stopped",
+           "survival", "tried"]

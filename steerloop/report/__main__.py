@@ -20,9 +20,10 @@ from steerloop.report.compare import NAMES, compared
 from steerloop.report.pages.comparison import write_comparison
 from steerloop.report.pages.folder import write_pages
 from steerloop.report.pages.index import write_index
+from steerloop.report.pages.site import Status
 from steerloop.report.run import events, scored_elsewhere
 from steerloop.runfolder import layout
-from steerloop.runfolder.files import check_complete, ending, read_document, verify
+from steerloop.runfolder.files import check_complete, ending, held, read_document, verify
 
 
 def healed(run: Path) -> bool:
@@ -41,11 +42,10 @@ def rebuild(run: Path, single: bool, scores: list[Path]) -> None:
     check_complete(run)
     if not any(e["stage"] == "evaluate" for e in events(run)):
         raise UserError(f"{run} has measured nothing yet: there is nothing to show")
-    ended = bool(ending(run))
+    status: Status = "ended" if ending(run) else "running" if held(run) else "cut short"
     if healed(run):
-        finish(run, single, ended)
+        finish(run, single, status)
     if scores or not healed(run):
-        status = "ended" if ended else "cut short"
         write_pages(run, status, single, beside=scored_elsewhere(run, scores))
 
 

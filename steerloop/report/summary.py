@@ -1,11 +1,17 @@
 """What a finished run comes to: its best round, summary.json, verdicts.md and the ledger."""
 
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from loguru import logger
 
 from steerloop.report.ledger import arm_of, update_ledger
 from steerloop.report.pages.folder import write_pages
 from steerloop.report.pages.index import write_index
+from steerloop.report.pages.site import Status
+from steerloop.report.pages.training import write_training
 from steerloop.report.run import (
     axis_of,
     beaten,
@@ -74,26 +80,50 @@ def summarise(run: Path, judged: list[Verdict], measured: list[dict[str, Any]]) 
     }
 
 
+def tried(run: Path, write: Callable[..., object], *args: Any, loud: bool = True) -> None:
+    """Call what writes a page of a run that goes on, or has failed. That it cannot is said, if
+    `loud`, and kept in the log with its traceback; it is no reason to end the run."""
+    try:
+        write(*args)
+    except Exception as e:  # whatever a folder or a table comes to
+        logger.debug("".join(traceback.format_exception(e)))
+        if loud:
+            logger.warning(f"a page was not written ({type(e).__name__}: {' '.join(str(e).split())}"
+                           f"); the run goes on, and `python -m steerloop.report {run}` writes it")
+
+
+def follow(run: Path) -> None:
+    """Rewrite the page that shows what is under way."""
+    tried(run, write_training, run, "running")
+
+
+def stopped(run: Path) -> None:
+    """Let the pages of a run say that it was cut short; what ended it is said elsewhere."""
+    if any(e["stage"] == "evaluate" and e["state"] == layout.HEALED for e in events(run)):
+        tried(run, write_pages, run, "cut short", loud=False)
+    else:
+        tried(run, write_training, run, "cut short", loud=False)
+
+
 def after_round(run: Path, round: int) -> str:
     """Judge the run as it stands, rewrite its pages and that of all runs beside it, and return the
     round's table."""
     measured = states(run)
     write_verdicts(run, measured)
-    write_pages(run, "running", measured=measured)
-    write_index(run.parent)
+    tried(run, write_pages, run, "running", False, measured)
+    tried(run, write_index, run.parent)
     return round_table(run, round, measured)
 
 
-def finish(run: Path, single: bool = False, end: bool = True) -> str:
+def finish(run: Path, single: bool = False, status: Status = "ended") -> str:
     """Write verdicts.md, summary.json and the pages (see `write_pages`), and bring the ledger and
-    the page of all runs beside the run folder up to date. Returns the tables of the run; `end`: it
-    came to its end."""
+    the page of all runs beside the run folder up to date. Returns the tables of the run."""
     measured = states(run)
     judged = write_verdicts(run, measured)
-    summary = summarise(run, judged, measured) | {"ended": end}
-    write_pages(run, "ended" if end else "cut short", single, measured)
+    summary = summarise(run, judged, measured) | {"ended": status == "ended"}
+    write_pages(run, status, single, measured)
     update_ledger(run, summary)
     text = sealed(summary)  # written last: a run that was killed before has not ended
     write_whole(run / layout.SUMMARY, lambda path: path.write_text(text, encoding="utf-8"))
-    write_index(run.parent)
+    tried(run, write_index, run.parent)
     return run_table(run)

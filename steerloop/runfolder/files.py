@@ -2,6 +2,7 @@
 folders with it."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from steerloop.runfolder.events import crc, read_events
 from steerloop.runfolder.layout import (
     CONFIG,
     EVENTS,
+    LOCK,
     SUMMARY,
     SUMS,
     is_work,
@@ -116,6 +118,15 @@ def write_table(path: Path, table: pl.DataFrame) -> None:
             table.write_parquet(file)
 
     write_whole(path, write)
+
+
+def kept_so_far(path: Path) -> pl.DataFrame | None:
+    """A table that is written over and over while work goes on, and that nothing depends on; None
+    where it is gone, or torn."""
+    try:
+        return read_table(path)
+    except UserError:
+        return None
 
 
 def read_table(path: Path) -> pl.DataFrame:
@@ -232,6 +243,18 @@ def read_summary(run: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise UserError(f"{path} is damaged: delete it, then `python -m steerloop.train --resume "
                         f"{run}` makes it anew") from e
+
+
+def held(run: Path) -> bool:
+    """Whether a process works on a run: its lock is asked for, and given back at once."""
+    try:
+        with (run / LOCK).open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no lock, or a file system that knows none
+        return False
+    return False
 
 
 def ending(run: Path) -> dict[str, Any]:

@@ -173,8 +173,11 @@ def under_way(run: Path) -> dict[int, Path]:
 
 
 def run_of(path: Path) -> Path:
-    """The run folder that a file of it, or of one of its rounds, lies in."""
-    return path.parents[2] if path.parent.parent.name == "rounds" else path.parent
+    """The run folder that a file of it, or of one of its rounds or their work, lies in."""
+    for depth in (1, 2):
+        if path.parents[depth].name == "rounds" and path.parents[depth - 1].name.isdecimal():
+            return path.parents[depth + 1]
+    return path.parent
 
 
 def verdicts(run: Path) -> Path:

@@ -4,17 +4,21 @@ import base64
 import hmac
 from pathlib import Path
 
-from plotly.offline import get_plotlyjs, get_plotlyjs_version
+from plotly.offline import get_plotlyjs
 from starlette.requests import Request
 from starlette.responses import FileResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from steerloop.report.pages.frame import digest, scripts
 from steerloop.runfolder import layout
 
-SAFE = {  # beside the policy that a page has in itself
-    "Content-Security-Policy": "frame-ancestors 'none'", "X-Content-Type-Options": "nosniff",
-    "Cross-Origin-Resource-Policy": "same-origin", "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
+OURS = " ".join(f"'sha256-{digest(x)}'" for x in [get_plotlyjs(), *scripts()])
+SAFE = {  # a page that somebody else wrote runs no script of its own, whatever it says itself
+    "Content-Security-Policy": f"default-src 'none'; script-src 'self' {OURS}; "
+                               "img-src data: blob:; style-src 'unsafe-inline'; base-uri 'none'; "
+                               "form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff", "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer", "Cache-Control": "no-store",
 }
 ASK = {"WWW-Authenticate": 'Basic realm="the key of this server, as the password"'}
 ALONE = ("This server has the pages of one run. The index of all runs lies beside the run folders: "
@@ -43,7 +47,7 @@ def run_pages(run: Path, key: str) -> list[Route]:
             return PlainTextResponse("the key of this server, please", 401, ASK)
         name = request.path_params["name"]
         path = run / name
-        if name not in layout.PAGES or not path.is_file():
+        if name not in layout.PAGES or not path.is_file() or path.is_symlink():
             there = [x for x in layout.PAGES if (run / x).is_file()]
             return PlainTextResponse(f"there are {', '.join(there) or 'no pages yet'}", 404)
         return FileResponse(path, media_type="text/html", headers=SAFE)
@@ -57,6 +61,6 @@ def run_pages(run: Path, key: str) -> list[Route]:
     async def first(request: Request) -> Response:
         return RedirectResponse(f"/run/{layout.REPORT}")
 
-    script = layout.SCRIPT.format(get_plotlyjs_version())
+    script = layout.SCRIPT.format("{version}")  # pages of another version ask for theirs
     return [Route("/run", first), Route("/run/", first), Route("/run/{name}", page),
             Route(f"/{script}", charts), Route(f"/{layout.INDEX}", index)]

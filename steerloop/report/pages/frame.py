@@ -63,6 +63,11 @@ def own(name: str) -> str:
     return (HERE / name).read_text(encoding="utf-8")
 
 
+def scripts() -> list[str]:
+    """Every script that pages run, but for plotly's."""
+    return [own(x.name) for x in sorted(HERE.glob("*.js"))]
+
+
 def page(
     title: str, body: str, data: dict[str, Any] | None = None, scripts: Sequence[str] = (),
     plotly: str | None = NONE, live: bool = False,

@@ -59,7 +59,10 @@ def write_index(root: Path) -> Path | None:
 
 def ours(path: Path) -> bool:
     """Whether a file is such a page."""
-    return path.is_file() and MARK in path.read_text(encoding="utf-8", errors="replace")
+    try:
+        return path.is_file() and MARK in path.read_text(encoding="utf-8", errors="replace")
+    except OSError:  # another user's
+        return False
 
 
 def index(root: Path) -> str:

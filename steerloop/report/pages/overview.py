@@ -95,11 +95,13 @@ def charts(run: Path, measured: list[dict[str, Any]]) -> str:
     said = (f"Change of the log of the mean probability of {up} against that of {down}, with 95 % "
             "intervals over vignettes. Filled: the student after each round; open: with the vector "
             "applied, tied to the student that learned from it.")
-    if headline_of(run) != DIGITS:
-        said = (f"Shift towards {up} ({headline_of(run) or word_of(run)}), with 95 % intervals "
+    if not headline_of(run):
+        said = f"Nothing is drawn: no readout is a measure of the trait here ({word_of(run)})."
+    elif headline_of(run) != DIGITS:
+        said = (f"Shift towards {up} ({headline_of(run)}), with 95 % intervals "
                 "over items, against what the student spent of KL to base. Filled: the student "
                 "after each round.")
-    others = any(e["state"] not in STEPS for e in measured)
+    others = headline_of(run) == DIGITS and any(e["state"] not in STEPS for e in measured)
     said += " Grey: what was measured beside the loop." if others else ""
     return f"""<section class="figures">
 <figure><div class="plot" id="map" role="img" aria-label="{escape(up)} against {escape(down)}">

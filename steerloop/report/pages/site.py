@@ -2,6 +2,7 @@
 pages."""
 
 import re
+import shlex
 from html import escape
 from pathlib import Path
 from typing import Literal
@@ -13,6 +14,7 @@ from steerloop.report.sight import BLIND, UNSPECIFIC
 from steerloop.report.verdicts import NAMES
 from steerloop.runfolder import layout
 from steerloop.runfolder.files import read_config
+from steerloop.texts.printable import printable
 
 WORDS = {  # of the links, in order
     layout.REPORT: "overview", layout.TRAINING: "training", layout.BROWSER: "completions",
@@ -43,9 +45,15 @@ def faults(run: Path, status: Status) -> list[Fault]:
                       + NAMES[INERT].partition(": ")[2]))
     found += [(name[0].upper() + name[1:], said) for name, said in named(run) if name != INERT]
     if status == "cut short":
-        found.append(("This run has not come to its end",
-                      f"python -m steerloop.train --resume {run} goes on"))
+        found.append(("This run has not come to its end", goes_on(run)))
     return found
+
+
+def goes_on(run: Path) -> str:
+    """How to go on with a run, its path as a shell takes it; one that cannot be typed is left
+    out."""
+    typed = shlex.quote(str(run)) if printable(str(run)) == str(run) else "with its folder"
+    return f"python -m steerloop.train --resume {typed} goes on"
 
 
 def named(run: Path) -> list[Fault]:
@@ -70,11 +78,13 @@ def judged(run: Path) -> list[dict[str, str]]:
 def arm(run: Path) -> str:
     """What was run, in a line."""
     cfg = read_config(run)
+    kind, weight = cfg["barrier"], f"λ {cfg['lam']:g}"
     taus = [f"{e['tau']:.3g}" for e in last_by_round(run, layout.HEAL).values()]
-    tau = ", ".join(dict.fromkeys(taus)) or "not set yet"
-    said = (f"{Path(cfg['model']).name} · {cfg['barrier']} to {cfg['ref']} · λ {cfg['lam']:g} · "
-            f"τ {tau} · seed {cfg['seed']}")
-    return " · ".join(x for x in (said, steered_by(run)) if x)
+    tau = f"τ {', '.join(dict.fromkeys(taus)) or 'not set yet'}"
+    how = {"nll": ["no barrier"], "spectral": [kind, weight]}.get(
+        kind, [f"{kind} to {cfg['ref']}", weight, tau])
+    said = [Path(cfg["model"]).name, *how, f"seed {cfg['seed']}", steered_by(run)]
+    return " · ".join(x for x in said if x)
 
 
 def healed(run: Path) -> int:

@@ -13,12 +13,14 @@ from steerloop.runfolder.files import read_table
 
 FIRST = 40  # worst tokens that are shown at once
 TAIL = 0.1  # at most so large a share of the tokens is called the tail
+NONE = 1e-6  # nats: a mean below it is rounding
 WORDS = {"base": "the base", "prev": "the student before this round"}
 BLANK = {"\n": "⏎", "\t": "⇥", " ": "␣"}  # how tokens of nothing else are shown
 
 
-def spread(run: Path, round: int) -> str:
-    """The section of a round; '' before its student was compared."""
+def spread(run: Path, reference: str, round: int) -> str:
+    """The section of a round; '' before its student was compared. `reference` is that of the
+    barrier."""
     bins, worst = (run / layout.of_round(round, f"{x}.parquet")
                    for x in (layout.HISTOGRAM, layout.WORST))
     parts = []
@@ -30,7 +32,7 @@ def spread(run: Path, round: int) -> str:
         parts.append('<p class="quiet">This round has no histogram.parquet: it was made by an '
                      "older version.</p>")
     if worst.is_file():
-        parts.append(listed(read_table(worst), round + 1))
+        parts.append(listed(read_table(worst), round + 1, reference))
     return "".join(parts)
 
 
@@ -56,12 +58,15 @@ def pictures(bins: pl.DataFrame, reference: str) -> str:
             panel.upright(kl / max(1, tokens), "mean")
         drawn.append(figure(panel.svg()))
     low, few, held = tail(shares)
+    mean = kl / max(1, tokens)
+    said = "There is next to none." if mean < NONE else (
+        f"Mean {mean:.4g} nats. The tail: {few:.1%} of the tokens are at {low:.3g} nats or more, "
+        f"and hold {held:.0%} of all KL.")
     words = WORDS.get(reference, reference)
     return (f'{panels(drawn)}<p class="quiet">KL(student ‖ '
-            f"{escape(words)}) of all {tokens} completion tokens that the student learned from, in "
-            f"bins of equal width in log KL; the first bin has all that is smaller. Mean "
-            f"{kl / max(1, tokens):.4g} nats. The tail: {few:.1%} of the tokens are at "
-            f"{low:.3g} nats or more, and hold {held:.0%} of all KL.</p>")
+            f"{escape(words)}) of all {tokens} completion tokens of the rows that were chosen for "
+            "the heal (those held out among them), in bins of equal width in log KL; the first bin "
+            f"has all that is smaller. {said}</p>")
 
 
 def between(low: float | None, high: float | None) -> str:
@@ -82,18 +87,20 @@ def tail(shares: list[dict]) -> tuple[float, float, float]:
     return low, few, held
 
 
-def listed(worst: pl.DataFrame, round: int) -> str:
-    """The worst tokens of a round (from 1), largest KL first, each marked after what stands before
-    it; rows are links to the page of completions."""
+def listed(worst: pl.DataFrame, round: int, reference: str) -> str:
+    """The worst tokens of a round (from 1) by their KL to a reference, largest first, each marked
+    after what stands before it; rows are links to the page of completions."""
     rows = []
     for x in worst.to_dicts():
-        row = f'<a href="{address(round, x["row"])}">{x["row"]}</a>'
+        row = f'<a href="{escape(address(round, x["row"]))}">{escape(str(x["row"]))}</a>'
         text = f"{escape(lined(x['before']))}<mark>{escape(visible(x['text']))}</mark>"
-        rows.append(f'<tr><td class="n">{x["kl"]:.3f}</td><td class="n">{row}</td><td class="n">'
-                    f'{x["position"]}</td><td class="text context">{text}</td></tr>')
+        rows.append(f'<tr><td class="n">{x["kl"]:.3g}</td><td class="n">{row}</td><td class="n">'
+                    f'{escape(str(x["position"]))}</td><td class="text context">{text}</td></tr>')
     more = (f"<details><summary>{len(rows) - FIRST} more</summary>{tabled(rows[FIRST:])}</details>"
             if len(rows) > FIRST else "")
-    return f"<h3>The worst tokens</h3>{tabled(rows[:FIRST])}{more}"
+    words = escape(WORDS.get(reference, reference))
+    return (f"<h3>The worst tokens</h3><p class=\"quiet\">KL(student ‖ {words}), largest first.</p>"
+            f"{tabled(rows[:FIRST])}{more}")
 
 
 def lined(text: str) -> str:

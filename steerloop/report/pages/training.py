@@ -18,7 +18,7 @@ from steerloop.report.pages.site import Status, masthead, sections
 from steerloop.report.pages.spread import spread
 from steerloop.report.run import last_by_round
 from steerloop.runfolder import layout
-from steerloop.runfolder.files import read_config, read_table, write_whole
+from steerloop.runfolder.files import kept_so_far, read_config, read_table, write_whole
 
 SHOWN = 12  # rounds on the page, the newest ones
 MARKS = 10  # epochs that are marked, at most
@@ -40,7 +40,7 @@ def write_training(run: Path, status: Status) -> None:
     drawn = {
         "The heal, step by step": (heals(run, cfg, status), "No heal has begun yet."),
         "KL by token, and the worst tokens": (
-            partial(spread, run), "No student has been compared with its base yet."),
+            partial(spread, run, cfg["ref"]), "No student has been compared with its base yet."),
         "Dose, and what survived it": (
             lambda round: doses(run, cfg, samples.get(round, {}), round),
             "No dose has been looked for yet."),
@@ -70,7 +70,8 @@ def lead(run: Path, cfg: dict[str, Any], begun: list[int], status: Status) -> st
     if not healing:
         return f"Round {begun[0] + 1} of {rounds} is the newest one here."
     (now, *_), total = sorted(healing), steps_of(cfg)
-    taken = read_table(layout.under_way(run)[now]).height
+    so_far = kept_so_far(layout.under_way(run)[now])
+    taken = 0 if so_far is None else so_far.height
     if status == "running":
         return f"Round {now + 1} of {rounds} is being healed: step {taken} of {total}."
     return f"The heal of round {now + 1} stopped after step {taken} of {total}."
@@ -100,7 +101,8 @@ def steps_of(cfg: dict[str, Any]) -> int:
 def heals(run: Path, cfg: dict[str, Any], status: Status) -> Drawn:
     """What there is to say of the heal of a round, beside the one before it."""
     over = layout.of_all_rounds(run, layout.STEPS)
-    known = {r: Heal(read_table(x), over=False) for r, x in layout.under_way(run).items()}
+    live = {r: kept_so_far(x) for r, x in layout.under_way(run).items()}
+    known = {r: Heal(x, over=False) for r, x in live.items() if x is not None}
     known |= {r: Heal(read_table(x), over=True) for r, x in over.items()}
     records, total = last_by_round(run, layout.HEAL), steps_of(cfg)
     scales = scaled([x.steps for x in known.values()])
