@@ -92,7 +92,9 @@ def listed(worst: pl.DataFrame, round: int, reference: str) -> str:
     after what stands before it; rows are links to the page of completions."""
     rows = []
     for x in worst.to_dicts():
-        row = f'<a href="{escape(address(round, x["row"]))}">{escape(str(x["row"]))}</a>'
+        row = escape(str(x["row"]))  # a number, unless a stranger wrote the table
+        if isinstance(x["row"], int):
+            row = f'<a href="{address(round, x["row"])}">{row}</a>'
         text = f"{escape(lined(x['before']))}<mark>{escape(visible(x['text']))}</mark>"
         rows.append(f'<tr><td class="n">{x["kl"]:.3g}</td><td class="n">{row}</td><td class="n">'
                     f'{escape(str(x["position"]))}</td><td class="text context">{text}</td></tr>')
