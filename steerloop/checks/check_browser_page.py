@@ -33,8 +33,8 @@ def left(run, source="loop", round="", dose="", kept="", reason="", find="", by=
     rows = pl.concat(tables).with_columns(col("ppl").fill_nan(None))
     tests = [col("round") == int(round)] if round else []
     tests += [(col("dose") / col("kappa") - float(dose)).abs() < 1e-9] if dose else []
-    tests += {"": [], "kept": [col("keep")], "dropped": [~col("keep")], "trained": [col("train")],
-              "untrained": [col("keep"), ~col("train")]}[kept]
+    tests += {"": [], "kept": [col("keep")], "dropped": [~col("keep")], "chosen": [col("train")],
+              "spare": [col("keep"), ~col("train")]}[kept]
     tests += [col("drop_reason") == reason] if reason else []
     tests += [pl.any_horizontal(col(x).str.to_lowercase().str.contains(find.lower(), literal=True)
                                 for x in ("prompt", "text"))] if find else []
@@ -49,13 +49,13 @@ def ids(rows, source="loop"):
 
 def word(row):
     dropped = f"dropped: {SEEN if row['drop_reason'] == NASTY else row['drop_reason']}"
-    return ("kept, trained on" if row["train"] else "kept") if row["keep"] else dropped
+    return ("kept, chosen to train on" if row["train"] else "kept") if row["keep"] else dropped
 
 
 def check_every_filter_leaves_what_polars_leaves(run):
     """All of them together, by the controls; and never more than a page in the document."""
     kinds = {"source": ("loop", "taught"), "round": ("", "1", "2"), "dose": ("", "0.5", "1"),
-             "kept": ("", "kept", "trained", "untrained", "dropped"),
+             "kept": ("", "kept", "chosen", "spare", "dropped"),
              "reason": ("", *REASONS), "find": ("", "needle", "ÉLAN (", "<IMG", "\\")}
     asked = [dict(zip(kinds, x, strict=True)) for x in product(*kinds.values())
              if x[0] == "loop" or not x[2]]
@@ -96,7 +96,7 @@ def check_links_show_what_they_say(run):
     links = [address(2), address(2, 117), address(1, reason=NASTY),
              address(2, dose="0.5", kept="kept"), address(1, 5, source="taught"),
              "#round-2&reason=no+such", "#round-7", "#constructor=x",
-             "#sort=-ppl&find=needle&from=51", "#kept=toString", "#round-2-row-5&kept=trained",
+             "#sort=-ppl&find=needle&from=51", "#kept=toString", "#round-2-row-5&kept=chosen",
              "#%E0%A4%A&find=%"]
     said, _ = driven(run, f"""(async () => {{
       const said = [];
@@ -197,7 +197,7 @@ def check_older_and_empty_folders_have_a_page_too(tmp_path):
     write_browser(run, "ended")
     said, page = driven(run, "say(shown());")
     assert said["count"] == "20 of 20 shown" and set(said["words"]) == {"kept"}
-    assert "kept, trained on" not in page.find("option") and "α 1" in page.find("option")
+    assert "kept, chosen to train on" not in page.find("option") and "α 1" in page.find("option")
     path.unlink()
     for said in run.glob("rounds/*/*.said.parquet"):
         said.unlink()

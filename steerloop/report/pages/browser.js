@@ -103,7 +103,7 @@ function look() {
   const round = Number(chosen.round), { keep, train } = table;
   const is = {
     "": () => true, kept: (i) => keep[i], dropped: (i) => !keep[i],
-    trained: (i) => keep[i] && train[i], untrained: (i) => keep[i] && !train[i],
+    chosen: (i) => keep[i] && train[i], spare: (i) => keep[i] && !train[i],
   };
   const kept = Object.hasOwn(is, chosen.kept) ? is[chosen.kept] : () => false;
   const hit = chosen.find && finder(chosen.find);
@@ -153,7 +153,7 @@ function nameOf(i) {
 
 function card(i) {
   const why = table.reason.of[i] < 0 ? "" : `: ${table.reason.values[table.reason.of[i]]}`;
-  const word = table.keep[i] ? `kept${table.train[i] ? ", trained on" : ""}` : `dropped${why}`;
+  const word = table.keep[i] ? `kept${table.train[i] ? ", chosen to train on" : ""}` : `dropped${why}`;
   const scores = Object.entries(table.scores).map(([k, x]) => `${k} ${x[i] === null ? "–" : x[i]}`);
   const level = table.level.values[table.level.of[i]];
   if (level) scores.unshift(level === "0" ? "unsteered" : `α ${level}`);

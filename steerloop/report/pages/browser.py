@@ -8,7 +8,7 @@ What is shown stands in the address behind "#", so a link shows the same. Its pa
     round-2-row-17           the same, at row 17 (from 0, as in rounds/01/completions.parquet)
     source=taught            those of the rival's loop, not the run's own (loop)
     dose=0.5                 sampled at α = 0.5 (of dose = α·κ·c*); dose=0: unsteered
-    kept=trained             or kept, untrained (kept, not trained on), dropped
+    kept=chosen              or kept, spare (kept, not chosen to train on), dropped
     reason=loops             dropped for that reason
     find=text                that have this text in prompt or answer, whatever the case
     sort=ppl, sort=-ppl      smallest first, largest first; rows without a number come last
@@ -37,7 +37,7 @@ from steerloop.runfolder.files import read_config, read_table, write_whole
 from steerloop.texts.printable import printable
 
 DIGITS = 4  # of a score
-KEPT = {"kept": "kept", "trained": "kept, trained on", "untrained": "kept, not trained on",
+KEPT = {"kept": "kept", "chosen": "kept, chosen to train on", "spare": "kept, not chosen",
         "dropped": "dropped"}
 MARKS = {"": "steered against base, healed against steered", "base": "healed against base",
          "none": "none"}
@@ -122,7 +122,7 @@ def rows_part(rows: pl.DataFrame) -> str:
                                                 .sort()}),
         choice("dose", "dose", {"": "all"} | {x: named(x) for x in levels if x}),
         choice("filter", "kept", {"": "all"} | {k: v for k, v in KEPT.items() if k not in (
-            "trained", "untrained") or rows["train"].any()}),
+            "chosen", "spare") or rows["train"].any()}),
         choice("reason", "reason", {"": "all"} | {x: x for x in reasons}),
         '<label class="grow">text contains <input type="search" name="find" spellcheck="false" '
         'autocomplete="off"></label>',

@@ -84,7 +84,7 @@ def counts(rows: pl.DataFrame, by: list[str], reasons: list[str]) -> str:
     col = pl.col
     kinds = {"sampled": ({}, pl.len()), "kept": ({"kept": "kept"}, col("keep").sum())}
     if rows["train"].any():
-        kinds["trained on"] = {"kept": "trained"}, col("train").sum()
+        kinds["chosen to train on"] = {"kept": "chosen"}, col("train").sum()
     kinds |= {f"dropped: {x}": ({"reason": x}, (col("reason") == x).sum()) for x in reasons}
     tests = [n.alias(str(i)) for i, (_, n) in enumerate(kinds.values())]
     order = ["round"] + [col("level").cast(pl.Float64, strict=False)] * (len(by) > 1)

@@ -97,6 +97,6 @@ def survived(judged: pl.DataFrame, c_star: float | None) -> list[dict[str, Any]]
         kept = int(rows["keep"].sum())
         found.append({"dose": dose} | ({"of c*": dose / c_star} if c_star else {}) | {
             "sampled": len(rows), "kept": kept, "share kept": kept / len(rows)} | (
-            {"trained on": int(rows["train"].sum())} if "train" in rows.columns else {}) | {
+            {"chosen to train on": int(rows["train"].sum())} if "train" in rows.columns else {}) | {
             "dropped because": ", ".join(f"{x} {n}" for x, n in why)})
     return found

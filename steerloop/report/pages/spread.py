@@ -1,4 +1,4 @@
-"""Where the KL of a healed student lies: all tokens it was trained on by their KL, and the worst of
+"""Where the KL of a healed student lies: all tokens of the rows chosen for it by their KL, and the worst of
 them where they stand."""
 
 from html import escape
