@@ -53,7 +53,7 @@ def check_the_page_says_and_draws_what_is_printed(runs):
     for x in found.against:
         assert x.said in shown and x.said in text
         assert all(f"note: {y}" in shown and f"note: {y}" in text for y in x.notes)
-        for label, number in deltas(x).items():
+        for label, number in deltas(x, found.unit).items():
             assert re.search(rf"\| {re.escape(label)} +\| {re.escape(number)} +\|", text)
             assert number in document.find("td")
     assert any("vignettes differ" in x for x in shown)
@@ -165,7 +165,7 @@ def check_runs_of_other_readouts_have_panels_of_their_own(runs, tmp_path):
     found = compared([runs[1], there])
     document, _ = visit(path := write_comparison([runs[1], there], found))
     assert [x for x in document.find("text", "head") if x.startswith("headline")] == [
-        "headline by digits, towards care, nats", "headline by said, towards care, nats"]
+        "headline by digits, towards care, nats", "headline by said, towards care, nats per token"]
     assert any(x.startswith("note: read by said and digits") for x in document.find("li"))
     path.unlink()
 
