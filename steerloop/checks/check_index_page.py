@@ -184,12 +184,15 @@ def check_ticked_runs_make_a_command(root, monkeypatch, tmp_path):
         [...document.querySelectorAll("tr.run input")].find((x) => x.dataset.name === name).click();
       }}
       said.command = document.querySelector("#chosen code").textContent;
+      said.hint = document.querySelector("#chosen p").textContent;
       said.pages = [...document.querySelectorAll("#pages a")].map((x) => x.getAttribute("href"));
       said.hash = location.hash;"""
     found = said(root / "index.html", script)
     assert shlex.split(found["command"]) == [
         "python", "-m", "steerloop.report", *(f"runs/{x}" for x in names[::-1])]
     assert found["pages"] == []
+    assert "against the first" in found["hint"] and "over their loop seeds" in found["hint"]
+    assert "of an arm and seed, tick one run" in found["hint"]
     copied = tmp_path / "runs"
     shutil.copytree(root, copied)
     monkeypatch.chdir(tmp_path)

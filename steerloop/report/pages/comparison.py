@@ -86,7 +86,7 @@ def sentences(found: Compared | Pooled) -> str:
                  for x in (each.said, *(f"note: {note}" for note in each.notes))]
     items = "".join(f'<li class="{"quiet" * x.startswith("note: ")}">{escape(x)}</li>'
                     for x in lines)
-    return f'<ul class="lead">{items}</ul>'
+    return f'<ul class="lead">{items}</ul>' if items else ""
 
 
 def each_apart(runs: Sequence[Path], sides: Sequence[Side]) -> dict[str, str]:
@@ -164,7 +164,7 @@ def pooled(found: Pooled) -> dict[str, str]:
 
 
 def ends(shift: list[float] | None) -> list[float] | None:
-    """What can be drawn of [mean, low, high] of a shift, in its unit: of an interval without end the
+    """What can be drawn of a shift, [mean, low, high] in its unit: of an interval without end the
     mean."""
     if shift is None or all(map(math.isfinite, shift)):
         return shift
