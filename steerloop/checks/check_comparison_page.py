@@ -181,7 +181,8 @@ def check_seeds_of_an_arm_are_told_apart(tmp_path):
     keys = [" ".join(a["class"].split()) for tag, a, _ in document.elements
             if tag == "path" and a.get("d") == "M1 5H21"]
     assert set(looks) <= set(keys)
-    many = looks_of(range(14), [{0: 2 * i, 1: 2 * i + 1} for i in range(7)])
+    paths = [tmp_path / str(i) for i in range(14)]
+    many = looks_of(paths, [{0: paths[2 * i], 1: paths[2 * i + 1]} for i in range(7)])
     assert len(set(many)) == 14  # also where two arms share a colour
 
 
