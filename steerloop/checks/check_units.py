@@ -16,7 +16,7 @@ from steerloop.report.pages.index import write_index
 from steerloop.report.pages.names import comparison_name
 from steerloop.report.pages.overview import placed
 from steerloop.report.pages.prompts import evidence
-from steerloop.report.run import states
+from steerloop.report.run import rows_of, states
 from steerloop.report.trait import unit
 
 
@@ -71,6 +71,7 @@ def check_pages_of_many_runs_say_the_unit(runs):
 def check_pages_of_one_run_say_the_unit(runs):
     for run, wanted in zip(runs, ("nats", "nats per token", "nats per token"), strict=True):
         measured = states(run)
+        assert f"Δcare ({wanted})" in rows_of(run, measured)[-1]
         _, titles = placed(run, measured)
         assert f"Δcare ({wanted})" in titles
         moved = {e["round"]: e["moved"] for e in measured if e["state"] == "healed"}
