@@ -85,7 +85,7 @@ def check_the_first_arm_is_held_against_the_others(run, tmp_path, capsys, monkey
     assert cells[2][2].startswith("+0.500 [+0.")  # the mean of .4, .5, .6
     assert [x.split()[0] for x in cells[2][3:]] == ["+0.000", "+0.000"]
     assert "| teacher vector | 0 1 2 |" in own and "KL to base" in own
-    monkeypatch.setattr("steerloop.report.__main__.compared", lambda _: Compared([], []))
+    monkeypatch.setattr("steerloop.report.__main__.compared", lambda _: Compared([], [], "nats"))
     monkeypatch.setattr(Compared, "text", "B against A")
     for name in ("rebuild", "healed", "write_comparison"):
         monkeypatch.setattr(f"steerloop.report.__main__.{name}", lambda *_: "page")

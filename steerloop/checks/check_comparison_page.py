@@ -16,7 +16,7 @@ from steerloop.report.arms import pooled_arms
 from steerloop.report.compare import NAMES, compare_runs, compared
 from steerloop.report.pages.comparison import deltas, write_comparison
 from steerloop.report.pages.names import HELD, comparison_name
-from steerloop.report.pages.side import APART, spread
+from steerloop.report.pages.side import APART, looks_of, spread
 from steerloop.report.text import interval
 
 NASTY = '<img src=x onerror=alert(1)>&"\' <b>b'
@@ -53,7 +53,7 @@ def check_the_page_says_and_draws_what_is_printed(runs):
     for x in found.against:
         assert x.said in shown and x.said in text
         assert all(f"note: {y}" in shown and f"note: {y}" in text for y in x.notes)
-        for label, number in deltas(x).items():
+        for label, number in deltas(x, found.unit).items():
             assert re.search(rf"\| {re.escape(label)} +\| {re.escape(number)} +\|", text)
             assert number in document.find("td")
     assert any("vignettes differ" in x for x in shown)
@@ -148,11 +148,42 @@ def check_arms_over_seeds_have_a_page(tmp_path, capsys):
         if "".join(text) in "ABCD" and attrs.get("text-anchor") == "start":
             colours.setdefault("".join(text), attrs["class"])
     assert colours["A"] == colours["B"] != colours["C"] == colours["D"]
+    assert document.find("h1") == ["4 runs of 2 arms over loop seeds"]
+    assert "Differences of seeds of one arm are chance" in str(document.find("p"))
+    each = compared(runs)  # beside what is pooled, as of any runs
+    for x in each.against:
+        assert x.said in document.find("li")
+        for label, (value, low, high) in (x.shifts | x.gains).items():
+            assert f"{label}, {x.name} − A: {value:+.3f} [{low:+.3f}, {high:+.3f}]" in drawn
     alone = pooled_arms(runs[:3])  # of one seed alone there is no interval
     document, _ = visit(write_comparison(runs[:3], alone))
     value = alone.own["lam 0.9"]["digits"][0]
     assert f"Δdigits, lam 0.9: {value:+.3f} [{value:+.3f}, {value:+.3f}]" in marks(document)
     assert "inf" not in [a.get("d", "") for _, a, _ in document.elements]
+
+
+def check_seeds_of_an_arm_are_told_apart(tmp_path):
+    """By dashes, in the colour of their arm: in the legend as in the pictures."""
+    runs = [write_run(tmp_path / f"s{i}", [noisy({"authority": -0.5}, i)], [tilted({})], seed=i)
+            for i in range(6)]
+    for run in runs:
+        finish(run)
+    document, _ = visit(write_comparison(runs, pooled_arms(runs)))
+    assert document.find("h1") == ["6 runs of 1 arm over loop seeds"]
+    drawn = {}
+    for _, attrs, text in document.elements:
+        name = "".join(text)
+        if "line" in attrs.get("class", "") and name[2:] in [x.name for x in runs]:
+            drawn.setdefault(name[0], set()).add(" ".join(attrs["class"].split()))
+    looks = [x for kinds in drawn.values() for x in kinds]
+    assert list(drawn) == list("ABCDEF") and len(set(looks)) == len(looks) == 6
+    assert all("accent" in x for x in looks)
+    keys = [" ".join(a["class"].split()) for tag, a, _ in document.elements
+            if tag == "path" and a.get("d") == "M1 5H21"]
+    assert set(looks) <= set(keys)
+    paths = [tmp_path / str(i) for i in range(14)]
+    many = looks_of(paths, [{0: paths[2 * i], 1: paths[2 * i + 1]} for i in range(7)])
+    assert len(set(many)) == 14  # also where two arms share a colour
 
 
 def check_runs_of_other_readouts_have_panels_of_their_own(runs, tmp_path):
@@ -165,7 +196,7 @@ def check_runs_of_other_readouts_have_panels_of_their_own(runs, tmp_path):
     found = compared([runs[1], there])
     document, _ = visit(path := write_comparison([runs[1], there], found))
     assert [x for x in document.find("text", "head") if x.startswith("headline")] == [
-        "headline by digits, towards care, nats", "headline by said, towards care, nats"]
+        "headline by digits, towards care, nats", "headline by said, towards care, nats per token"]
     assert any(x.startswith("note: read by said and digits") for x in document.find("li"))
     path.unlink()
 

@@ -74,20 +74,20 @@ def check_rows_say_what_summaries_and_records_say(root):
     assert set(known) | {"going"} == set(rows) - {"mean of 3 seeds, [over seeds]"}
     for name, x in known.items():
         last = json.loads((root / name / "summary.json").read_text())["healed"][-1]
-        assert rows[name]["headline (nats)"] == interval(last["headline"])
+        assert rows[name]["headline"] == interval(last["headline"])
         assert rows[name]["coherence"] == f"{x['coherence']:.3f}"
         assert rows[name]["ppl ×"] == f"{x['ppl_ratio']:.3f}"
         assert [rows[name][k] for k in ("U1", "U2", "U3", "Dose")] == [
             x[k] for k in ("U1", "U2", "U3", "Dose")]
-        assert rows[name]["rounds"] == "2 of 2" and rows[name]["read by"] == "digits"
+        assert rows[name]["rounds"] == "2 of 2" and rows[name]["read by"] == "digits (nats)"
         assert rows[name]["started"] == f"2026-11-{name[6:8]} 10:15"
     mean = rows["mean of 3 seeds, [over seeds]"]
     arm = [json.loads((root / k / "summary.json").read_text())["healed"][-1]["headline"][0]
            for k, x in known.items() if x["lam"] == 0.3]
     assert mean["kind"] == "mean" and len(arm) == 3
-    assert mean["headline (nats)"] == interval(over_seeds(arm))
+    assert mean["headline"] == interval(over_seeds(arm))
     now = [e for e in states(root / "going") if e["state"] == "healed"]
-    assert rows["going"]["headline (nats)"] == f"{now[-1]['headline'][0]:+.2f}"
+    assert rows["going"]["headline"] == f"{now[-1]['headline'][0]:+.2f}"
     going = standing(root / "going")
     assert [x[0] for x in going.course] == pytest.approx([e["headline"][0] for e in now], abs=1e-9)
     assert not going.ended and "not finished" in rows["going"]["run"]
@@ -124,13 +124,13 @@ def check_clicks_sort_and_filter(root):
     found = said(root / "index.html", FINDS + """
       said.grouped = order();
       click("#flat");
-      for (const name of ["headline (nats)", "run", "seed", "U2"]) {
+      for (const name of ["headline", "run", "seed", "U2"]) {
         head(name).click();
         said[name] = [order(), head(name).closest("th").getAttribute("aria-sort")];
         head(name).click();
         said[name + " again"] = [order(), head(name).closest("th").getAttribute("aria-sort")];
       }
-      head("headline (nats)").click();
+      head("headline").click();
       type("M_S LAM 0.3");
       said.filtered = [order(), document.getElementById("count").textContent];
       said.means = [...document.querySelectorAll("tr.mean")].filter((x) => x.offsetParent).length;
@@ -144,17 +144,17 @@ def check_clicks_sort_and_filter(root):
       said.hash = location.hash;""")
     runs, _ = standings(root)
     table = pl.DataFrame([
-        {"run": x.run.name, "seed": x.settings["seed"], "headline (nats)": x.course[-1][0],
+        {"run": x.run.name, "seed": x.settings["seed"], "headline": x.course[-1][0],
          "U2": x.judged.get("U2")} for x in runs])
     before = pl.DataFrame({"run": found["grouped"]})
     table = before.join(table, on="run", maintain_order="left")
     assert len(table) == 5 and table["U2"].null_count() == 1
-    for name in ("headline (nats)", "run", "seed", "U2"):
-        down = name in ("headline (nats)", "seed")  # numbers begin with the largest
+    for name in ("headline", "run", "seed", "U2"):
+        down = name in ("headline", "seed")  # numbers begin with the largest
         for key, way in ((name, down), (f"{name} again", not down)):
             wanted = table.sort(name, descending=way, nulls_last=True, maintain_order=True)
             assert found[key] == [wanted["run"].to_list(), "descending" if way else "ascending"]
-    arm = table.sort("headline (nats)", descending=True).filter(pl.col("run").str.contains("m_s"))
+    arm = table.sort("headline", descending=True).filter(pl.col("run").str.contains("m_s"))
     wanted = [x for x in arm["run"] if "m_s0" not in x or x.startswith("20261102")]
     assert found["filtered"] == [wanted, "3 of 5 runs"] and found["means"] == 0
     assert found["means_by_arm"] == [True] and found["means_of_some"] == [False]
@@ -166,9 +166,9 @@ def check_clicks_sort_and_filter(root):
 
 def check_arms_are_ordered_by_their_means(root):
     found = said(root / "index.html", FINDS + """
-      head("headline (nats)").click();
+      head("headline").click();
       said.down = order();
-      head("headline (nats)").click();
+      head("headline").click();
       said.up = order();""")
     seeds = [x[-1] for x in found["down"] if x != "going"]
     assert seeds == ["0", "0", "1", "2"] and found["down"][0].startswith("20261104")  # .9 > .73
@@ -184,12 +184,15 @@ def check_ticked_runs_make_a_command(root, monkeypatch, tmp_path):
         [...document.querySelectorAll("tr.run input")].find((x) => x.dataset.name === name).click();
       }}
       said.command = document.querySelector("#chosen code").textContent;
+      said.hint = document.querySelector("#chosen p").textContent;
       said.pages = [...document.querySelectorAll("#pages a")].map((x) => x.getAttribute("href"));
       said.hash = location.hash;"""
     found = said(root / "index.html", script)
     assert shlex.split(found["command"]) == [
         "python", "-m", "steerloop.report", *(f"runs/{x}" for x in names[::-1])]
     assert found["pages"] == []
+    assert "against the first" in found["hint"] and "over their loop seeds" in found["hint"]
+    assert "of an arm and seed, tick one run" in found["hint"]
     copied = tmp_path / "runs"
     shutil.copytree(root, copied)
     monkeypatch.chdir(tmp_path)

@@ -23,7 +23,7 @@ from steerloop import UserError
 from steerloop.report.run import axis_of, events, frames_of, headline_of, last_healed, states
 from steerloop.report.stats import t95
 from steerloop.report.text import interval, markdown
-from steerloop.report.trait import DIGITS, Frames, level, sides, values
+from steerloop.report.trait import DIGITS, Frames, level, need, sides, values
 from steerloop.runfolder.files import read_config
 
 APART = ("seed", "runs", "resume", "force", "threads", "track")  # knobs that make no arm
@@ -159,8 +159,11 @@ def numbers(seeds: Iterable[int]) -> str:
 
 def pooled_arms(runs: list[Path]) -> Pooled:
     """Every arm, and the first less every other. Where the runs ended after other rounds, each is
-    taken at its last. Raises UserError for runs of other axes, or that are read by nothing."""
+    taken at its last. Raises UserError for runs of other axes, where nothing reads the first, or
+    what reads it did not measure another."""
     arms, (readout, axis) = arms_of(runs), read_by(runs)
+    for run in runs:
+        need(readout, run, frames_of(run, 0, "base"), runs[0], axis)
     steps = {name: {seed: steps_of(run, readout, axis) for seed, run in arm.items()}
              for name, arm in arms.items()}
     own, mean_costs, less = {}, {}, {}

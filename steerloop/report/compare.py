@@ -29,7 +29,7 @@ from steerloop.report.run import (
 )
 from steerloop.report.stats import difference, estimate, profile
 from steerloop.report.text import interval, markdown
-from steerloop.report.trait import DIGITS, Frames, sides, values
+from steerloop.report.trait import DIGITS, Frames, need, sides, unit, values
 from steerloop.runfolder import layout
 from steerloop.runfolder.files import read_config
 from steerloop.texts.foundations import FOUNDATIONS
@@ -62,12 +62,14 @@ def of_state(t: Tables, name: str) -> Frames:
 
 def same_items(a: Tables, b: Tables) -> bool:
     """Whether two runs were measured on the same vignettes and prompts."""
-    return all(x.width == y.width == 0 or alike(x, y, key) for x, y, key in (
-        (a["now eval"], b["now eval"], "vignette"), (a["now said"], b["now said"], "prompt")))
+    return (alike(a["now eval"], b["now eval"], "vignette")
+            and alike(a["now said"], b["now said"], "prompt"))
 
 
 def alike(a: pl.DataFrame, b: pl.DataFrame, *keys: str) -> bool:
-    """Whether two tables are about the same things."""
+    """Whether two tables are about the same things; one without columns is about nothing."""
+    if not a.width or not b.width:
+        return a.width == b.width
     return a.select(keys).equals(b.select(keys))
 
 
@@ -158,11 +160,13 @@ def gained(ours: Tables, theirs: Tables, cfg: dict[str, Any]) -> dict[str, list[
     return gains
 
 
-def in_words(shift: list[float] | None, gain: dict[str, list[float]]) -> str:
+def in_words(
+    shift: list[float] | None, gain: dict[str, list[float]], counted: str
+) -> str:
     """Deltas → words: how far, at what cost, and what that makes of it. `shift` is towards the
-    trait, None where no readout sees it."""
+    trait, `counted` in that unit; None where no readout sees it."""
     shift, unknown = shift or [0.0, 0.0, 0.0], shift is None
-    size = f"{abs(shift[0]):.2f} nats"
+    size = f"{abs(shift[0]):.2f} {counted}"
     far = ("no readout sees the trait" if unknown else
            f"moves the trait further by {size}" if shift[1] > 0 else
            f"moves the trait less far by {size}" if shift[2] < 0 else
@@ -202,7 +206,7 @@ def notes(ours: Path, theirs: Path, a: Tables, b: Tables) -> list[str]:
 @dataclass(frozen=True)
 class Against:
     """A run against the first one, by label as [estimate, low, high]: how much further it moved
-    (`shifts`, nats), what it is better by (`gains`; `tasks`, where both were asked the same and
+    (`shifts`), what it is better by (`gains`; `tasks`, where both were asked the same and
     so were their bases), what that makes of it in words, and what a reader has to know."""
 
     name: str
@@ -215,17 +219,18 @@ class Against:
 
 @dataclass(frozen=True)
 class Compared:
-    """Runs side by side: a row each, and every one against the first."""
+    """Runs side by side: a row each, and every one against the first; shifts are in `unit`."""
 
     rows: list[dict[str, Any]]
     against: list[Against]
+    unit: str
 
     @property
     def text(self) -> str:
         """Every run as a row, the settings that differ, and each one against the first."""
         parts = [markdown(self.rows)]
         for x in self.against:
-            deltas = [{"measure": f"{f} (nats)", f"{x.name} − A": interval(shift)}
+            deltas = [{"measure": f"{f} ({self.unit})", f"{x.name} − A": interval(shift)}
                       for f, shift in x.shifts.items()]
             deltas += [{"measure": f"{k}, better by", f"{x.name} − A": interval(gain, "+.3f")}
                        for k, gain in x.gains.items()]
@@ -242,9 +247,10 @@ def rows_of(runs: list[Path]) -> list[dict[str, Any]]:
         measured = states(run)
         last = next(e for e in reversed(measured) if e["state"] == "healed")
         now, base = last["measures"], measured[0]["measures"]
+        by = unit(headline_of(run))
         rows.append({"": name, "run": run.name} | {k: str(cfg.get(k)) for k in differ}
                     | {"round": last["round"] + 1}
-                    | ({f"{k} (nats)": interval(x) for k, x in last["moved"].items()}
+                    | ({f"{k} ({by})": interval(x) for k, x in last["moved"].items()}
                        or {"trait": word_of(run)})
                     | {PPL: now["ppl_mundane"] / base["ppl_mundane"]}
                     | {k: now[k] for k in ("coherence", *LEGAL) if k in now})
@@ -264,23 +270,24 @@ def tasks_apart(ours: Path, theirs: Path, cfg: dict[str, Any]) -> dict[str, list
 
 
 def compared(runs: list[Path]) -> Compared:
-    """Every run against the first. Raises UserError where they were read on other numbers of
-    items."""
+    """Every run against the first. Raises UserError where one was not measured by what the first
+    is read by, or on another number of items."""
     first, held = runs[0], [tables(run) for run in runs]
     axis, headline, cfg = axis_of(first), headline_of(first), read_config(first)
     against = []
     for name, run, t in zip(NAMES[1:], runs[1:], held[1:], strict=False):
+        need(headline, run, of_state(t, "base"), first, axis)
         shifts = shifts_apart(headline, t, held[0], axis, cfg)
         gains = gained(t, held[0], cfg)
         towards = next(iter(shifts.values()), None)
         if headline == DIGITS and towards:  # that of `down`
             value, low, high = towards
             towards = [-value, -high, -low]
-        said = in_words(towards, gains)
+        said = in_words(towards, gains, unit(headline))
         is_so = " is" if said.startswith(("ahead", "behind", "a ")) else ":"
         against.append(Against(name, f"{name} against A{is_so} {said}", shifts, gains,
                                tasks_apart(run, first, cfg), notes(run, first, t, held[0])))
-    return Compared(rows_of(runs), against)
+    return Compared(rows_of(runs), against, unit(headline))
 
 
 def compare_runs(runs: list[Path]) -> str:

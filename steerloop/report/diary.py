@@ -6,8 +6,9 @@ from typing import Any
 
 import polars as pl
 
-from steerloop.report.run import axis_of, last_by_round, word_of
+from steerloop.report.run import axis_of, headline_of, last_by_round, word_of
 from steerloop.report.text import code, inline, interval
+from steerloop.report.trait import unit
 from steerloop.runfolder import layout
 from steerloop.runfolder.files import read_table, write_whole
 
@@ -39,7 +40,7 @@ def write_diary(run: Path, measured: list[dict[str, Any]]) -> None:
     """Write diary.md from the answers in the folder; `measured` are its `states`."""
     down, up = axis_of(run)
     healed = {e["round"]: e["moved"] for e in measured if e["state"] == "healed"}
-    samples = last_by_round(run, "sample")
+    samples, counted = last_by_round(run, "sample"), unit(headline_of(run))
     parts = [f"# Diary of {inline(run.name)}",
              f"The same prompts, answered by the untouched model (base), by the student of the "
              f"round before with the vector applied (steered) and by the student after the round "
@@ -55,7 +56,7 @@ def write_diary(run: Path, measured: list[dict[str, Any]]) -> None:
         for round in sorted({r for r, _ in rows}):
             shift = ""
             if round in healed:
-                moved = [f"{k} {interval(x)} nats" for k, x in healed[round].items()]
+                moved = [f"{k} {interval(x)} {counted}" for k, x in healed[round].items()]
                 shift = ": healed " + ", ".join(moved or [word_of(run)])
             parts.append(f"### Round {round + 1}{shift}")
             for state in ("steered", "healed"):

@@ -15,7 +15,7 @@ from steerloop.report.rivals import COSTS, PPL, SHIFTS, Gain, outcomes, pairs, s
 from steerloop.report.sight import OFF
 from steerloop.report.stats import difference
 from steerloop.report.text import inline, interval, markdown
-from steerloop.report.trait import DIGITS, Frames
+from steerloop.report.trait import DIGITS, Frames, unit
 from steerloop.runfolder import layout
 from steerloop.runfolder.events import read_events as events
 from steerloop.runfolder.files import read_config, read_document, read_summary, read_table
@@ -112,14 +112,15 @@ def last_by_round(run: Path, stage: str) -> dict[int, dict[str, Any]]:
     return {e["round"]: e for e in events(run) if e["stage"] == stage}
 
 
-def rows_of(measured: list[dict[str, Any]], word: str = "") -> list[dict[str, Any]]:
-    """Measured states as the rows of a table; `measured` starts with base. `word` stands where
-    there is no headline."""
+def rows_of(run: Path, measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Measured states of a run as the rows of a table; `measured` starts with base. What U0 said
+    stands where there is no headline."""
     base, rows = measured[0]["measures"], []
+    counted, word = unit(headline_of(run)), word_of(run)
     for event in measured:
         now = event["measures"]
         known = {*SHOWN, "ppl_mundane", *(k for k in now if k.endswith("_nats"))}
-        moved = {f"{k} (nats)": interval(x) for k, x in event["moved"].items()}
+        moved = {f"{k} ({counted})": interval(x) for k, x in event["moved"].items()}
         rows.append(
             {"round": 0 if event["state"] == "base" else event["round"] + 1}
             | {"state": event["state"], "dose": event["dose"]}
@@ -148,7 +149,7 @@ def round_table(run: Path, round: int, measured: list[dict[str, Any]]) -> str:
     here = [e for e in measured if e["state"] == "base" or e["round"] == round]
     narrow = {"round", "score", "flips", "leaves", *SHOWN[1:], "top1", "overlap"}
     rows = [{k.replace("mundane ", "").replace("_", " "): v for k, v in row.items()
-             if k not in narrow} for row in rows_of(here, word_of(run))]
+             if k not in narrow} for row in rows_of(run, here)]
     return f"{line}\n{markdown(rows)}"
 
 
@@ -156,7 +157,7 @@ def run_table(run: Path) -> str:
     """Every measured state of a run, in order, the student against its rivals, and of a finished
     run its verdicts."""
     measured = states(run)
-    parts = [markdown(rows_of(measured, word_of(run))), rivals_table(run)]
+    parts = [markdown(rows_of(run, measured)), rivals_table(run)]
     if why := sight_of(run).get("why"):
         parts.insert(0, f"{word_of(run)}: {inline(why)}")
     if said := steered_by(run):

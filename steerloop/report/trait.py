@@ -8,11 +8,13 @@
 All in nats towards `up`, against the base on the same items; the last three per token.
 """
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from steerloop import UserError
 from steerloop.report.estimates import Weighed, shifts
 from steerloop.report.sight import OFF, READOUTS, axis_values, columns
 from steerloop.report.stats import averages, estimate
@@ -30,6 +32,20 @@ def measured(base: Frames, axis: list[str]) -> list[str]:
              "reasons": moral and all(columns(items, f"reasons_{x}") for x in axis),
              "contrast": bool(columns(items, "contrast_positive"))}
     return [x for x in READOUTS if there[x]]
+
+
+def unit(readout: str) -> str:
+    """What a readout's shifts are in, as text: digits alone are no likelihood of a text."""
+    return "nats" if readout == DIGITS else "nats per token"
+
+
+def need(readout: str, run: Path, base: Frames, first: Path, axis: list[str]) -> None:
+    """Whether `run`, with these tables of its base, was measured by what the `first` of several is
+    read by. Raises UserError where it was not."""
+    if readout and readout not in (known := measured(base, axis)):
+        raise UserError(f"{first} is read by {readout}, and {run} was not measured by it "
+                        f"({', '.join(known) or 'by nothing'}): name a run first that is read by "
+                        "what all of them were measured by, or leave one of the two out")
 
 
 def values(readout: str, frames: Frames, axis: list[str]) -> np.ndarray:

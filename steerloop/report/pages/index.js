@@ -71,7 +71,8 @@ function offer() {
   at("chosen").hidden = !chosen.length;
   const names = chosen.map((x) => x.dataset.name), [hint] = at("chosen").children;
   hint.textContent = chosen.length > MOST ? `${chosen.length} runs: ${MOST} can be compared at a time`
-    : chosen.length > 1 ? "This compares them, each against the first that was ticked,"
+    : chosen.length > 1 ? "This compares them, each against the first that was ticked, and arms over "
+      + "their loop seeds where one has several (of an arm and seed, tick one run),"
     : "This makes its pages again (tick a second one to compare the two),";
   at("chosen").querySelector("code").textContent = chosen.length > MOST ? ""
     : ["python -m steerloop.report", ...chosen.map((x) => x.dataset.path)].join(" ");

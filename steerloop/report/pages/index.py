@@ -17,6 +17,7 @@ from steerloop.report.pages.names import comparisons, link, shown
 from steerloop.report.pages.standing import Standing, finite, last_by_seed, stamps, standings
 from steerloop.report.stats import over_seeds
 from steerloop.report.text import interval
+from steerloop.report.trait import unit
 from steerloop.runfolder import layout
 from steerloop.runfolder.files import write_whole
 from steerloop.texts.printable import printable
@@ -27,7 +28,7 @@ TRIES = 3  # times it is written where runs end meanwhile
 JUDGEMENTS = (*JUDGED, ASKED)
 COLUMNS = {  # heading → kind: numbers, or text; or no order
     "": "", "run": "t", "model": "t", "arm": "t", "seed": "n", "rounds": "n",
-    "headline (nats)": "n", "by round": "", "coherence": "n", "ppl ×": "n",
+    "headline": "n", "by round": "", "coherence": "n", "ppl ×": "n",
     **dict.fromkeys(JUDGEMENTS, "t"), "read by": "t", "started": "t"}
 
 
@@ -168,10 +169,10 @@ def cells(root: Path, x: Standing, own: dict[str, Any]) -> dict[str, Cell]:
         "arm": Cell(escape(arm), kind="name"),
         "seed": number(seed, str(seed)),
         "rounds": number(x.healed, f"{x.healed} of {wanted}"),
-        "headline (nats)": number(x.course[-1][0], interval(x.course[-1])) if x.course else Cell(),
+        "headline": number(x.course[-1][0], interval(x.course[-1])) if x.course else Cell(),
         "by round": Cell(drawn, kind="spark"),
         "coherence": number(x.coherence), "ppl ×": number(x.ppl_ratio),
-        "read by": Cell(escape(x.read_by)),
+        "read by": Cell(escape(f"{x.read_by} ({unit(x.read_by)})" if x.read_by else "")),
         "started": Cell("{}-{}-{} {}:{}".format(*stamp.groups()) if stamp else "", kind="whole"),
     } | said
 
@@ -206,11 +207,11 @@ def mean_of(runs: Sequence[Standing]) -> dict[str, Cell]:
     found = {"run": Cell(f"mean of {len(runs)} seeds, [over seeds]", kind="name")}
     alike = len({x.read_by for x in runs}) == 1
     columns = {
-        "headline (nats)": [x.course[-1][0] if x.course and alike else None for x in runs],
+        "headline": [x.course[-1][0] if x.course and alike else None for x in runs],
         "coherence": [x.coherence for x in runs], "ppl ×": [x.ppl_ratio for x in runs]}
     for name, values in columns.items():
         if all(x is not None for x in values):
-            form = "+.2f" if name.startswith("headline") else ".3f"
+            form = "+.2f" if name == "headline" else ".3f"
             mean = over_seeds(values)
             found[name] = number(mean[0], interval(mean, form))
     return found

@@ -21,7 +21,7 @@ from steerloop.report.run import (
     word_of,
 )
 from steerloop.report.text import interval
-from steerloop.report.trait import DIGITS
+from steerloop.report.trait import DIGITS, unit
 from steerloop.runfolder import layout
 from steerloop.runfolder.files import read_document, write_whole
 
@@ -61,7 +61,7 @@ def placed(run: Path, measured: list[dict[str, Any]]) -> tuple[list[dict[str, An
             kl = spent[event["round"]] if healed else 0.0
             there.append(event | {"place": [[kl] * 3, event["headline"]]})
     note = f"↑ {up}" if headline else f"{word_of(run)}: nothing here is a measure of the trait"
-    return there, Titles("KL to base (nats per token)", f"Δ{up} (nats)", note)
+    return there, Titles("KL to base (nats per token)", f"Δ{up} ({unit(headline)})", note)
 
 
 def told(run: Path, measured: list[dict[str, Any]]) -> str:

@@ -8,8 +8,9 @@ from typing import Any
 from steerloop.report.diary import prompts, read_diary, said
 from steerloop.report.pages.frame import page
 from steerloop.report.pages.site import Status, masthead
-from steerloop.report.run import axis_of, last_by_round, word_of
+from steerloop.report.run import axis_of, headline_of, last_by_round, word_of
 from steerloop.report.text import interval
+from steerloop.report.trait import unit
 from steerloop.runfolder import layout
 from steerloop.runfolder.files import write_whole
 
@@ -70,12 +71,12 @@ def evidence(
     run: Path, rows: dict[tuple[int, str], Row], healed: dict[int, dict[str, list[float]]]
 ) -> str:
     """By round, the dose behind a steered answer, and how far the student had moved; folded."""
-    samples, lines = last_by_round(run, "sample"), []
+    samples, lines, counted = last_by_round(run, "sample"), [], unit(headline_of(run))
     for round in sorted({r for r, _ in rows}):
         steered = rows.get((round, layout.STEERED))
         dose = f"dose {steered['dose']:.2f}" if steered else ""
         kappa = f"κ {samples[round]['kappa']:.2f}" if round in samples else ""
-        moved = [f"{k} {interval(x)} nats" for k, x in healed.get(round, {}).items()]
+        moved = [f"{k} {interval(x)} {counted}" for k, x in healed.get(round, {}).items()]
         shift = f"healed {', '.join(moved or [word_of(run)])}" if round in healed else ""
         said = "; ".join(x for x in (dose, kappa, shift) if x)
         lines.append(f"<li>round {round + 1}: {escape(said)}</li>")

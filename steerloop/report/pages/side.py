@@ -23,11 +23,14 @@ from steerloop.report.pages.names import shown
 from steerloop.report.pages.standing import headline, sound
 from steerloop.report.run import last_by_round
 from steerloop.report.text import interval
+from steerloop.report.trait import unit
 from steerloop.runfolder import layout
 from steerloop.runfolder.files import read_summary
 
 COLOURS: tuple[Colour, ...] = ("accent", "warm", "good", "bad", "muted", "open")
-DASHES = ("", "dashed", "thin", "thin dashed", "")  # once the colours are used up
+DASHES = ("", "dashed", "dotted", "long",  # of runs that share a colour
+          "thin", "thin dashed", "thin dotted", "thin long")
+Look = tuple[int, int]  # which of the colours, which of the dashes
 APART = 11  # pixels between two letters at the ends of lines
 Point = tuple[float, list[float]]  # round, counted from 1, 0 is base; [estimate, low, high]
 START: Point = (0.0, [0.0] * 3)  # of what is measured against base
@@ -50,16 +53,30 @@ class Side:
 
     @property
     def read_by(self) -> str:
-        """Readout and pole that its headline is nats of, '' without one."""
+        """Readout and pole of its headline, '' without one."""
         by = self.summary["u0"]["headline"]
         return f"headline by {by}, towards {self.summary['axis'][1]}" if by else ""
 
+    @property
+    def unit(self) -> str:
+        """What its headline is in."""
+        return unit(self.summary["u0"]["headline"])
 
-def sides_of(runs: Sequence[Path], names: Sequence[str], looks: Sequence[int]) -> list[Side]:
-    """Runs by their letters; those of one number among `looks` are drawn alike."""
-    return [Side(name, run, read_summary(run), COLOURS[i % len(COLOURS)],
-                 DASHES[i // len(COLOURS)])
-            for name, run, i in zip(names, runs, looks, strict=True)]
+
+def looks_of(runs: Sequence[Path], arms: Sequence[dict[int, Path]]) -> list[Look]:
+    """How runs are drawn: those of an arm in its colour, each by a dash of its own; without `arms`
+    in a colour each, as far as there are any."""
+    alike = [list(x.values()) for x in arms] or [[x] for x in runs]
+    most = max(map(len, alike))
+    look = {run: (i % len(COLOURS), i // len(COLOURS) * most + j)
+            for i, arm in enumerate(alike) for j, run in enumerate(arm)}
+    return [look[x] for x in runs]
+
+
+def sides_of(runs: Sequence[Path], names: Sequence[str], looks: Sequence[Look]) -> list[Side]:
+    """Runs by their letters."""
+    return [Side(name, run, read_summary(run), COLOURS[colour], DASHES[dash % len(DASHES)])
+            for name, run, (colour, dash) in zip(names, runs, looks, strict=True)]
 
 
 def key(sides: Sequence[Side]) -> str:
@@ -67,37 +84,24 @@ def key(sides: Sequence[Side]) -> str:
     return legend([(x.name, x.colour, x.more) for x in sides])
 
 
-class Rounds(Scale):
-    """An axis of rounds: whole numbers."""
-
-    def __init__(self, rounds: int) -> None:
-        super().__init__([0.0, float(rounds)])
-        every = max(1, round(rounds / 8))
-        self.whole = [float(x) for x in range(0, rounds + 1, every)]
-
-    def ticks(self) -> list[float]:
-        """Rounds, at most about eight of them."""
-        return self.whole
-
-
 def courses(sides: Sequence[Side]) -> list[str]:
     """Headline, coherence and KL to base by round, as panels. Headlines of different readouts, or
     towards different poles, are different measures: a panel each."""
-    panels = []
+    pictures = []
     for what in dict.fromkeys(x.read_by for x in sides if x.read_by):
         alike = [x for x in sides if x.read_by == what]
         lines = {x.letter: [START, *by_round(x, [
             headline(e, x.summary["axis"]) for e in x.summary["healed"]])] for x in alike}
-        panels.append(course(f"{what}, nats", alike, lines, {}))
+        pictures.append(course(f"{what}, {alike[0].unit}", alike, lines, {}))
     lines = {x.letter: by_round(x, [e.get("coherence") for e in x.summary["healed"]])
              for x in sides}
     floors = {x.summary["coherence_floor"] for x in sides if x.summary["coherence_floor"] > 0}
     if any(lines.values()):
-        panels.append(course("coherence, share of base", sides, lines,
-                             {x: f"floor {x:.3g}" for x in sorted(floors)}))
+        pictures.append(course("coherence, share of base", sides, lines,
+                               {x: f"floor {x:.3g}" for x in sorted(floors)}))
     spent = {x.letter: [START, *((r + 1.0, [e["kl_base"]] * 3) for r, e in last_by_round(
         x.run, layout.DRIFT).items())] for x in sides}
-    return [*panels, course("KL to base, nats per token", sides, spent, {})]
+    return [*pictures, course("KL to base, nats per token", sides, spent, {})]
 
 
 def by_round(side: Side, values: list[Any]) -> list[Point]:
@@ -112,11 +116,11 @@ def course(
     """One measure by round: by letter the points, side by side where runs have the same round, and
     `levels` with their names."""
     points = [x for line in lines.values() for x in line]
-    longest = max((int(x) for x, _ in points), default=1)
+    longest = max((x for x, _ in points), default=1.0)
     y = Scale([*levels, *(x for _, ends in points for x in ends)])
     drawn = [x for x in sides if lines.get(x.letter)]
     tall = max(HEIGHT, TOP + BOTTOM + APART * len(drawn))
-    panel = Panel(title, Rounds(max(longest, 1)), y, "round", height=tall)
+    panel = Panel(title, Scale([0.0, longest], whole=True), y, "round", height=tall)
     for level, text in levels.items():
         panel.level(level, "")
         panel.label(LEFT + 3.0, panel.at(0.0, level)[1] - 3, text, colour="bad")
@@ -160,7 +164,7 @@ def ended(sides: Sequence[Side]) -> list[str]:
             (x.name, x.colour, [of_shift(x, f) for f in names]) for x in known]))
     for what in dict.fromkeys(x.read_by for x in sides if x not in known and x.read_by):
         rest = [x for x in sides if x not in known and x.read_by == what]
-        plots.append(dot_plot(what, "nats", [x.name for x in rest], [
+        plots.append(dot_plot(what, rest[0].unit, [x.name for x in rest], [
             ("last round", "accent", [x.summary["healed"][-1]["headline"] for x in rest])]))
     return plots
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from steerloop.report.pages.drawing import Colour, Panel, Scale, dot_plot, figure, panels
 from steerloop.report.pages.markup import cell
-from steerloop.report.run import axis_of, frames_of, headline_of, last_healed, rows_of, word_of
+from steerloop.report.run import axis_of, frames_of, headline_of, last_healed, rows_of
 from steerloop.report.text import interval
 from steerloop.report.trait import DIGITS, measured, moved, values
 from steerloop.runfolder import layout
@@ -36,7 +36,7 @@ def group_of(column: str, tasks: dict[str, Any]) -> str:
 
 def states_table(run: Path, states: list[dict[str, Any]]) -> str:
     """Measured states as rows, base first."""
-    rows, tasks = rows_of(states, word_of(run)), states[0].get("tasks", {})
+    rows, tasks = rows_of(run, states), states[0].get("tasks", {})
     columns = list(dict.fromkeys(k for row in rows for k in row))
     groups: dict[str, list[str]] = {x: [] for x in (*GROUPS, "readouts", "tasks")}
     for column in columns:
