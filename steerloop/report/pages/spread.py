@@ -1,5 +1,5 @@
-"""Where the KL of a healed student lies: all tokens of the rows chosen for it by their KL, and the worst of
-them where they stand."""
+"""Where the KL of a healed student lies: all tokens of the rows that were chosen for its heal by
+their KL, and the worst of them where they stand."""
 
 from html import escape
 from pathlib import Path
