@@ -71,7 +71,8 @@ def check_a_run_that_stops_says_so_on_its_pages(cfg):
         run = max((x for x in (layout.Path(cfg.runs)).iterdir() if x.is_dir()),
                   key=lambda x: x.stat().st_mtime)
         text = (run / name).read_text()
-        assert "has not come to its end" in text and ": running" not in text
+        assert f": cut short; python -m steerloop.train --resume {run} goes on" in text
+        assert ": running" not in text and ">live<" not in text
         for path in run.glob("*.html"):
             assert 'http-equiv="refresh"' not in path.read_text()
 

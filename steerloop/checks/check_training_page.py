@@ -210,7 +210,7 @@ def check_a_heal_is_seen_as_it_goes(folders, tmp_path, monkeypatch):
         assert len(having(page, "circle", "dot")) == 5  # one in each picture: now
         assert any(x.startswith("NLL") and "now: 0.1111" in x for x in page.find("svg", "drawing"))
         write_training(run.path, "cut short")
-        assert f"stopped after step 9 of {total}" in (run.path / "training.html").read_text()
+        assert f"has come to step 9 of {total}" in (run.path / "training.html").read_text()
         before = {x: x.read_bytes() for x in run.path.rglob("*") if x.is_file()}
         monkeypatch.setattr(run.folder, "read", lambda name: 9.0)
         clock[0] += 100

@@ -10,7 +10,9 @@ one that has loaded the model (`Zygote`). At each place two things are done:
              there is one more place, which has half of them. That a real kill leaves the same
              is tried at some of the places (`Watch.die`).
     failed   A process is forked that has a copy of the folder, and goes on in it, but from this
-             call on all writing fails (disk full, or read only). It has to end in one line.
+             call on all writing fails (disk full, or read only). It has to end in one line. (Not
+             where a page is written while the run goes on: that ends no run, and a forked process
+             cannot compute on; `check_followed` looks at these.)
 
 States with the same content are resumed once: nothing else reaches the process that resumes.
 """
@@ -82,7 +84,8 @@ class Watch:
         self.open, self.broken, self.busy = io.open, 0, False
         self.hashes: dict[tuple[Any, ...], str] = {}
         self.now: State = {}
-        self.places: list[dict[str, Any]] = []  # op, path, state
+        self.places: list[dict[str, Any]] = []  # op, path, state, page
+        self.paging = False  # whether a page is written while the run goes on
         self.said: list[dict[str, Any]] = []  # of the processes on a broken disk
         store.mkdir(parents=True, exist_ok=True)
         self.install()
@@ -92,8 +95,19 @@ class Watch:
         from loguru._file_sink import FileSink
         from loguru._logger import Logger
 
+        from steerloop.report import summary
         from steerloop.runfolder import folder
 
+        tried = summary.tried
+
+        def paged(*args: Any, **kwargs: Any) -> None:
+            self.paging = True
+            try:
+                tried(*args, **kwargs)
+            finally:
+                self.paging = False
+
+        summary.tried = paged
         def hooked(name: str, path_of: Callable[..., Any]) -> None:
             real = self.real[name]
 
@@ -206,7 +220,7 @@ class Watch:
         if len(self.places) == self.die:
             os.kill(os.getpid(), signal.SIGKILL)
         self.note(op, str(path))
-        for number in FAULTS if self.rng.random() < self.share else ():
+        for number in FAULTS if self.rng.random() < self.share and not self.paging else ():
             self.broken_from_here(number)
             if self.broken:
                 break
@@ -222,7 +236,8 @@ class Watch:
             self.note("half", name, self.now | {name: half})
 
     def note(self, op: str, path: str, state: State | None = None) -> None:
-        self.places.append({"op": op, "path": path, "state": dict(state or self.now)})
+        self.places.append({"op": op, "path": path, "state": dict(state or self.now),
+                            "page": self.paging})
 
     def broken_from_here(self, number: int) -> None:
         """A process like this one, in a copy of the folder, whose disk is broken; this one waits
@@ -421,7 +436,8 @@ def survey(cfg: Any, into: Path, most: int, dies: int, share: float) -> None:
     resumed = zygote.all(jobs, into, beside)
     calls = [i for i, x in enumerate(places) if x["op"] not in ("half", "end")]
     numbers = sorted(rng.sample(range(len(calls)), dies))
-    found = {"places": [{k: x[k] for k in ("op", "path")} for x in places], "states": len(kinds),
+    seen = [{k: x[k] for k in ("op", "path", "page")} for x in places]
+    found = {"places": seen, "states": len(kinds),
              "resumed": [{k: x[k] for k in ("op", "path")} | resumed[f"state-{i}"]
                          for i, x in enumerate(chosen)],
              "broken": [{k: x.get(k) for k in ("op", "path", "said")} for x in first["broken"]],

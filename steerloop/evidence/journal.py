@@ -93,9 +93,8 @@ class Journal(Recorder):
         self.folder.close(error)
 
     def stopped(self) -> None:
-        """What was under way is kept for its page, and the pages say that the run was cut short."""
-        if own() == 0 and not self.folder.behind:
-            report.tried(self.path, self.live.write, loud=False)
+        """The pages say that the run was cut short."""
+        if own() == 0:
             report.stopped(self.path)
 
     def call(self, stage: Callable[..., Any], *args: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 from loguru import logger
 
 from steerloop.report.ledger import arm_of, update_ledger
-from steerloop.report.pages.folder import write_pages
+from steerloop.report.pages.folder import halt_pages, write_pages
 from steerloop.report.pages.index import write_index
 from steerloop.report.pages.site import Status
 from steerloop.report.pages.training import write_training
@@ -99,10 +99,7 @@ def follow(run: Path) -> None:
 
 def stopped(run: Path) -> None:
     """Let the pages of a run say that it was cut short; what ended it is said elsewhere."""
-    if any(e["stage"] == "evaluate" and e["state"] == layout.HEALED for e in events(run)):
-        tried(run, write_pages, run, "cut short", loud=False)
-    else:
-        tried(run, write_training, run, "cut short", loud=False)
+    tried(run, halt_pages, run, loud=False)
 
 
 def after_round(run: Path, round: int) -> str:

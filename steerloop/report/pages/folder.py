@@ -6,13 +6,24 @@ from typing import Any
 
 from steerloop.report.diary import write_diary
 from steerloop.report.pages.browser import write_browser
-from steerloop.report.pages.frame import shared_script
+from steerloop.report.pages.frame import REFRESHES, shared_script
 from steerloop.report.pages.judgement import write_judgement
 from steerloop.report.pages.overview import write_overview
 from steerloop.report.pages.prompts import write_prompts
-from steerloop.report.pages.site import Status
+from steerloop.report.pages.site import GOING, Status, halted
 from steerloop.report.pages.training import write_training
 from steerloop.report.run import states
+from steerloop.runfolder import layout
+from steerloop.runfolder.files import write_whole
+
+
+def halt_pages(run: Path) -> None:
+    """Let the pages as they are say that their run goes on no more, and look for no newer ones. No
+    table is read for it: this is done where a process has to end."""
+    for path in (run / x for x in layout.PAGES):
+        if path.is_file() and GOING in (text := path.read_text(encoding="utf-8")):
+            still = halted(text.replace(REFRESHES, "", 1), run)
+            write_whole(path, lambda part, still=still: part.write_text(still, encoding="utf-8"))
 
 
 def write_pages(

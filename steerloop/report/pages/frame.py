@@ -23,6 +23,7 @@ from steerloop.texts.printable import printable
 
 HERE = Path(__file__).parent
 REFRESH = 20  # seconds between two looks at a run that goes on
+REFRESHES = f'<meta http-equiv="refresh" content="{REFRESH}">'
 NONE = ""  # plotly's address on a page without its charts
 
 
@@ -88,7 +89,7 @@ def page(
         loaded = f'<script nonce="{nonce}" src="{escape(plotly)}"></script>'
     policy = (f"default-src 'none'; script-src {' '.join(allowed)}; img-src data: blob:; "
               "style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'")
-    refresh = f'<meta http-equiv="refresh" content="{REFRESH}">' if live else ""
+    refresh = REFRESHES if live else ""
     run = "\n".join(f"<script>{x}</script>" for x in inline)
     return f"""<!doctype html>
 <html lang="en">

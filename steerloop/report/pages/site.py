@@ -26,6 +26,8 @@ SIGHT = {BLIND: "No readout sees the trait, so nothing here is a measure of it",
 INERT = "inert barrier"
 NAMED = re.compile(r"^- \*\*(.+?)\*\*: (.+)$")
 Fault = tuple[str, str]  # what is wrong, and why
+GOING = '<span class="going">'  # what says that a run goes on
+LIVE = '<b class="live">live</b>'  # what says that a heal does
 Status = Literal["running", "ended", "cut short"]  # of a run
 
 
@@ -93,10 +95,17 @@ def healed(run: Path) -> int:
 
 
 def progress(run: Path, status: Status, here: str = "") -> str:
-    """How far a run is; `here` is the page that says so."""
+    """How far a run is, as HTML; `here` is the page that says so."""
     follows = "; reload for newer" if here in STILL else ", this page follows it"
-    return f"{healed(run)} of {read_config(run)['rounds']} rounds" + (
-        f": running{follows}" if status == "running" else "")
+    going = f"{GOING}: running{follows}</span>" if status == "running" else ""
+    return f"{healed(run)} of {read_config(run)['rounds']} rounds{going}"
+
+
+def halted(text: str, run: Path) -> str:
+    """A page of a run that was going on, of one that does no more."""
+    before, _, rest = text.partition(GOING)
+    rest = rest.partition("</span>")[2].replace(LIVE, LIVE.replace("live<", "stopped<"), 1)
+    return f"{before}{GOING}: cut short; {escape(goes_on(run))}</span>{rest}"
 
 
 def masthead(run: Path, here: str, status: Status, lead: str = "") -> str:
@@ -114,7 +123,7 @@ def masthead(run: Path, here: str, status: Status, lead: str = "") -> str:
         f'<b class="{escape(x["verdict"])}">{escape(x["verdict"])}</b></a>' for x in judged(run))
     lead = f'<p class="lead">{escape(lead)}</p>' if lead else ""
     return (f"<header><h1>{escape(run.name)}</h1>"
-            f'<div class="quiet">{escape(arm(run))} · {escape(progress(run, status, here))}</div>'
+            f'<div class="quiet">{escape(arm(run))} · {progress(run, status, here)}</div>'
             f'{banner}'
             f'<nav><a href="../{layout.INDEX}">all runs</a>{links}</nav>'
             f'{lead}<div class="chips">{chips}</div></header>')

@@ -14,7 +14,7 @@ from steerloop.report.pages.doses import doses
 from steerloop.report.pages.drawing import Colour, Panel, Scale, figure, legend, panels
 from steerloop.report.pages.frame import page
 from steerloop.report.pages.rolled import rolled
-from steerloop.report.pages.site import Status, masthead, sections
+from steerloop.report.pages.site import LIVE, Status, masthead, sections
 from steerloop.report.pages.spread import spread
 from steerloop.report.run import last_by_round
 from steerloop.runfolder import layout
@@ -48,7 +48,7 @@ def write_training(run: Path, status: Status) -> None:
             partial(rolled, run, cfg["target_kl"]), "Nothing was rolled out yet."),
     }
     parts = {name: by_round(rounds, *how, name) for name, how in drawn.items()}
-    said = masthead(run, layout.TRAINING, status, lead(run, cfg, rounds, status))
+    said = masthead(run, layout.TRAINING, status, lead(run, cfg, rounds))
     body = said + sections(parts)
     text = page(f"training: {run.name}", body, scripts=["folds.js"], live=status == "running")
     path = run / layout.TRAINING
@@ -61,7 +61,7 @@ def rounds_of(run: Path) -> list[int]:
     return sorted(there | layout.under_way(run).keys(), reverse=True)
 
 
-def lead(run: Path, cfg: dict[str, Any], begun: list[int], status: Status) -> str:
+def lead(run: Path, cfg: dict[str, Any], begun: list[int]) -> str:
     """Where the run is, in a sentence; `begun` are rounds, newest first."""
     rounds = cfg["rounds"]
     if not begun:
@@ -72,9 +72,7 @@ def lead(run: Path, cfg: dict[str, Any], begun: list[int], status: Status) -> st
     (now, *_), total = sorted(healing), steps_of(cfg)
     so_far = kept_so_far(layout.under_way(run)[now])
     taken = 0 if so_far is None else so_far.height
-    if status == "running":
-        return f"Round {now + 1} of {rounds} is being healed: step {taken} of {total}."
-    return f"The heal of round {now + 1} stopped after step {taken} of {total}."
+    return f"The heal of round {now + 1} of {rounds} has come to step {taken} of {total}."
 
 
 def by_round(rounds: list[int], drawn: Drawn, nothing: str, heading: str) -> str:
@@ -114,9 +112,9 @@ def heals(run: Path, cfg: dict[str, Any], status: Status) -> Drawn:
         if now.over:
             said = ended(records.get(round, {}), now.steps)
         else:
-            word = "live" if status == "running" else "stopped"
+            word = LIVE if status == "running" else LIVE.replace("live<", "stopped<")
             at = now.steps["epoch"][-1] + 1
-            said = (f'<b class="live">{word}</b>: step {now.steps.height} of {total}, '
+            said = (f'{word}: step {now.steps.height} of {total}, '
                     f"epoch {at} of {cfg['epochs']}")
         pictures = course(cfg, now, before and before.steps, scales, round)
         return f"<p>{said}</p>{pictures}"
