@@ -27,6 +27,7 @@ from steerloop.runfolder import layout
 from steerloop.runfolder.files import read_document, sealed, write_whole
 
 UNKNOWN = (0.0, 0.0, 1.0)  # coherence without a canary
+_said: set[str] = set()  # why pages were not written
 
 
 def best_round(
@@ -81,15 +82,19 @@ def summarise(run: Path, judged: list[Verdict], measured: list[dict[str, Any]]) 
 
 
 def tried(run: Path, write: Callable[..., object], *args: Any, loud: bool = True) -> None:
-    """Call what writes a page of a run that goes on, or has failed. That it cannot is said, if
+    """Call what writes a page of a run that goes on, or has failed. That it cannot is said once, if
     `loud`, and kept in the log with its traceback; it is no reason to end the run."""
     try:
         write(*args)
     except Exception as e:  # whatever a folder or a table comes to
+        said = (f"a page was not written ({type(e).__name__}: {' '.join(str(e).split())}); the run "
+                f"goes on, and `python -m steerloop.report {run}` writes it")
+        if said in _said:
+            return
+        _said.add(said)
         logger.debug("".join(traceback.format_exception(e)))
         if loud:
-            logger.warning(f"a page was not written ({type(e).__name__}: {' '.join(str(e).split())}"
-                           f"); the run goes on, and `python -m steerloop.report {run}` writes it")
+            logger.warning(said)
 
 
 def follow(run: Path) -> None:

@@ -14,12 +14,7 @@ from steerloop.report.pages.markup import table
 from steerloop.report.pages.rounds import rounds_panels
 from steerloop.report.pages.site import Status, masthead, sections
 from steerloop.report.pages.states import moves, states_table
-from steerloop.report.run import (
-    axis_of,
-    headline_of,
-    last_by_round,
-    word_of,
-)
+from steerloop.report.run import axis_of, headline_of, last_by_round, word_of
 from steerloop.report.text import interval
 from steerloop.report.trait import DIGITS, unit
 from steerloop.runfolder import layout
@@ -118,8 +113,6 @@ def report(run: Path, measured: list[dict[str, Any]]) -> str:
         "Kept and dropped": account(run),
         "Settings and versions": settings(run),
     })
-
-
 
 
 def settings(run: Path) -> str:

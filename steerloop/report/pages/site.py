@@ -94,7 +94,7 @@ def healed(run: Path) -> int:
     return sum(e["stage"] == "evaluate" and e["state"] == layout.HEALED for e in events(run))
 
 
-def progress(run: Path, status: Status, here: str = "") -> str:
+def progress(run: Path, status: Status, here: str) -> str:
     """How far a run is, as HTML; `here` is the page that says so."""
     follows = "; reload for newer" if here in STILL else ", this page follows it"
     going = f"{GOING}: running{follows}</span>" if status == "running" else ""
@@ -136,13 +136,17 @@ def link(name: str, word: str, here: bool) -> str:
 
 def anchor(question: str) -> str:
     """The id that a question has on the page of verdicts."""
-    return re.sub(r"[^a-z0-9]+", "-", question.split(":")[0].lower())
+    return slug(question.split(":")[0])
+
+
+def slug(text: str) -> str:
+    """A text as an id."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower())
 
 
 def sections(parts: dict[str, str]) -> str:
     """Heading → HTML as the sections of a page, below links to them."""
-    ids = {name: re.sub(r"[^a-z0-9]+", "-", name.split(",")[0].lower()) for name in parts}
+    ids = {name: slug(name.split(",")[0]) for name in parts}
     links = "".join(f'<a href="#{x}">{escape(name)}</a>' for name, x in ids.items())
     return f'<nav class="inner">{links}</nav>' + "".join(
         f'<section id="{ids[k]}"><h2>{escape(k)}</h2>{v}</section>' for k, v in parts.items())
-
